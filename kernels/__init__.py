@@ -1,0 +1,13 @@
+"""The hot ops: variable-length attention, dropout, row gather, and the fused linear cross-entropy.
+
+Each op is one file with its Triton kernels, its `torch.library` registration and its public function; `reference.py` says
+in plain PyTorch what it computes, `csrc/` holds its C++ twin, and `dispatch.py` decides which one runs.
+"""
+
+from .attention import attention
+from .dispatch import BackendError, use_backend
+from .dropout import dropout
+from .gather_rows import gather_rows
+from .linear_cross_entropy import linear_cross_entropy
+
+__all__ = ["BackendError", "attention", "dropout", "gather_rows", "linear_cross_entropy", "use_backend"]

@@ -1,0 +1,65 @@
+"""Argument checks that the ops share: each error says what came, what is wanted, and what to do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(name: str, x: object, dims: tuple[str, ...] | None = None) -> None:
+    """Raises TypeError unless ``x`` is a floating-point tensor, ValueError unless it has the dimensions ``dims``, if given."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} is {x.dtype}; it must be a floating-point tensor")
+    if dims is not None:
+        check_dims(name, x, dims)
+
+
+def check_dims(name: str, x: Tensor, dims: tuple[str, ...]) -> None:
+    """Raises ValueError unless ``x`` has the dimensions ``dims``."""
+    if x.dim() != len(dims):
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be ({', '.join(dims)})")
+
+
+def check_integers(name: str, x: object, dims: tuple[str, ...], dtype: torch.dtype) -> None:
+    """Raises TypeError unless ``x`` is a tensor of ``dtype``, ValueError unless it has the dimensions ``dims``."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
+    if x.dtype != dtype:
+        raise TypeError(f"{name} is {x.dtype}; it must be {dtype} (use .to({dtype}))")
+    check_dims(name, x, dims)
+
+
+def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises unless ``x`` has the dtype (TypeError) and the device (ValueError) of ``other``."""
+    if x.dtype != other.dtype:
+        raise TypeError(f"{name} is {x.dtype} and {other_name} {other.dtype}; cast one to the other")
+    check_device(name, x, other_name, other)
+
+
+def check_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises ValueError unless ``x`` is on the device of ``other``."""
+    if x.device != other.device:
+        raise ValueError(f"{name} is on {x.device} and {other_name} on {other.device}; move one to the other")
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
+    """Raises ValueError unless the boundaries start at 0, never fall, stay within ``tokens``, and fit ``max_seqlen``.
+
+    Only values on the CPU are read: on a GPU that would stall the queue, and the caller's boundaries are trusted.
+    """
+    if cu_seqlens.shape[0] < 1:
+        raise ValueError("cu_seqlens is empty; it must hold 0 and then the end of each sequence")
+    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu":
+        return
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0:
+        raise ValueError(f"cu_seqlens starts with {bounds[0]}; it must start with 0")
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        if end < start:
+            raise ValueError(f"cu_seqlens falls from {start} to {end}; it must never fall")
+        if end - start > max_seqlen:
+            raise ValueError(f"a sequence has {end - start} tokens and max_seqlen is {max_seqlen}; raise max_seqlen")
+    if bounds[-1] > tokens:
+        raise ValueError(f"cu_seqlens ends at {bounds[-1]} and there are {tokens} tokens; it must not go beyond them")

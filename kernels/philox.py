@@ -1,0 +1,103 @@
+"""Philox-4x32-10, the counter-based generator behind every dropout and every mask.
+
+Randomness is counted, not drawn: the bits of element ``e`` are a function of ``(seed, e)`` alone, so that Triton, C++ and
+this file give the same mask, the backward recomputes it instead of storing it, and a resumed run repeats it.
+
+One counter gives four 32-bit words, used as eight 16-bit lanes: the element with index ``e`` along the fast axis takes
+counter ``e // 8`` and lane ``e % 8``, low half of word ``lane // 2`` when the lane is even, high half when it is odd.
+An element is dropped when its lane is below ``threshold = round(p * 65536)``.
+
+Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROUNDS = 10
+MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
+WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
+LOW_32 = 0xFFFFFFFF
+LANES = 8  # 16-bit lanes in one counter's output
+LANE_RANGE = 1 << 16
+
+
+def philox_4x32(
+    seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four 32-bit words of each counter, as int64 tensors of the counters' broadcast shape.
+
+    Args:
+        seed: int64 tensor of one element; its low and high 32 bits are the key.
+        c0, c1, c2, c3: int64 tensors that broadcast together, each in [0, 2**32).
+    """
+    key_0, key_1 = seed & LOW_32, (seed >> 32) & LOW_32
+    c0, c1, c2, c3 = torch.broadcast_tensors(c0, c1, c2, c3)
+    for _ in range(ROUNDS):
+        # int64 products wrap modulo 2**64; masking after the shift leaves the true high word.
+        product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
+        c0 = ((product_1 >> 32) & LOW_32) ^ c1 ^ key_0
+        c1 = product_1 & LOW_32
+        c2 = ((product_0 >> 32) & LOW_32) ^ c3 ^ key_1
+        c3 = product_0 & LOW_32
+        key_0, key_1 = (key_0 + WEYL_0) & LOW_32, (key_1 + WEYL_1) & LOW_32
+    return c0, c1, c2, c3
+
+
+def _lanes(words: tuple[Tensor, Tensor, Tensor, Tensor], count: int) -> Tensor:
+    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
+    return torch.stack(halves, dim=-1).flatten(-2)[..., :count]
+
+
+def philox_lanes(seed: Tensor, count: int, c1: Tensor, c2: Tensor) -> Tensor:
+    """The 16-bit lanes of elements 0 to ``count - 1`` of each counter row (c1, c2), shape (..., count)."""
+    c0 = torch.arange(-(-count // LANES), device=seed.device)
+    c1, c2 = torch.broadcast_tensors(c1, c2)
+    return _lanes(philox_4x32(seed, c0, c1[..., None], c2[..., None], torch.zeros_like(c0)), count)
+
+
+def flat_lanes(seed: Tensor, count: int) -> Tensor:
+    """The 16-bit lanes of elements 0 to ``count - 1`` of a flat tensor, shape (count,)."""
+    counters = torch.arange(-(-count // LANES), device=seed.device)
+    zero = torch.zeros_like(counters)
+    return _lanes(philox_4x32(seed, counters & LOW_32, counters >> 32, zero, zero), count)
+
+
+def dropout_threshold(p: float) -> int:
+    """``p`` on the grid of 1/65536 that the lanes resolve; an element is dropped when its lane is below it.
+
+    Raises:
+        ValueError: ``p`` is not in [0, 1).
+    """
+    threshold = round(p * LANE_RANGE) if 0.0 <= p < 1.0 else LANE_RANGE
+    if threshold == LANE_RANGE:
+        raise ValueError(f"dropout probability is {p}; it must be at least 0 and below 1")
+    return threshold
+
+
+def keep_scale(threshold: int) -> float:
+    """What a kept element is multiplied by, so that the expectation stays: one over the share kept."""
+    return LANE_RANGE / (LANE_RANGE - threshold)
+
+
+def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
+    """``seed`` as an int64 tensor of shape (1,) on ``device``.
+
+    Raises:
+        TypeError: a tensor of another dtype or size, or no integer at all.
+        ValueError: an integer beyond 64 bits, or a tensor on another device.
+    """
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise TypeError(
+                f"seed is a {seed.dtype} tensor of shape {tuple(seed.shape)}; it must be int64 with one element"
+            )
+        if seed.device != device:
+            raise ValueError(f"seed is on {seed.device} and the input on {device}; move one to the other")
+        return seed.reshape(1)
+    if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
+        raise TypeError(f"seed is a {type(seed).__name__}; it must be an int or an int64 tensor of one element")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; it must fit in 64 bits")
+    return torch.tensor([seed], dtype=torch.int64, device=device)

@@ -1,0 +1,22 @@
+"""Triton where it is installed, and a stand-in that lets the op files import where it is not (macOS, Windows)."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAS_TRITON = True
+except ImportError:
+    HAS_TRITON = False
+    triton = SimpleNamespace(jit=lambda fn: fn, cdiv=lambda a, b: -(-a // b))
+    tl: Any = SimpleNamespace(constexpr=int)
+
+# Triton chooses between its compiler and its interpreter when a kernel is decorated, that is at import.
+INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+__all__ = ["HAS_TRITON", "INTERPRETED", "tl", "triton"]
