@@ -1,0 +1,57 @@
+# Everything runs in .venv; a target that needs the package depends on its install stamp, so a second run installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TYPECHECK := build/typecheck/bertfast
+
+.PHONY: help install demo test lint bench gpu sanitize clean
+
+help:
+	@echo "make demo      install into .venv, then train, fine-tune and report on text that Python ships"
+	@echo "make test      install into .venv, then run the tests"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     CPU benchmarks: JSON and plots under benchmarks/results, tables in docs/performance.md"
+	@echo "make gpu       on a GPU machine: kernel tests and benchmarks with its own python3"
+	@echo "make sanitize  the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
+
+install: $(STAMP)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bertfast needs Python 3.11 or newer; name one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+# csrc and kernels are watched, so that a pull that changes the C++ rebuilds the extension.
+$(STAMP): $(BIN)/python pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@$(BIN)/python -c 'import torch, bertfast._C' 2>/dev/null || \
+		echo "bertfast: no C++ extension (is g++ installed?): the reference backend serves, more slowly" >&2
+	@touch $@
+
+demo: install
+	$(BIN)/bertfast demo
+
+test: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@# mypy reads no package_dir mapping: give it the installed layout as links.
+	@rm -rf $(TYPECHECK) && mkdir -p $(TYPECHECK)
+	@ln -s $(CURDIR)/bertfast/* $(TYPECHECK)/ && ln -s $(CURDIR)/kernels $(TYPECHECK)/kernels
+	$(BIN)/mypy $(TYPECHECK)
+
+bench: install
+	$(BIN)/python -m benchmarks cpu
+
+# A GPU machine brings its own PyTorch and Triton: nothing is installed there but the package itself, in place.
+gpu:
+	$(PYTHON) -m benchmarks gpu
+
+sanitize: install
+	$(BIN)/python tests/sanitize.py
+
+clean:
+	rm -rf build dist *.egg-info bertfast/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,58 @@
+"""What tests share: tolerances, packed-batch makers, and the optional real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+needs_shared_data = pytest.mark.skipif(
+    not SHARED_DATA.is_dir(), reason="the real data of ../shared/data is not on this machine"
+)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def tolerance(dtype: torch.dtype) -> dict[str, float]:
+    """The error that a result of ``dtype`` may have against float64, stated once for every test.
+
+    A few tens of roundings for sums kept in float32; for half precision the roundings of inputs, of tiles between two products
+    and of the result, each of the dtype's epsilon.
+    """
+    eps = torch.finfo(dtype).eps
+    return {"rtol": 32 * eps, "atol": 32 * eps} if dtype == torch.float32 else {"rtol": 4 * eps, "atol": 4 * eps}
+
+
+def assert_close_to_float64(actual: Tensor, expected: Tensor, scale: float | None = None) -> None:
+    """``actual`` equals the float64 ``expected`` up to its dtype's tolerance, absolute errors measured against ``expected``'s size."""
+    assert expected.dtype == torch.float64
+    limits = tolerance(actual.dtype)
+    size = scale if scale is not None else (expected.abs().max().item() if expected.numel() else 1.0)
+    torch.testing.assert_close(
+        actual.double(), expected.to(actual.device), rtol=limits["rtol"], atol=limits["atol"] * max(size, 1e-3)
+    )
+
+
+def boundaries(lengths: list[int], device: torch.device = DEVICE) -> Tensor:
+    """cu_seqlens of sequences of these lengths."""
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+
+
+def missing_backend(name: str, dtype: torch.dtype = torch.float32) -> str:
+    """Why ``name`` cannot serve on this machine's test device; empty when it can."""
+    from bertfast.kernels import dispatch
+
+    return "; ".join(dispatch.reasons_against(name, "dropout", DEVICE, dtype))
+
+
+def forced(backend: str, dtype: torch.dtype = torch.float32):  # type: ignore[no-untyped-def]
+    """A context in which every op runs on ``backend``; skips the test, saying why, where it cannot."""
+    from bertfast import kernels
+
+    reason = missing_backend(backend, dtype)
+    if reason:
+        pytest.skip(f"{backend}: {reason}")
+    return kernels.use_backend(backend)
