@@ -1,0 +1,14 @@
+"""Hugging Face folders in and out."""
+
+from .checkpoint import load, load_config, load_weights, save_pretrained, write_atomically
+from .tokenizer import check_tokenizer_fits, load_tokenizer
+
+__all__ = [
+    "check_tokenizer_fits",
+    "load",
+    "load_config",
+    "load_tokenizer",
+    "load_weights",
+    "save_pretrained",
+    "write_atomically",
+]

@@ -1,0 +1,60 @@
+"""Self-attention and its output projection."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bertfast import kernels
+from bertfast.config import BertConfig
+
+
+class ResidualOutput(nn.Module):
+    """LN(dropout(dense(x)) + residual): how both halves of a post-norm block end."""
+
+    def __init__(self, config: BertConfig, in_features: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout_p = config.hidden_dropout_prob
+
+    def forward(self, x: Tensor, residual: Tensor, seed: Tensor | None) -> Tensor:
+        """x (tokens, in_features), residual (tokens, hidden); no dropout where seed is None."""
+        x = self.dense(x)
+        if seed is not None:
+            x = kernels.dropout(x, self.dropout_p, seed=seed)
+        return self.LayerNorm(x + residual)
+
+
+class SelfAttention(nn.Module):
+    """The projections to queries, keys and values, and the attention itself. Vaswani et al., section 3.2.2."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.heads = config.num_attention_heads
+        self.dropout_p = config.attention_probs_dropout_prob
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, seed: Tensor | None) -> Tensor:
+        """(tokens, hidden) to (tokens, hidden), each sequence by itself; no dropout where seed is None."""
+        q, k, v = (project(x).unflatten(1, (self.heads, -1)) for project in (self.query, self.key, self.value))
+        if seed is None:
+            return kernels.attention(q, k, v, cu_seqlens, max_seqlen).flatten(1)
+        return kernels.attention(q, k, v, cu_seqlens, max_seqlen, dropout_p=self.dropout_p, seed=seed).flatten(1)
+
+
+class BertAttention(nn.Module):
+    """The first half of a block."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.self = SelfAttention(config)
+        self.output = ResidualOutput(config, config.hidden_size)
+
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, seed: Tensor | None, output_seed: Tensor | None
+    ) -> Tensor:
+        """(tokens, hidden) to (tokens, hidden)."""
+        return self.output(self.self(x, cu_seqlens, max_seqlen, seed), x, output_seed)

@@ -1,0 +1,67 @@
+"""The stack of post-norm blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bertfast.config import BertConfig
+
+from .attention import BertAttention, ResidualOutput
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+SITES_PER_LAYER = 3  # dropouts: attention probabilities, attention output, feed-forward output
+
+
+class ActivatedLinear(nn.Module):
+    """act(dense(x))."""
+
+    def __init__(self, in_features: int, out_features: int, activation: str) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_features, out_features)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(tokens, in_features) to (tokens, out_features)."""
+        return self.activation(self.dense(x))
+
+
+class BertLayer(nn.Module):
+    """Attention and feed-forward, each with its residual and LayerNorm. Devlin et al., section 3."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = ActivatedLinear(config.hidden_size, config.intermediate_size, config.hidden_act)
+        self.output = ResidualOutput(config, config.intermediate_size)
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: tuple[Tensor | None, ...]) -> Tensor:
+        """(tokens, hidden) to (tokens, hidden); ``seeds`` of the three dropouts, None for no dropout."""
+        x = self.attention(x, cu_seqlens, max_seqlen, seeds[0], seeds[1])
+        return self.output(self.intermediate(x), x, seeds[2])
+
+
+class BertEncoder(nn.Module):
+    """The blocks, one after another."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: tuple[Tensor | None, ...]
+    ) -> list[Tensor]:
+        """The input and the output of each block, each (tokens, hidden); ``seeds`` are three to a block."""
+        states = [x]
+        for number, layer in enumerate(self.layer):
+            own = seeds[SITES_PER_LAYER * number : SITES_PER_LAYER * (number + 1)]
+            states.append(layer(states[-1], cu_seqlens, max_seqlen, own))
+        return states

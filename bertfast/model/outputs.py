@@ -1,0 +1,68 @@
+"""What the models return, under Hugging Face's field names.
+
+From a packed batch the per-token tensors are (tokens, ...); from padded input they are (sequences, positions, ...) with zeros at the padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class ModelOutput:
+    """Fields by attribute, by name (``output["loss"]``) or by place among those that are set (``output[0]``)."""
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are set, in order."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return tuple(value for value in values if value is not None)
+
+    def __getitem__(self, key: str | int) -> Any:
+        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
+
+
+@dataclass
+class BaseModelOutputWithPooling(ModelOutput):
+    """Of `BertModel`."""
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class BertForPreTrainingOutput(ModelOutput):
+    """Of `BertForPreTraining`; ``mlm_correct`` of ``mlm_count`` predictions are right, and ``nsp_correct`` of the sequences."""
+
+    loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    mlm_loss: Tensor | None = None
+    nsp_loss: Tensor | None = None
+    mlm_correct: Tensor | None = None
+    mlm_count: Tensor | None = None
+    nsp_correct: Tensor | None = None
+
+
+@dataclass
+class MaskedLMOutput(ModelOutput):
+    """Of `BertForMaskedLM`; ``mlm_correct`` of ``mlm_count`` predictions are right."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    mlm_correct: Tensor | None = None
+    mlm_count: Tensor | None = None
+
+
+@dataclass
+class SequenceClassifierOutput(ModelOutput):
+    """Of `BertForSequenceClassification`; logits (sequences, labels)."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None

@@ -1,0 +1,287 @@
+// bertfast._C: pointers and sizes from Python, checked here before any is followed, and the instruction set picked at run time.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace bertfast {
+
+const Kernels *kernels_baseline();
+#ifdef BERTFAST_X86
+const Kernels *kernels_avx2();
+const Kernels *kernels_avx512();
+#endif
+
+namespace {
+
+// Those that were compiled and that this processor (and its operating system) runs, best first.
+std::vector<const Kernels *> runnable() {
+  std::vector<const Kernels *> found;
+#ifdef BERTFAST_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
+    found.push_back(kernels_avx512());
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(kernels_avx2());
+#endif
+  found.push_back(kernels_baseline());
+  return found;
+}
+
+const Kernels *find(const std::string &name) {
+  std::string names;
+  for (const Kernels *kernels : runnable()) {
+    if (name == kernels->name) return kernels;
+    names += (names.empty() ? "" : ", ") + std::string(kernels->name);
+  }
+  throw std::invalid_argument("instruction set '" + name + "' is not to be had here; there are " + names);
+}
+
+const Kernels *selected = nullptr;
+
+const Kernels &kernels() {
+  if (!selected) {
+    const char *forced = std::getenv("BERTFAST_CPU_ISA");
+    selected = forced && *forced ? find(forced) : runnable().front();
+  }
+  return *selected;
+}
+
+template <typename T>
+const Ops<T> &ops();
+template <>
+const Ops<float> &ops<float>() {
+  return kernels().f32;
+}
+template <>
+const Ops<bf16> &ops<bf16>() {
+  return kernels().b16;
+}
+
+using Address = uintptr_t;
+
+template <typename T>
+T *pointer(Address address) {
+  return reinterpret_cast<T *>(address);
+}
+
+void require(bool good, const std::string &message) {
+  if (!good) throw std::invalid_argument(message);
+}
+
+void require_pointer(Address address, int64_t elements, const char *name) {
+  require(address != 0 || elements == 0, std::string(name) + " is a null pointer");
+}
+
+void require_sizes(std::initializer_list<std::pair<const char *, int64_t>> sizes) {
+  for (const auto &[name, size] : sizes)
+    require(size >= 0, std::string(name) + " is " + std::to_string(size) + "; it must be at least 0");
+}
+
+// Calls run(T{}) with the element type that `dtype` names, without the interpreter's lock.
+template <typename Run>
+void with_dtype(const std::string &dtype, Run run) {
+  require(dtype == "float32" || dtype == "bfloat16", "dtype is '" + dtype + "'; it must be float32 or bfloat16");
+  kernels();  // may raise, so it comes before the lock is given up
+  py::gil_scoped_release release;
+  if (dtype == "float32")
+    run(float{});
+  else
+    run(bf16{});
+}
+
+struct AttentionSizes {
+  int64_t sequences, heads, head_dim, tokens, max_seqlen;
+  int64_t threshold, threads;
+};
+
+void check_attention(const AttentionSizes &size, Address cu_seqlens) {
+  require_sizes({{"sequences", size.sequences},
+                 {"heads", size.heads},
+                 {"tokens", size.tokens},
+                 {"max_seqlen", size.max_seqlen},
+                 {"threshold", size.threshold}});
+  require(size.head_dim > 0 && size.head_dim <= 128 && size.head_dim % 16 == 0,
+          "head_dim is " + std::to_string(size.head_dim) + "; it must be a multiple of 16, at most 128");
+  require(size.threshold < 65536, "threshold must be below 65536");
+  require(size.threads > 0, "threads must be above 0");
+  require(cu_seqlens != 0, "cu_seqlens is a null pointer");
+  const int32_t *bounds = pointer<const int32_t>(cu_seqlens);
+  require(bounds[0] == 0, "cu_seqlens must start with 0");
+  for (int64_t i = 0; i < size.sequences; ++i) {
+    require(bounds[i + 1] >= bounds[i], "cu_seqlens must never fall");
+    require(bounds[i + 1] - bounds[i] <= size.max_seqlen, "a sequence is longer than max_seqlen");
+  }
+  require(bounds[size.sequences] <= size.tokens, "cu_seqlens goes beyond the tokens");
+}
+
+// The widest reach of a strided (tokens, heads, head_dim) array must not run backwards.
+void check_strides(const char *name, int64_t token, int64_t head) {
+  require(token >= 0 && head >= 0, std::string("the strides of ") + name + " must be at least 0");
+}
+
+template <typename T>
+AttentionForward<T> forward_of(Address q, Address k, Address v, Address out, Address lse, Address cu_seqlens,
+                               const AttentionSizes &size, const std::array<int64_t, 6> &strides, float scale, int64_t seed) {
+  return {pointer<const T>(q),
+          pointer<const T>(k),
+          pointer<const T>(v),
+          pointer<T>(out),
+          pointer<float>(lse),
+          pointer<const int32_t>(cu_seqlens),
+          size.sequences,
+          size.heads,
+          size.head_dim,
+          {strides[0], strides[1]},
+          {strides[2], strides[3]},
+          {strides[4], strides[5]},
+          size.tokens,
+          scale,
+          static_cast<uint32_t>(size.threshold),
+          static_cast<uint64_t>(seed),
+          static_cast<int>(size.threads)};
+}
+
+void attention_forward(const std::string &dtype, Address q, Address k, Address v, Address out, Address lse, Address cu_seqlens,
+                       int64_t sequences, int64_t heads, int64_t head_dim, int64_t q0, int64_t q1, int64_t k0, int64_t k1,
+                       int64_t v0, int64_t v1, int64_t tokens, int64_t max_seqlen, float scale, int64_t threshold, int64_t seed,
+                       int64_t threads) {
+  const AttentionSizes size{sequences, heads, head_dim, tokens, max_seqlen, threshold, threads};
+  check_attention(size, cu_seqlens);
+  for (auto [address, name] : {std::pair{q, "q"}, {k, "k"}, {v, "v"}, {out, "out"}, {lse, "lse"}})
+    require_pointer(address, tokens * heads, name);
+  check_strides("q", q0, q1), check_strides("k", k0, k1), check_strides("v", v0, v1);
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().attention_forward(
+        forward_of<T>(q, k, v, out, lse, cu_seqlens, size, {q0, q1, k0, k1, v0, v1}, scale, seed));
+  });
+}
+
+void attention_backward(const std::string &dtype, Address dout, Address q, Address k, Address v, Address out, Address lse,
+                        Address dq, Address dk, Address dv, Address cu_seqlens, int64_t sequences, int64_t heads,
+                        int64_t head_dim, int64_t q0, int64_t q1, int64_t k0, int64_t k1, int64_t v0, int64_t v1, int64_t d0,
+                        int64_t d1, int64_t tokens, int64_t max_seqlen, float scale, int64_t threshold, int64_t seed,
+                        int64_t threads) {
+  const AttentionSizes size{sequences, heads, head_dim, tokens, max_seqlen, threshold, threads};
+  check_attention(size, cu_seqlens);
+  for (auto [address, name] : {std::pair{dout, "dout"}, {q, "q"}, {k, "k"}, {v, "v"}, {out, "out"}, {lse, "lse"}, {dq, "dq"},
+                               {dk, "dk"}, {dv, "dv"}})
+    require_pointer(address, tokens * heads, name);
+  check_strides("q", q0, q1), check_strides("k", k0, k1), check_strides("v", v0, v1), check_strides("dq", d0, d1);
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().attention_backward(
+        {forward_of<T>(q, k, v, out, lse, cu_seqlens, size, {q0, q1, k0, k1, v0, v1}, scale, seed),
+         pointer<const T>(dout),
+         pointer<T>(dq),
+         pointer<T>(dk),
+         pointer<T>(dv),
+         {d0, d1}});
+  });
+}
+
+void dropout(const std::string &dtype, Address x, Address out, int64_t n, int64_t threshold, int64_t seed, int64_t threads) {
+  require_sizes({{"n", n}, {"threshold", threshold}});
+  require(threshold < 65536 && threads > 0, "threshold must be below 65536 and threads above 0");
+  require_pointer(x, n, "x"), require_pointer(out, n, "out");
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().dropout(pointer<const T>(x), pointer<T>(out), n, static_cast<uint32_t>(threshold), static_cast<uint64_t>(seed),
+                     static_cast<int>(threads));
+  });
+}
+
+void check_index(Address index, int64_t masked, int64_t rows) {
+  require_pointer(index, masked, "index");
+  const int64_t *values = pointer<const int64_t>(index);
+  for (int64_t m = 0; m < masked; ++m)
+    require(values[m] >= -1 && values[m] < rows, "index[" + std::to_string(m) + "] is " + std::to_string(values[m]) +
+                                                     "; it must be from -1 to " + std::to_string(rows - 1));
+}
+
+void gather_rows(const std::string &dtype, Address x, Address index, Address out, int64_t rows, int64_t masked, int64_t hidden,
+                 int64_t stride, int64_t threads) {
+  require_sizes({{"rows", rows}, {"masked", masked}, {"hidden", hidden}, {"the stride of x", stride}});
+  require(threads > 0, "threads must be above 0");
+  check_index(index, masked, rows);
+  require_pointer(x, rows * hidden, "x"), require_pointer(out, masked * hidden, "out");
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().gather_rows(pointer<const T>(x), pointer<const int64_t>(index), pointer<T>(out), masked, hidden, stride,
+                         static_cast<int>(threads));
+  });
+}
+
+void scatter_rows(const std::string &dtype, Address dout, Address index, Address dx, int64_t rows, int64_t masked,
+                  int64_t hidden, int64_t threads) {
+  require_sizes({{"rows", rows}, {"masked", masked}, {"hidden", hidden}});
+  require(threads > 0, "threads must be above 0");
+  check_index(index, masked, rows);
+  require_pointer(dout, masked * hidden, "dout"), require_pointer(dx, rows * hidden, "dx");
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().scatter_rows(pointer<const T>(dout), pointer<const int64_t>(index), pointer<T>(dx), rows, masked, hidden,
+                          static_cast<int>(threads));
+  });
+}
+
+void cross_entropy_rows(const std::string &dtype, Address logits, Address bias, Address labels, Address loss, Address lse,
+                        Address correct, int64_t rows, int64_t vocab, int64_t ignore_index, float label_smoothing, float z_loss,
+                        Address grad_scale, Address dbias, int64_t threads) {
+  require_sizes({{"rows", rows}, {"vocab", vocab}});
+  require(vocab > 0, "vocab must be above 0");
+  require(threads > 0, "threads must be above 0");
+  require(!dbias || grad_scale, "dbias needs grad_scale");
+  for (auto [address, name] : {std::pair{logits, "logits"}, {labels, "labels"}, {loss, "loss"}, {lse, "lse"}, {correct, "correct"}})
+    require_pointer(address, rows, name);
+  const int64_t *values = pointer<const int64_t>(labels);
+  for (int64_t row = 0; row < rows; ++row)
+    require(values[row] == ignore_index || (values[row] >= 0 && values[row] < vocab),
+            "labels[" + std::to_string(row) + "] is " + std::to_string(values[row]) + "; it must be from 0 to " +
+                std::to_string(vocab - 1) + ", or " + std::to_string(ignore_index) + " to be ignored");
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().cross_entropy_rows(pointer<T>(logits), pointer<const float>(bias), values, pointer<float>(loss),
+                                pointer<float>(lse), pointer<uint8_t>(correct), rows, vocab, ignore_index, label_smoothing,
+                                z_loss, pointer<const float>(grad_scale), pointer<float>(dbias), static_cast<int>(threads));
+  });
+}
+
+py::dict capabilities() {
+  std::vector<std::string> names;
+  for (const Kernels *kernels : runnable()) names.push_back(kernels->name);
+  py::dict result;
+  result["runnable"] = names;
+  result["selected"] = kernels().name;
+#ifdef _OPENMP
+  result["openmp"] = true;
+#else
+  result["openmp"] = false;
+#endif
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "The C++ kernels: raw addresses and sizes; bertfast.kernels is the interface to them.";
+  module.def("attention_forward", &attention_forward);
+  module.def("attention_backward", &attention_backward);
+  module.def("dropout", &dropout);
+  module.def("gather_rows", &gather_rows);
+  module.def("scatter_rows", &scatter_rows);
+  module.def("cross_entropy_rows", &cross_entropy_rows);
+  module.def("capabilities", &capabilities, "The instruction sets that run here, best first, and the one that is used.");
+  module.def("set_isa", [](const std::string &name) { selected = find(name); }, "Uses that instruction set from now on.");
+}
+
+}  // namespace bertfast

@@ -1,0 +1,22 @@
+// The table of one instruction set's kernels.
+#include "kernels.h"
+
+#define BERTFAST_TEXT_(x) #x
+#define BERTFAST_TEXT(x) BERTFAST_TEXT_(x)
+#define BERTFAST_JOIN_(a, b) a##b
+#define BERTFAST_JOIN(a, b) BERTFAST_JOIN_(a, b)
+
+namespace bertfast {
+
+template <typename T>
+static constexpr Ops<T> ops() {
+  using namespace BERTFAST_ISA;
+  return {attention_forward<T>, attention_backward<T>, dropout<T>, gather_rows<T>, scatter_rows<T>, cross_entropy_rows<T>};
+}
+
+const Kernels *BERTFAST_JOIN(kernels_, BERTFAST_ISA)() {
+  static const Kernels kernels = {BERTFAST_TEXT(BERTFAST_ISA), ops<float>(), ops<bf16>()};
+  return &kernels;
+}
+
+}  // namespace bertfast

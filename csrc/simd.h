@@ -1,0 +1,93 @@
+// Vectors of the width that this translation unit is compiled for, and the few operations the kernels need on them.
+// GCC's and Clang's vector extensions say them once for every instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "ops.h"
+
+namespace bertfast::BERTFAST_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+constexpr int kColumns = 4;  // vectors of a micro-kernel's row: 6 x 4 accumulators in 32 registers
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+constexpr int kColumns = 2;  // 6 x 2 accumulators in 16 registers
+#else
+constexpr int kWidth = 4;
+constexpr int kColumns = 2;
+#endif
+
+typedef float vec __attribute__((vector_size(kWidth * 4)));
+typedef int32_t ivec __attribute__((vector_size(kWidth * 4)));
+
+inline vec load(const float *p) {
+  vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline void store(float *p, vec v) { std::memcpy(p, &v, sizeof v); }
+
+inline vec splat(float x) { return x - vec{}; }
+
+inline float sum(vec v) {
+  float total = 0;
+  for (int i = 0; i < kWidth; ++i) total += v[i];
+  return total;
+}
+
+inline float max(vec v) {
+  float largest = v[0];
+  for (int i = 1; i < kWidth; ++i) largest = v[i] > largest ? v[i] : largest;
+  return largest;
+}
+
+// exp for x <= 88, to about two units in the last place; NaN stays NaN and what would be subnormal is zero.
+// x = n ln 2 + r with ln 2 in two parts (Cody and Waite), then a polynomial in r.
+inline vec exp(vec x) {
+  const vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
+  const vec floor = splat(-87.3f);
+  const ivec too_small = x < floor;
+  vec t = too_small ? floor : x;
+  vec shifted = t * 1.44269504088896341f + magic;
+  vec n = shifted - magic;
+  vec r = t - n * 0.693359375f + n * 2.12194440e-4f;
+  vec p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  ivec bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 127) << 23;  // the low bits of `shifted` are n; the shift drops the rest
+  vec power;
+  std::memcpy(&power, &bits, sizeof power);
+  return too_small ? vec{} : p * power;
+}
+
+inline float to_float(float x) { return x; }
+
+inline float to_float(bf16 x) {
+  uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline void from_float(float value, float &out) { out = value; }
+
+// Round to nearest, ties to even; a NaN stays one.
+inline void from_float(float value, bf16 &out) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  out.bits = static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
+}
+
+}  // namespace bertfast::BERTFAST_ISA
