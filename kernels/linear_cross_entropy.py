@@ -191,7 +191,7 @@ def _backward(ctx, dloss, *_):  # type: ignore[no-untyped-def]
     *inputs, dhidden, dweight, dbias = ctx.saved_tensors
     if not ctx.gradients_now:
         dhidden, dweight, dbias = _linear_cross_entropy_backward(dloss, *inputs, *ctx.options)
-    elif not torch.compiler.is_compiling() and dloss.device.type == "cpu" and dloss.item() == 1.0:
+    elif type(dloss) is Tensor and dloss.device.type == "cpu" and dloss.item() == 1.0:  # a real tensor, not a traced one
         # The usual case: hand the gradients over with no pass over a vocabulary-sized tensor. The caller may now write
         # into them, so that a second backward through a retained graph makes its own.
         ctx.gradients_now = False

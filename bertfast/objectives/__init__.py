@@ -1,0 +1,6 @@
+"""What to hide and what to predict."""
+
+from .mlm import mask_tokens
+from .nsp import Spans, document_spans, sentence_pairs
+
+__all__ = ["Spans", "document_spans", "mask_tokens", "sentence_pairs"]

@@ -1,0 +1,129 @@
+"""Packed pretraining batches, each a function of (seed, epoch, step) alone, so that a resume needs no loader state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bertfast.errors import BertfastError
+from bertfast.objectives import Spans, document_spans, mask_tokens, sentence_pairs
+from bertfast.packed import PackedBatch
+
+from .store import TokenStore
+from .tokenizer import SpecialIds
+
+OBJECTIVES = ("mlm+nsp", "mlm")
+MASKINGS = ("dynamic", "static")
+# What a generator is for; a purpose of its own keeps streams of the same seed and epoch apart.
+_SPANS, _ORDER, _MASK = range(3)
+
+
+class Batches:
+    """The endless run of a corpus's training batches.
+
+    An epoch is one pass over the corpus, its examples shuffled and gathered into batches of at most ``batch_tokens`` tokens; no sequence is cut
+    between batches. With dynamic masking each epoch cuts the corpus anew and hides other tokens; with static masking the examples
+    and what is hidden in them are those of the first epoch, in another order.
+
+    Raises:
+        BertfastError: an option out of range, or a corpus that the objective cannot use.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        special: SpecialIds,
+        vocab_size: int,
+        seq_len: int,
+        batch_tokens: int,
+        objective: str = "mlm+nsp",
+        masking: str = "dynamic",
+        seed: int = 0,
+    ) -> None:
+        if objective not in OBJECTIVES:
+            raise BertfastError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
+        if masking not in MASKINGS:
+            raise BertfastError(f"masking is {masking!r}; it must be one of {', '.join(MASKINGS)}")
+        self.pairs = objective == "mlm+nsp"
+        self.added = 3 if self.pairs else 2  # [CLS] A [SEP] and, of a pair, the last [SEP]
+        if seq_len < self.added + 2:
+            raise BertfastError(f"seq-len is {seq_len}; it must be at least {self.added + 2}")
+        if batch_tokens < seq_len:
+            raise BertfastError(f"batch-tokens is {batch_tokens} and seq-len {seq_len}; a batch must hold a whole sequence")
+        self.store, self.special, self.seed = store, special, seed
+        self.seq_len, self.batch_tokens, self.static = seq_len, batch_tokens, masking == "static"
+        self.words = np.setdiff1d(np.arange(vocab_size), special.all)
+        self.is_special = np.zeros(vocab_size, bool)
+        self.is_special[list(special.all)] = True
+
+    def _rng(self, purpose: int, *parts: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed % 2**64, purpose, *parts])))
+
+    def plan(self, epoch: int) -> tuple[Spans, list[NDArray[np.int64]]]:
+        """An epoch's examples, and the rows of them that make each of its batches."""
+        make = sentence_pairs if self.pairs else document_spans
+        rng = self._rng(_SPANS, 0 if self.static else epoch)
+        spans = make(self.store.sentences, self.store.documents, self.seq_len - self.added, rng)
+        order = self._rng(_ORDER, epoch).permutation(len(spans))
+        lengths = (spans.a_end - spans.a_start + spans.b_end - spans.b_start + self.added)[order]
+        batches, start, total = [], 0, 0
+        for row, length in enumerate(lengths.tolist()):
+            if total + length > self.batch_tokens:
+                batches.append(order[start:row])
+                start, total = row, 0
+            total += length
+        batches.append(order[start:])
+        return spans, batches
+
+    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, PackedBatch]]:
+        """(epoch, batch) of step ``start_step`` and every later one; the same from wherever it starts."""
+        epoch, skip = 0, start_step
+        while True:
+            spans, batches = self.plan(epoch)
+            for number in range(min(skip, len(batches)), len(batches)):
+                yield epoch, self._batch(spans, batches[number], epoch)
+            skip = max(0, skip - len(batches))
+            epoch += 1
+
+    def _batch(self, spans: Spans, rows: NDArray[np.int64], epoch: int) -> PackedBatch:
+        special, ids, pieces, segments = self.special, self.store.ids, [], []
+        lengths = []
+        for a0, a1, b0, b1 in zip(
+            *(column[rows].tolist() for column in (spans.a_start, spans.a_end, spans.b_start, spans.b_end)), strict=True
+        ):
+            pieces += [[special.cls], ids[a0:a1], [special.sep]]
+            segments.append(np.zeros(a1 - a0 + 2, np.int64))
+            if self.pairs:
+                pieces += [ids[b0:b1], [special.sep]]
+                segments.append(np.ones(b1 - b0 + 1, np.int64))
+            lengths.append(a1 - a0 + b1 - b0 + self.added)
+        flat = np.concatenate(pieces).astype(np.int64)
+        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        draws = self._draws(rows, lengths, epoch)
+        hidden, positions, labels = mask_tokens(
+            flat, cu_seqlens, self.is_special[flat], self.words, special.mask, draws
+        )
+        position_ids = np.arange(len(flat)) - np.repeat(cu_seqlens[:-1], lengths)
+        return PackedBatch(
+            input_ids=torch.from_numpy(hidden),
+            segment_ids=torch.from_numpy(np.concatenate(segments)),
+            position_ids=torch.from_numpy(position_ids.astype(np.int64)),
+            cu_seqlens=torch.from_numpy(cu_seqlens),
+            max_seqlen=self.seq_len,
+            masked_positions=torch.from_numpy(positions.astype(np.int64)),
+            masked_labels=torch.from_numpy(labels),
+            next_sentence_labels=torch.from_numpy(spans.label[rows]) if self.pairs else None,
+        )
+
+    def _draws(self, rows: NDArray[np.int64], lengths: list[int], epoch: int) -> NDArray[np.uint64]:
+        """64 random bits for each token: a function of (seed, epoch, example), and under static masking of (seed, example)."""
+        own = () if self.static else (epoch,)
+        return np.concatenate(
+            [
+                self._rng(_MASK, row, *own).integers(0, 2**64, length, np.uint64)
+                for row, length in zip(rows.tolist(), lengths, strict=True)
+            ]
+        )

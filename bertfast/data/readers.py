@@ -1,0 +1,117 @@
+"""Text in: plain files, JSON lines, and gzip of either, as documents of lines."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from bertfast.errors import BertfastError
+
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 text stream of a file or of the gzip of one, told by its first bytes; a byte-order mark is dropped.
+
+    Raises:
+        BertfastError: the file is missing, a folder, empty, not to be read, or not text.
+    """
+    if path.is_dir():
+        raise BertfastError(f"{path}: is a folder; name the files in it")
+    try:
+        with open(path, "rb") as raw:
+            head = raw.read(2)
+            if not head:
+                raise BertfastError(f"{path}: the file is empty")
+            raw.seek(0)
+            stream: BinaryIO = gzip.open(raw) if head == GZIP_MAGIC else raw  # type: ignore[assignment]
+            start = stream.read(8192)
+            if b"\0" in start:
+                raise BertfastError(f"{path}: is a binary file (a zero byte at {start.index(0)}); text in UTF-8 is wanted")
+            stream.seek(0)
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline=None)
+    except FileNotFoundError:
+        raise BertfastError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise BertfastError(f"{path}: is not UTF-8 text ({error.reason}: byte {error.object[error.start]:#04x})") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BertfastError(f"{path}: the gzip data is damaged or cut short ({error})") from error
+    except OSError as error:
+        raise BertfastError(f"{path}: cannot be read ({error})") from error
+
+
+def is_json(path: Path) -> bool:
+    """Whether the name, less ``.gz``, says JSON lines."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower() in JSON_SUFFIXES
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of each line that is not blank.
+
+    Raises:
+        BertfastError: a line that is no JSON object.
+    """
+    with open_text(path) as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise BertfastError(f"{path}, line {number}: is not JSON ({error})") from error
+            if not isinstance(record, dict):
+                raise BertfastError(f"{path}, line {number}: is a {type(record).__name__}; each line must be a JSON object")
+            yield number, record
+
+
+def _plain_documents(path: Path) -> Iterator[list[str]]:
+    with open_text(path) as stream:
+        document: list[str] = []
+        for line in stream:
+            if "\0" in line:
+                raise BertfastError(f"{path}: is a binary file (a zero byte); text in UTF-8 is wanted")
+            if line := line.strip():
+                document.append(line)
+            elif document:
+                yield document
+                document = []
+        if document:
+            yield document
+
+
+def _json_documents(path: Path, text_field: str) -> Iterator[list[str]]:
+    for number, record in read_json_lines(path):
+        text = record.get(text_field)
+        if not isinstance(text, str):
+            raise BertfastError(
+                f"{path}, line {number}: has no text in the field {text_field!r}; its fields are {', '.join(record)} "
+                "(--text-field names another)"
+            )
+        if lines := [line.strip() for line in text.splitlines() if line.strip()]:
+            yield lines
+
+
+def read_documents(paths: Iterable[str | Path], text_field: str = "text") -> Iterator[list[str]]:
+    """The documents of these files in order, each a list of lines with something on them.
+
+    In plain text a blank line stands between documents; in JSON lines each record's ``text_field`` is a document.
+
+    Raises:
+        BertfastError: a file that cannot be used, or one with no text in it.
+    """
+    for path in map(Path, paths):
+        documents = _json_documents(path, text_field) if is_json(path) else _plain_documents(path)
+        some = False
+        for document in documents:
+            some = True
+            yield document
+        if not some:
+            raise BertfastError(f"{path}: holds no text")

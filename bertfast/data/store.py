@@ -1,0 +1,157 @@
+"""The token store: a corpus as flat ids with sentence and document boundaries, in files that are mapped, not read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from bertfast.errors import BertfastError
+
+from .readers import read_documents
+
+# A line is cut into sentences after end punctuation and a space; a corpus of one paragraph a line gets several segments so.
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+LINES_AT_A_TIME = 4096
+
+
+class TokenStore:
+    """Token ids of a corpus.
+
+    Attributes:
+        ids: (tokens,) uint16 or int32.
+        sentences: (sentences + 1,) int64 offsets into ids.
+        documents: (documents + 1,) int64 offsets into sentences.
+    """
+
+    def __init__(self, ids: NDArray, sentences: NDArray, documents: NDArray) -> None:
+        self.ids, self.sentences, self.documents = ids, sentences, documents
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are."""
+        return len(self.ids)
+
+    @property
+    def num_documents(self) -> int:
+        """How many documents there are."""
+        return len(self.documents) - 1
+
+    @classmethod
+    def build(
+        cls,
+        paths: Iterable[str | Path],
+        tokenizer: Tokenizer,
+        folder: str | Path,
+        text_field: str = "text",
+        on_progress: Callable[[int], None] | None = None,
+    ) -> TokenStore:
+        """Tokenises the files into ``folder``, or opens what an earlier run with the same files and tokenizer put there.
+
+        Args:
+            paths: of the text, as `read_documents` takes them.
+            tokenizer: whose ids are stored, without special tokens.
+            folder: of the store; written beside and renamed, so it is whole or not there.
+            text_field: of JSON lines.
+            on_progress: called with the count of tokens so far.
+
+        Raises:
+            BertfastError: a file that cannot be used, or the folder cannot be written to.
+        """
+        paths, folder = [Path(path) for path in paths], Path(folder)
+        origin = _origin(paths, tokenizer, text_field)
+        try:
+            if json.loads((folder / "origin.json").read_text()) == origin:
+                return cls.open(folder)
+        except (OSError, ValueError):
+            pass
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32
+        sentences, documents, total = [0], [0], 0
+        try:
+            temporary.mkdir(parents=True)
+            with open(temporary / "ids.bin", "wb") as out:
+                for batch in _batches(read_documents(paths, text_field), LINES_AT_A_TIME):
+                    flat = [sentence for document in batch for sentence in document]
+                    encoded = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+                    for document in batch:
+                        for encoding in islice(encoded, len(document)):
+                            if encoding.ids:
+                                np.asarray(encoding.ids, dtype).tofile(out)
+                                total += len(encoding.ids)
+                                sentences.append(total)
+                        if len(sentences) - 1 > documents[-1]:
+                            documents.append(len(sentences) - 1)
+                    if on_progress is not None:
+                        on_progress(total)
+            if total == 0:
+                raise BertfastError("the data holds no text that the tokenizer knows")
+            np.save(temporary / "sentences.npy", np.asarray(sentences, np.int64))
+            np.save(temporary / "documents.npy", np.asarray(documents, np.int64))
+            (temporary / "dtype.txt").write_text(np.dtype(dtype).name)
+            (temporary / "origin.json").write_text(json.dumps(origin))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+        except OSError as error:
+            raise BertfastError(f"{folder}: the token store cannot be written ({error})") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> TokenStore:
+        """An existing store, memory-mapped.
+
+        Raises:
+            BertfastError: the folder holds no whole store.
+        """
+        folder = Path(folder)
+        try:
+            ids = np.memmap(folder / "ids.bin", (folder / "dtype.txt").read_text(), mode="r")
+            sentences = np.load(folder / "sentences.npy", allow_pickle=False)
+            documents = np.load(folder / "documents.npy", allow_pickle=False)
+        except (OSError, ValueError, TypeError) as error:
+            raise BertfastError(f"{folder}: holds no whole token store ({error}); delete it to have it made again") from error
+        if sentences[-1] != len(ids) or documents[-1] != len(sentences) - 1:
+            raise BertfastError(f"{folder}: the token store is cut short; delete it to have it made again")
+        return cls(ids, sentences, documents)
+
+
+def _batches(documents: Iterator[list[str]], size: int) -> Iterator[list[list[str]]]:
+    """Documents cut into sentences, gathered until there are ``size`` sentences."""
+    batch: list[list[str]] = []
+    count = 0
+    for document in documents:
+        batch.append([sentence for line in document for sentence in SENTENCE_END.split(line)])
+        count += len(batch[-1])
+        if count >= size:
+            yield batch
+            batch, count = [], 0
+    if batch:
+        yield batch
+
+
+def _origin(paths: list[Path], tokenizer: Tokenizer, text_field: str) -> dict:
+    """What the store was made of; a change in any of it makes it again."""
+    files = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            raise BertfastError(f"{path}: no such file") from None
+        files.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+    return {
+        "files": files,
+        "text_field": text_field,
+        "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
+    }

@@ -1,0 +1,120 @@
+"""Next-sentence pairs. Devlin et al., "BERT", section 3.1, and the released ``create_pretraining_data.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bertfast.errors import BertfastError
+
+SHORT_RATE = 0.1  # of the examples aim at a random shorter length, as at fine-tuning time
+RANDOM_RATE = 0.5
+IS_NEXT, IS_RANDOM = 0, 1  # Hugging Face's labels
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Examples as token spans of a store: segment A, segment B (empty where there is none) and whether B is random.
+
+    Each array is (examples,) int64.
+    """
+
+    a_start: NDArray[np.int64]
+    a_end: NDArray[np.int64]
+    b_start: NDArray[np.int64]
+    b_end: NDArray[np.int64]
+    label: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: list[tuple[int, int, int, int, int]]) -> Spans:
+        columns = np.asarray(rows, np.int64).reshape(-1, 5).T
+        return cls(*(np.ascontiguousarray(column) for column in columns))
+
+    def __len__(self) -> int:
+        return len(self.a_start)
+
+
+def sentence_pairs(
+    sentences: NDArray[np.int64], documents: NDArray[np.int64], max_tokens: int, rng: np.random.Generator
+) -> Spans:
+    """One pass over the corpus in pairs of segments of ``max_tokens`` tokens together at most.
+
+    Sentences of a document gather until the target length; they are split at a random place, and for half of the pairs the second
+    segment is replaced by one from another document, the sentences not used going back.
+
+    Args:
+        sentences: (sentences + 1,) offsets into the tokens.
+        documents: (documents + 1,) offsets into the sentences.
+        max_tokens: of both segments, special tokens not counted.
+        rng: decides every choice.
+
+    Raises:
+        BertfastError: there is one document only, so that no random partner can come from another.
+    """
+    count = len(documents) - 1
+    if count < 2:
+        raise BertfastError(
+            "the data is a single document, so no random next sentence can come from another; put blank lines between "
+            "documents, or use --objective mlm"
+        )
+    rows = []
+    for document in range(count):
+        first, last = int(documents[document]), int(documents[document + 1])
+        start = first
+        while start < last:
+            target = int(rng.integers(2, max_tokens + 1)) if rng.random() < SHORT_RATE else max_tokens
+            end = start + 1
+            while end < last and sentences[end] - sentences[start] < target:
+                end += 1
+            split = int(rng.integers(start + 1, end)) if end - start > 1 else end
+            a = (int(sentences[start]), int(sentences[split]))
+            if end - start == 1 or rng.random() < RANDOM_RATE:
+                other = int(rng.integers(count - 1))
+                other += other >= document
+                other_first, other_last = int(documents[other]), int(documents[other + 1])
+                b_first = int(rng.integers(other_first, other_last))
+                room = max(target - (a[1] - a[0]), 1)
+                b_last = b_first + 1
+                while b_last < other_last and sentences[b_last] - sentences[b_first] < room:
+                    b_last += 1
+                b, label, start = (int(sentences[b_first]), int(sentences[b_last])), IS_RANDOM, split
+            else:
+                b, label, start = (int(sentences[split]), int(sentences[end])), IS_NEXT, end
+            rows.append((*truncate(a, b, max_tokens, rng), label))
+    return Spans.of(rows)
+
+
+def truncate(a: tuple[int, int], b: tuple[int, int], max_tokens: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Cuts the longer span, at a random end, until both fit, each keeping a token."""
+    (a0, a1), (b0, b1) = a, b
+    excess = (a1 - a0) + (b1 - b0) - max_tokens
+    if excess > 0:
+        # Tokens come off the longer one until both are as long, then off each in turn.
+        difference = (a1 - a0) - (b1 - b0)
+        from_a = min(max(difference, 0), excess)
+        from_b = min(max(-difference, 0), excess)
+        rest = excess - from_a - from_b
+        from_a, from_b = from_a + (rest + 1) // 2, from_b + rest // 2
+        front_a, front_b = int(rng.binomial(from_a, 0.5)), int(rng.binomial(from_b, 0.5))
+        a0, a1 = a0 + front_a, a1 - (from_a - front_a)
+        b0, b1 = b0 + front_b, b1 - (from_b - front_b)
+    return a0, a1, b0, b1
+
+
+def document_spans(
+    sentences: NDArray[np.int64], documents: NDArray[np.int64], max_tokens: int, rng: np.random.Generator
+) -> Spans:
+    """One pass over the corpus in single segments: runs of a document's tokens, ``max_tokens`` at most, from a random offset.
+
+    For masked-LM alone. Liu et al., "RoBERTa", section 4.2 (doc-sentences).
+    """
+    bounds = sentences[documents]
+    rows = []
+    for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        cut = start + int(rng.integers(1, max_tokens + 1)) if end - start > max_tokens else end
+        while start < end:
+            rows.append((start, cut, cut, cut, IS_NEXT))
+            start, cut = cut, min(cut + max_tokens, end)
+    return Spans.of(rows)
