@@ -71,7 +71,9 @@ class BuildKernels(build_ext):
         except Exception as error:
             if os.environ.get("BERTFAST_REQUIRE_EXTENSION"):
                 raise
-            print(f"bertfast: the C++ kernels were not built ({error}); the reference backend will serve", file=sys.stderr)
+            print(
+                f"bertfast: the C++ kernels were not built ({error}); the reference backend will serve", file=sys.stderr
+            )
 
     def copy_extensions_to_source(self) -> None:
         if any(Path(self.build_lib).rglob("_C.*")):

@@ -77,9 +77,13 @@ class BertConfig:
         if self.hidden_act not in ACTIVATIONS:
             raise BertfastError(f"config: hidden_act is {self.hidden_act!r}; supported are {', '.join(ACTIVATIONS)}")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise BertfastError(f"config: pad_token_id is {self.pad_token_id}, outside the vocabulary of {self.vocab_size}")
+            raise BertfastError(
+                f"config: pad_token_id is {self.pad_token_id}, outside the vocabulary of {self.vocab_size}"
+            )
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
-            raise BertfastError(f"config: problem_type is {self.problem_type!r}; supported are {', '.join(PROBLEM_TYPES)}")
+            raise BertfastError(
+                f"config: problem_type is {self.problem_type!r}; supported are {', '.join(PROBLEM_TYPES)}"
+            )
         if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise BertfastError("config: id2label must name the labels 0, 1, 2, ... without a gap")
 
@@ -138,7 +142,9 @@ class BertConfig:
             if values.get(name):
                 raise BertfastError(f"{source}: {name} is set; only bidirectional encoders are supported")
         if values.get("tie_word_embeddings") is False:
-            raise BertfastError(f"{source}: tie_word_embeddings is false; the MLM decoder is tied to the word embeddings here")
+            raise BertfastError(
+                f"{source}: tie_word_embeddings is false; the MLM decoder is tied to the word embeddings here"
+            )
         known = {f.name for f in fields(cls)}
         kept = {name: value for name, value in values.items() if name in known and name != "id2label"}
         required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -166,7 +172,9 @@ class BertConfig:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise BertfastError(f"{path}: no such file; a model folder holds config.json and model.safetensors") from None
+            raise BertfastError(
+                f"{path}: no such file; a model folder holds config.json and model.safetensors"
+            ) from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise BertfastError(f"{path}: cannot be read as JSON ({error})") from error
         if not isinstance(values, dict):

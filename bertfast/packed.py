@@ -86,7 +86,9 @@ class PackedBatch:
             segment_ids=torch.zeros_like(flat)
             if segments is None
             else torch.tensor([segment for sequence in segments for segment in sequence], dtype=torch.int64),
-            position_ids=torch.tensor([position for length in lengths for position in range(length)], dtype=torch.int64),
+            position_ids=torch.tensor(
+                [position for length in lengths for position in range(length)], dtype=torch.int64
+            ),
             cu_seqlens=torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32),
             max_seqlen=max(lengths, default=0),
             labels=None if labels is None else torch.tensor(labels),

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from . import dispatch, reference
 from .checks import check_cu_seqlens, check_device, check_integers, check_like, check_tensor
-from .philox import as_seed, dropout_threshold, keep_scale
-from .triton_compat import tl, triton
+from .philox import as_seed, dropout_threshold
 
 # --- torch.library ---
 

@@ -75,7 +75,9 @@ def reasons_against(
             if capability < MINIMUM_CAPABILITY:
                 reasons.append(f"the GPU has compute capability {capability}, it takes {MINIMUM_CAPABILITY} or newer")
         elif not INTERPRETED:
-            reasons.append(f"the input is on {device.type}, it takes cuda (or TRITON_INTERPRET=1 set before import, for tests)")
+            reasons.append(
+                f"the input is on {device.type}, it takes cuda (or TRITON_INTERPRET=1 set before import, for tests)"
+            )
     else:
         dtypes = DTYPES[:2]
         if device.type != "cpu":
@@ -110,7 +112,9 @@ def select(op: str, device: torch.device, dtype: torch.dtype, head_dim: int | No
     raise AssertionError("the reference backend serves every call")
 
 
-def explain(op: str, device: torch.device, dtype: torch.dtype, head_dim: int | None = None) -> tuple[str, dict[str, str]]:
+def explain(
+    op: str, device: torch.device, dtype: torch.dtype, head_dim: int | None = None
+) -> tuple[str, dict[str, str]]:
     """The backend that takes the call, and for each other one why it is not taken."""
     taken = select(op, device, dtype, head_dim)
     others = {}
@@ -127,5 +131,5 @@ def explain(op: str, device: torch.device, dtype: torch.dtype, head_dim: int | N
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """"float32" for torch.float32: the name that messages and the C++ extension use."""
+    """ "float32" for torch.float32: the name that messages and the C++ extension use."""
     return str(dtype).removeprefix("torch.")

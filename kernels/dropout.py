@@ -13,7 +13,6 @@ from torch import Tensor
 from . import dispatch, reference
 from .checks import check_tensor
 from .philox import as_seed, dropout_threshold
-from .triton_compat import tl, triton
 
 # --- torch.library ---
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from . import dispatch, reference
 from .checks import check_device, check_integers, check_tensor
-from .triton_compat import tl, triton
 
 # --- torch.library ---
 
@@ -128,7 +127,9 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
 def _check_index(index: Tensor, rows: int) -> None:
     low, high = (int(value) for value in index.aminmax())
     if low < -1 or high >= rows:
-        raise ValueError(f"index holds {low if low < -1 else high}; x has {rows} rows, so it must be from -1 to {rows - 1}")
+        raise ValueError(
+            f"index holds {low if low < -1 else high}; x has {rows} rows, so it must be from -1 to {rows - 1}"
+        )
     times = torch.bincount(index + 1, minlength=1)[1:]
     if times.numel() and int(times.max()) > 1:
         raise ValueError(f"index holds {int(times.argmax())} twice; the rows must be unique")

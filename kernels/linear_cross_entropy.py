@@ -19,7 +19,6 @@ from torch import Tensor
 
 from . import dispatch, reference
 from .checks import check_device, check_integers, check_like, check_tensor
-from .triton_compat import tl, triton
 
 REDUCTIONS = ("mean", "sum", "none")
 # A block of logits on the CPU: large enough for the matrix product's full rate, small beside the weights.
@@ -191,7 +190,9 @@ def _backward(ctx, dloss, *_):  # type: ignore[no-untyped-def]
     *inputs, dhidden, dweight, dbias = ctx.saved_tensors
     if not ctx.gradients_now:
         dhidden, dweight, dbias = _linear_cross_entropy_backward(dloss, *inputs, *ctx.options)
-    elif type(dloss) is Tensor and dloss.device.type == "cpu" and dloss.item() == 1.0:  # a real tensor, not a traced one
+    elif (
+        type(dloss) is Tensor and dloss.device.type == "cpu" and dloss.item() == 1.0
+    ):  # a real tensor, not a traced one
         # The usual case: hand the gradients over with no pass over a vocabulary-sized tensor. The caller may now write
         # into them, so that a second backward through a retained graph makes its own.
         ctx.gradients_now = False
@@ -245,11 +246,15 @@ def linear_cross_entropy(
         check_tensor("bias", bias, ("vocab",))
         check_like("bias", bias, "hidden", hidden)
         if bias.shape[0] != weight.shape[0]:
-            raise ValueError(f"bias has {bias.shape[0]} entries and weight {weight.shape[0]} rows; they must be the same")
+            raise ValueError(
+                f"bias has {bias.shape[0]} entries and weight {weight.shape[0]} rows; they must be the same"
+            )
     check_integers("labels", labels, ("masked",), torch.int64)
     check_device("labels", labels, "hidden", hidden)
     if labels.shape[0] != hidden.shape[0]:
-        raise ValueError(f"there are {labels.shape[0]} labels and {hidden.shape[0]} rows of hidden; they must be the same")
+        raise ValueError(
+            f"there are {labels.shape[0]} labels and {hidden.shape[0]} rows of hidden; they must be the same"
+        )
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(REDUCTIONS)}")
     if not 0.0 <= label_smoothing <= 1.0:
@@ -262,9 +267,7 @@ def linear_cross_entropy(
     options = (ignore_index, label_smoothing, z_loss, reduction)
     if backend == "reference":
         return reference.linear_cross_entropy(hidden, weight, bias, labels, *options)
-    differentiated = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (hidden, weight, bias)
-    )
+    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     gradients_now = backend == "cpp" and differentiated and reduction != "none"
     return _linear_cross_entropy(hidden, weight, bias, labels, *options, gradients_now, backend)[:2]
 

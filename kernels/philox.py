@@ -23,9 +23,7 @@ LANES = 8  # 16-bit lanes in one counter's output
 LANE_RANGE = 1 << 16
 
 
-def philox_4x32(
-    seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox_4x32(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four 32-bit words of each counter, as int64 tensors of the counters' broadcast shape.
 
     Args:

@@ -52,7 +52,9 @@ class Batches:
         if seq_len < self.added + 2:
             raise BertfastError(f"seq-len is {seq_len}; it must be at least {self.added + 2}")
         if batch_tokens < seq_len:
-            raise BertfastError(f"batch-tokens is {batch_tokens} and seq-len {seq_len}; a batch must hold a whole sequence")
+            raise BertfastError(
+                f"batch-tokens is {batch_tokens} and seq-len {seq_len}; a batch must hold a whole sequence"
+            )
         self.store, self.special, self.seed = store, special, seed
         self.seq_len, self.batch_tokens, self.static = seq_len, batch_tokens, masking == "static"
         self.words = np.setdiff1d(np.arange(vocab_size), special.all)

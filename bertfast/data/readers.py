@@ -35,13 +35,17 @@ def open_text(path: Path) -> Iterator[TextIO]:
             stream: BinaryIO = gzip.open(raw) if head == GZIP_MAGIC else raw  # type: ignore[assignment]
             start = stream.read(8192)
             if b"\0" in start:
-                raise BertfastError(f"{path}: is a binary file (a zero byte at {start.index(0)}); text in UTF-8 is wanted")
+                raise BertfastError(
+                    f"{path}: is a binary file (a zero byte at {start.index(0)}); text in UTF-8 is wanted"
+                )
             stream.seek(0)
             yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline=None)
     except FileNotFoundError:
         raise BertfastError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise BertfastError(f"{path}: is not UTF-8 text ({error.reason}: byte {error.object[error.start]:#04x})") from error
+        raise BertfastError(
+            f"{path}: is not UTF-8 text ({error.reason}: byte {error.object[error.start]:#04x})"
+        ) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BertfastError(f"{path}: the gzip data is damaged or cut short ({error})") from error
     except OSError as error:
@@ -68,7 +72,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict]]:
             except ValueError as error:
                 raise BertfastError(f"{path}, line {number}: is not JSON ({error})") from error
             if not isinstance(record, dict):
-                raise BertfastError(f"{path}, line {number}: is a {type(record).__name__}; each line must be a JSON object")
+                raise BertfastError(
+                    f"{path}, line {number}: is a {type(record).__name__}; each line must be a JSON object"
+                )
             yield number, record
 
 

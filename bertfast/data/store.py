@@ -121,7 +121,9 @@ class TokenStore:
             sentences = np.load(folder / "sentences.npy", allow_pickle=False)
             documents = np.load(folder / "documents.npy", allow_pickle=False)
         except (OSError, ValueError, TypeError) as error:
-            raise BertfastError(f"{folder}: holds no whole token store ({error}); delete it to have it made again") from error
+            raise BertfastError(
+                f"{folder}: holds no whole token store ({error}); delete it to have it made again"
+            ) from error
         if sentences[-1] != len(ids) or documents[-1] != len(sentences) - 1:
             raise BertfastError(f"{folder}: the token store is cut short; delete it to have it made again")
         return cls(ids, sentences, documents)

@@ -107,7 +107,9 @@ def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     )
                 yield reader.line_num, dict(zip(header, row, strict=True))
         except csv.Error as error:
-            raise BertfastError(f"{path}, line {reader.line_num}: is not to be read as {suffix[1:].upper()} ({error})") from error
+            raise BertfastError(
+                f"{path}, line {reader.line_num}: is not to be read as {suffix[1:].upper()} ({error})"
+            ) from error
 
 
 def label_names(examples: Sequence[Example]) -> list[str]:
@@ -125,7 +127,9 @@ def label_names(examples: Sequence[Example]) -> list[str]:
             return 1, 0.0, name
 
     if len(names) < 2:
-        raise BertfastError(f"the training data has {len(names)} label(s) ({', '.join(names)}); a classifier needs two at least")
+        raise BertfastError(
+            f"the training data has {len(names)} label(s) ({', '.join(names)}); a classifier needs two at least"
+        )
     return sorted(names, key=order)
 
 

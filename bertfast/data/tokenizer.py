@@ -22,22 +22,30 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     """
     if vocab_size <= len(SPECIAL_TOKENS):
         raise BertfastError(f"vocab-size is {vocab_size}; it must be above {len(SPECIAL_TOKENS)}, the special tokens")
+    texts = list(texts)
+    # Continuation characters are numbered as a hash table yields them, and ties between merges go by number: a first run without
+    # merges finds these characters, the second one gets them in order, so that a rerun learns the same vocabulary.
+    alphabet = _train(texts, len(SPECIAL_TOKENS) + 1, [], lowercase)
+    if len(alphabet) == len(SPECIAL_TOKENS):
+        raise BertfastError("there is no text to learn a vocabulary from")
+    if len(alphabet) > vocab_size:
+        raise BertfastError(
+            f"vocab-size is {vocab_size} and the text's characters alone need {len(alphabet)}; raise it"
+        )
+    continuations = sorted(word for word in alphabet if word.startswith("##") and len(word) == 3)
+    return wordpiece_tokenizer(_train(texts, vocab_size, continuations, lowercase), lowercase)
+
+
+def _train(texts: list[str], vocab_size: int, first: list[str], lowercase: bool) -> dict[str, int]:
     draft = wordpiece_tokenizer({token: index for index, token in enumerate(SPECIAL_TOKENS)}, lowercase)
     trainer = WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*SPECIAL_TOKENS, *first],
         show_progress=False,
         continuing_subword_prefix="##",
     )
     draft.train_from_iterator(texts, trainer)
-    vocabulary = draft.get_vocab()
-    if len(vocabulary) == len(SPECIAL_TOKENS):
-        raise BertfastError("there is no text to learn a vocabulary from")
-    if len(vocabulary) > vocab_size:
-        raise BertfastError(
-            f"vocab-size is {vocab_size} and the text's characters alone need {len(vocabulary)}; raise it"
-        )
-    return wordpiece_tokenizer(vocabulary, lowercase)
+    return draft.get_vocab(with_added_tokens=False)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, model_max_length: int = 512) -> None:

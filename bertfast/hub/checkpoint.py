@@ -58,7 +58,9 @@ def load(path: str | Path) -> PreTrainedModel:
     config = load_config(path)
     names = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("architectures") or ["BertModel"]
     if names[0] not in ARCHITECTURES:
-        raise BertfastError(f"{path}: architecture {names[0]} is not supported; supported are {', '.join(ARCHITECTURES)}")
+        raise BertfastError(
+            f"{path}: architecture {names[0]} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        )
     return ARCHITECTURES[names[0]].from_pretrained(path, config=config)
 
 
@@ -142,7 +144,11 @@ def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: boo
 
     missing = [name for name in wanted if name not in found]
     # A pooler is a head where the checkpoint was trained without one.
-    kept = [name for name in missing if not name.startswith("bert.") or name.startswith("bert.pooler.")] if new_head_ok else []
+    kept = (
+        [name for name in missing if not name.startswith("bert.") or name.startswith("bert.pooler.")]
+        if new_head_ok
+        else []
+    )
     heads = ("cls.", "classifier.", "bert.pooler.")
     problems = [f"missing {name}" for name in missing if name not in kept]
     problems += [f"unknown {name}" for name in found if name not in wanted and not name.startswith(heads)]

@@ -64,7 +64,9 @@ def wordpiece_tokenizer(vocabulary: dict[str, int], lowercase: bool, source: str
     """
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
     if missing:
-        raise BertfastError(f"{source}: has no {', '.join(missing)}; a BERT vocabulary holds {', '.join(SPECIAL_TOKENS)}")
+        raise BertfastError(
+            f"{source}: has no {', '.join(missing)}; a BERT vocabulary holds {', '.join(SPECIAL_TOKENS)}"
+        )
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = BertPreTokenizer()

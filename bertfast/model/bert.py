@@ -62,7 +62,9 @@ class PreTrainedModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, config: BertConfig | None = None, new_head_ok: bool = False) -> Self:
+    def from_pretrained(
+        cls, folder: str | Path, *, config: BertConfig | None = None, new_head_ok: bool = False
+    ) -> Self:
         """The model in a Hugging Face folder (config.json, model.safetensors).
 
         Args:
@@ -142,9 +144,7 @@ class BertModel(PreTrainedModel):
         Raises:
             BertfastError: inputs that contradict one another or go beyond the configuration.
         """
-        encoded = self.encode(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed
-        )
+        encoded = self.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
         return BaseModelOutputWithPooling(
             last_hidden_state=encoded.outward(encoded.last),
             pooler_output=encoded.pooled,
@@ -167,7 +167,9 @@ class BertModel(PreTrainedModel):
         if isinstance(input_ids, PackedBatch):
             batch = input_ids
             if any(x is not None for x in (attention_mask, token_type_ids, position_ids, inputs_embeds)):
-                raise BertfastError("a PackedBatch carries its own segments, positions and boundaries; give nothing beside it")
+                raise BertfastError(
+                    "a PackedBatch carries its own segments, positions and boundaries; give nothing beside it"
+                )
         else:
             batch, padding, embeds = self._pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         first, *between, last = self._site_seeds(seed, batch.segment_ids.device)
@@ -286,9 +288,7 @@ class BertForMaskedLM(_MaskedLM):
         the vocabulary-sized work beyond the masked positions, and with ``labels`` (sequences, positions; -100 where nothing is
         predicted) the mean loss.
         """
-        encoded = self.bert.encode(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed
-        )
+        encoded = self.bert.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
         predicted, logits = self._predict(encoded, input_ids, labels, return_logits)
         loss, correct, count = predicted or (None, None, None)
         return MaskedLMOutput(
@@ -328,9 +328,7 @@ class BertForPreTraining(_MaskedLM):
         The loss is the sum of those there are labels for: ``labels`` and ``next_sentence_label`` (sequences,), or what the
         `PackedBatch` carries.
         """
-        encoded = self.bert.encode(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed
-        )
+        encoded = self.bert.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
         predicted, logits = self._predict(encoded, input_ids, labels, return_logits)
         mlm_loss, correct, count = predicted or (None, None, None)
         if isinstance(input_ids, PackedBatch):
@@ -382,9 +380,7 @@ class BertForSequenceClassification(PreTrainedModel):
         The loss follows ``config.problem_type``; where that is None: squared error for one label, cross-entropy for integer labels,
         and binary cross-entropy of each label for float labels (sequences, labels). Other arguments as of `BertModel.forward`.
         """
-        encoded = self.bert.encode(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed
-        )
+        encoded = self.bert.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
         assert encoded.pooled is not None
         logits = self.classify(encoded.pooled, encoded.head_seed)
         if isinstance(input_ids, PackedBatch):

@@ -48,4 +48,6 @@ def _check_range(name: str, ids: Tensor, size: int, limit: str) -> None:
         return
     low, high = (int(value) for value in ids.aminmax())
     if low < 0 or high >= size:
-        raise BertfastError(f"{name} hold {low if low < 0 else high}; {limit} is {size}, so they must be from 0 to {size - 1}")
+        raise BertfastError(
+            f"{name} hold {low if low < 0 else high}; {limit} is {size}, so they must be from 0 to {size - 1}"
+        )

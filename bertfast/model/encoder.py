@@ -56,9 +56,7 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(
-        self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: tuple[Tensor | None, ...]
-    ) -> list[Tensor]:
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: tuple[Tensor | None, ...]) -> list[Tensor]:
         """The input and the output of each block, each (tokens, hidden); ``seeds`` are three to a block."""
         states = [x]
         for number, layer in enumerate(self.layer):

@@ -86,7 +86,9 @@ def sentence_pairs(
     return Spans.of(rows)
 
 
-def truncate(a: tuple[int, int], b: tuple[int, int], max_tokens: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def truncate(
+    a: tuple[int, int], b: tuple[int, int], max_tokens: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """Cuts the longer span, at a random end, until both fit, each keeping a token."""
     (a0, a1), (b0, b1) = a, b
     excess = (a1 - a0) + (b1 - b0) - max_tokens

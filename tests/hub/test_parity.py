@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from bertfast import (
     BertConfig,
     BertForMaskedLM,
@@ -51,9 +52,7 @@ def pair(cls, folder, shape="head64", ours_first=False, **overrides):
         for parameter in ours.parameters():
             parameter.data.normal_(std=0.1)
         ours.save_pretrained(folder)
-        theirs, report = theirs_class.from_pretrained(
-            folder, output_loading_info=True, attn_implementation="eager"
-        )
+        theirs, report = theirs_class.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
         assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         return ours, theirs
     theirs = theirs_class(transformers.BertConfig(**config.to_dict(), attn_implementation="eager"))

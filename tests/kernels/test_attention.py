@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from bertfast import kernels
 from bertfast.kernels import reference
 from bertfast.kernels.philox import as_seed, dropout_threshold
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support import DEVICE, assert_close_to_float64, boundaries, forced
 
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 128)

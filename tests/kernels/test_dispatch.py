@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+
 from bertfast import kernels
 from bertfast.kernels import dispatch
 from support import missing_backend
@@ -54,12 +55,18 @@ def test_use_backend_forces_and_gives_back():
 
 
 def test_use_backend_refuses_an_unknown_name():
-    with pytest.raises(kernels.BackendError, match="'cuda'; it must be one of triton, cpp, reference"), kernels.use_backend("cuda"):
+    with (
+        pytest.raises(kernels.BackendError, match="'cuda'; it must be one of triton, cpp, reference"),
+        kernels.use_backend("cuda"),
+    ):
         pass
 
 
 def test_a_forced_backend_that_cannot_run_says_why():
-    with kernels.use_backend("cpp"), pytest.raises(kernels.BackendError, match="the dtype is float16, it takes float32, bfloat16"):
+    with (
+        kernels.use_backend("cpp"),
+        pytest.raises(kernels.BackendError, match="the dtype is float16, it takes float32, bfloat16"),
+    ):
         kernels.dropout(torch.ones(3, dtype=torch.float16), 0.5)
 
 

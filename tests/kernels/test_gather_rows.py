@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from bertfast import kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from bertfast import kernels
 from support import DEVICE, forced
 
 BACKENDS = ("reference", "cpp")

@@ -4,9 +4,10 @@ import importlib
 
 import pytest
 import torch
-from bertfast import kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from bertfast import kernels
 from support import DEVICE, assert_close_to_float64, forced
 
 BACKENDS = ("reference", "cpp")
@@ -57,9 +58,7 @@ def check(backend, rows, vocab, hidden, dtype, ignored=0, bias=True, dloss=None,
 def test_the_reference_passes_gradcheck(reduction, smoothing, z_loss):
     leaves, labels = inputs(5, 7, 4, torch.float64, ignored=2)
     options = {"reduction": reduction, "label_smoothing": smoothing, "z_loss": z_loss}
-    assert torch.autograd.gradcheck(
-        lambda h, w, b: kernels.linear_cross_entropy(h, w, b, labels, **options)[0], leaves
-    )
+    assert torch.autograd.gradcheck(lambda h, w, b: kernels.linear_cross_entropy(h, w, b, labels, **options)[0], leaves)
 
 
 def test_the_reference_equals_torch_cross_entropy():
@@ -79,7 +78,9 @@ def test_every_dtype_and_reduction_matches_float64(backend, reduction, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"z_loss": 1e-3}, {"label_smoothing": 1.0, "z_loss": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{"label_smoothing": 0.1}, {"z_loss": 1e-3}, {"label_smoothing": 1.0, "z_loss": 0.1}]
+)
 def test_label_smoothing_and_z_loss_match_float64(backend, options):
     check(backend, 11, 97, 16, torch.float32, ignored=2, **options)
 
@@ -224,7 +225,9 @@ def bad_calls():
     yield "z_loss is -1", ValueError, (h, w, b, y), {"z_loss": -1}
 
 
-@pytest.mark.parametrize(("message", "error", "arguments", "options"), list(bad_calls()), ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    ("message", "error", "arguments", "options"), list(bad_calls()), ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_wrong_arguments_are_named(message, error, arguments, options):
     with pytest.raises(error) as caught:
         kernels.linear_cross_entropy(*arguments, **options)

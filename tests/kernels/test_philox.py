@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from bertfast.kernels.philox import (
     LANE_RANGE,
     as_seed,

@@ -1,0 +1,374 @@
+"""Fine-tuning for classification: labelled texts and a pretrained encoder in, a classifier with all it needs out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from bertfast.config import BertConfig
+from bertfast.data import tasks
+from bertfast.data.tokenizer import SpecialIds, save_tokenizer
+from bertfast.errors import BertfastError
+from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, save_pretrained
+from bertfast.model import BertForSequenceClassification
+from bertfast.packed import PackedBatch
+
+from .evaluate import Scores, score
+from .metrics import LiveBar
+from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
+from .precision import PRECISIONS, Masters
+
+TASKS = ("classification",)
+WARMUP_SHARE = 0.1  # of the updates. Devlin et al., "BERT", appendix A.3
+EVAL_TOKENS = 16384  # of a batch without gradients
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """One fine-tuning run.
+
+    Attributes:
+        model: folder of a pretrained model in Hugging Face's format, its tokenizer beside it.
+        train, dev: files with a header (see `bertfast.data.tasks`).
+        out: folder of the result; it must not exist.
+        task: "classification".
+        text_column, pair_column, label_column: None for the defaults.
+        freeze_encoder: train the classifier alone, on the encoder's pooled output.
+        from_scratch: keep the model's shape and tokenizer but none of its weights.
+        epochs: passes over the training data.
+        lr: peak learning rate; None is 5e-5, or 1e-3 when the encoder is frozen.
+        batch_size: examples of an update.
+        max_length: tokens of an example at most; None is the model's positions.
+        precision: "fp32", or "bf16" with float32 master weights.
+        seed: of the new weights, the order and the dropout.
+    """
+
+    model: str
+    train: str
+    dev: str
+    out: str
+    task: str = "classification"
+    text_column: str | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
+    freeze_encoder: bool = False
+    from_scratch: bool = False
+    epochs: int = 3
+    lr: float | None = None
+    batch_size: int = 32
+    max_length: int | None = None
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise BertfastError(f"task is {self.task!r}; it must be one of {', '.join(TASKS)}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise BertfastError(
+                    f"{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {least}"
+                )
+        if self.lr is None:
+            object.__setattr__(self, "lr", 1e-3 if self.freeze_encoder else 5e-5)
+        if not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
+            raise BertfastError(f"lr is {self.lr!r}; it must be a number above 0")
+        if self.max_length is not None and self.max_length < 4:
+            raise BertfastError(f"max-length is {self.max_length}; it must be at least 4")
+        if self.precision not in PRECISIONS:
+            raise BertfastError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        if self.freeze_encoder and self.from_scratch:
+            raise BertfastError("freeze-encoder and from-scratch together would train a classifier on a random encoder")
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """The folder that was made, the best epoch's dev scores, and every epoch's numbers."""
+
+    out: Path
+    accuracy: float
+    macro_f1: float
+    best_epoch: int
+    history: list[dict[str, Any]]
+
+
+def finetune(model: str, train: str, dev: str, out: str, **options: Any) -> FinetuneResult:
+    """Fine-tunes a classifier; the command ``bertfast finetune`` as a function.
+
+    Args:
+        model: folder of a pretrained model.
+        train, dev: labelled files.
+        out: folder of the result.
+        options: the other fields of `FinetuneConfig`.
+
+    Raises:
+        BertfastError: an option, a file or a folder cannot be used, or the loss became NaN; nothing is left behind.
+    """
+    config = FinetuneConfig(model=str(model), train=str(train), dev=str(dev), out=str(out), **options)
+    target = Path(config.out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise BertfastError(f"{target}: exists already; choose another --out")
+    columns = (config.text_column, config.pair_column, config.label_column)
+    train_examples = tasks.read_task(config.train, *columns)
+    dev_examples = tasks.read_task(config.dev, *columns)
+    labels = tasks.label_names(train_examples)
+    shape = load_config(config.model).with_labels(labels)
+    tokenizer = load_tokenizer(config.model)
+    check_tokenizer_fits(tokenizer, shape, f"{config.model}: the tokenizer")
+    SpecialIds(tokenizer)
+    max_length = min(config.max_length or shape.max_position_embeddings, shape.max_position_embeddings)
+    train_data = _Data(train_examples, tokenizer, shape, max_length, config.train)
+    dev_data = _Data(dev_examples, tokenizer, shape, max_length, config.dev)
+
+    torch.manual_seed(config.seed)
+    classifier = BertForSequenceClassification(shape)
+    if not config.from_scratch:
+        classifier = BertForSequenceClassification.from_pretrained(config.model, config=shape, new_head_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    started = time.monotonic()
+    history, best, weights = _train(config, classifier.to(device), train_data, dev_data, device)
+    summary = {
+        "best_epoch": best["epoch"],
+        "dev_accuracy": best["dev_accuracy"],
+        "dev_macro_f1": best["dev_macro_f1"],
+        "seconds": time.monotonic() - started,
+        "train_examples": len(train_data),
+        "dev_examples": len(dev_data),
+        "truncated": {"train": train_data.truncated, "dev": dev_data.truncated, "max_length": max_length},
+        "settings": asdict(config),
+        "epochs": history,
+    }
+    classifier.float().load_state_dict(weights)
+    _save(target, classifier, tokenizer, config, summary, max_length)
+    return FinetuneResult(target, best["dev_accuracy"], best["dev_macro_f1"], best["epoch"], history)
+
+
+class _Data:
+    """Encoded examples and their label numbers."""
+
+    def __init__(
+        self, examples: Sequence[tasks.Example], tokenizer: Tokenizer, shape: BertConfig, max_length: int, source: str
+    ) -> None:
+        self.labels = tasks.encode_labels(examples, shape.label2id, source)
+        texts, pairs = [example.text for example in examples], [example.pair for example in examples]
+        self.inputs = tasks.encode(tokenizer, texts, pairs, max_length)
+        self.truncated = sum(item.truncated for item in self.inputs)
+        if self.truncated:
+            print(
+                f"bertfast: {source}: {self.truncated} of {len(self)} inputs were longer than {max_length} tokens and were cut",
+                file=sys.stderr,
+            )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, rows: Sequence[int]) -> PackedBatch:
+        """These rows, packed."""
+        return PackedBatch.from_sequences(
+            [self.inputs[row].ids for row in rows],
+            [self.inputs[row].segments for row in rows],
+            [self.labels[row] for row in rows],
+        )
+
+
+def batches_by_tokens(inputs: Sequence[tasks.Encoded], tokens: int) -> list[list[int]]:
+    """Rows in order, cut into batches of ``tokens`` tokens at most (one row at least)."""
+    result: list[list[int]] = [[]]
+    total = 0
+    for row, item in enumerate(inputs):
+        if result[-1] and total + len(item.ids) > tokens:
+            result.append([])
+            total = 0
+        result[-1].append(row)
+        total += len(item.ids)
+    return result
+
+
+def _train(
+    config: FinetuneConfig, model: BertForSequenceClassification, train: _Data, dev: _Data, device: torch.device
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Tensor]]:
+    """Every epoch's numbers, the best one's, and its weights in float32."""
+    pooled: Tensor | None = None
+    dev_pooled: Tensor | None = None
+    if config.freeze_encoder:
+        model.bert.requires_grad_(False)
+        # The encoder never changes, so its outputs are computed once; without dropout, as at prediction.
+        pooled, dev_pooled = (_pool(model, data, device) for data in (train, dev))
+    masters = Masters(model, config.precision)
+    if pooled is not None and dev_pooled is not None:
+        pooled, dev_pooled = (features.to(model.classifier.weight.dtype) for features in (pooled, dev_pooled))
+    assert config.lr is not None
+    optimizer = build_optimizer(masters, config.lr)
+    per_epoch = -(-len(train) // config.batch_size)
+    total = per_epoch * config.epochs
+    warmup = max(1, round(WARMUP_SHARE * total))
+    history: list[dict[str, Any]] = []
+    best: dict[str, Any] = {}
+    best_weights: dict[str, Tensor] = {}
+    with LiveBar(total, label="finetune") as bar:
+        for epoch in range(1, config.epochs + 1):
+            order = np.random.default_rng([config.seed, epoch]).permutation(len(train))
+            model.train()
+            losses = 0.0
+            for index in range(per_epoch):
+                step = (epoch - 1) * per_epoch + index
+                rows = order[index * config.batch_size : (index + 1) * config.batch_size].tolist()
+                seed = config.seed * 1_000_003 + step
+                if pooled is None:
+                    loss = model(train.batch(rows).to(device), seed=seed).loss
+                else:
+                    labels = torch.tensor([train.labels[row] for row in rows], device=device)
+                    logits = model.classify(pooled[rows], torch.tensor([seed], device=device))
+                    loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+                loss.backward()
+                masters.take_gradients()
+                clip_gradients(masters.weights, 1.0)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise BertfastError(
+                        f"step {step + 1}: the loss is {value}; stopped, nothing was saved. A lower --lr may help"
+                    )
+                set_rate(optimizer, config.lr * linear_schedule(step, warmup, total))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                masters.refresh()
+                losses += value
+                bar.advance(step + 1, f"epoch {epoch}  loss {value:.3f}")
+            scores = _score(model, dev, dev_pooled, device)
+            line = {
+                "epoch": epoch,
+                "train_loss": losses / per_epoch,
+                "dev_accuracy": scores.accuracy,
+                "dev_macro_f1": scores.macro_f1,
+            }
+            history.append(line)
+            if not best or line["dev_accuracy"] > best["dev_accuracy"]:
+                best = line
+                best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+                best_weights |= {name: tensor.cpu().clone() for name, tensor in masters.named().items()}
+    return history, best, {name: tensor.float() for name, tensor in best_weights.items()}
+
+
+@torch.no_grad()
+def _pool(model: BertForSequenceClassification, data: _Data, device: torch.device) -> Tensor:
+    model.eval()
+    outputs = [
+        model.bert(data.batch(rows).to(device)).pooler_output for rows in batches_by_tokens(data.inputs, EVAL_TOKENS)
+    ]
+    return torch.cat(outputs)
+
+
+@torch.no_grad()
+def _score(model: BertForSequenceClassification, dev: _Data, pooled: Tensor | None, device: torch.device) -> Scores:
+    model.eval()
+    if pooled is not None:
+        logits = model.classify(pooled)
+    else:
+        parts = [model(dev.batch(rows).to(device)).logits for rows in batches_by_tokens(dev.inputs, EVAL_TOKENS)]
+        logits = torch.cat(parts)
+    return score(logits.argmax(-1).tolist(), dev.labels, model.config.num_labels)
+
+
+def _save(
+    target: Path,
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    config: FinetuneConfig,
+    summary: dict[str, Any],
+    max_length: int,
+) -> None:
+    """Writes the whole folder under another name, then renames it: it is there whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        save_pretrained(model, temporary)
+        save_tokenizer(tokenizer, temporary, max_length)
+        names = list(model.config.id2label.values())
+        (temporary / "labels.json").write_text(json.dumps(names, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (temporary / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(_card(config, summary, names), encoding="utf-8")
+        (temporary / "predict.py").write_text(PREDICT_SCRIPT, encoding="utf-8")
+        if target.is_dir():
+            target.rmdir()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise BertfastError(f"{target}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+PREDICT_SCRIPT = '''"""Labels texts with the model in this folder: python predict.py "some text" "another"."""
+
+import sys
+from pathlib import Path
+
+from bertfast.training.predict import Classifier
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    for text, prediction in zip(sys.argv[1:], Classifier(Path(__file__).parent).predict(sys.argv[1:])):
+        print(f"{prediction.label}\\t{prediction.probabilities[prediction.label]:.3f}\\t{text}")
+'''
+
+
+def _card(config: FinetuneConfig, summary: dict[str, Any], names: list[str]) -> str:
+    epochs = "\n".join(
+        f"| {line['epoch']} | {line['train_loss']:.4f} | {line['dev_accuracy']:.4f} | {line['dev_macro_f1']:.4f} |"
+        for line in summary["epochs"]
+    )
+    how = "the classifier alone, the encoder frozen" if config.freeze_encoder else "end to end"
+    start = (
+        f"the shape of `{Path(config.model).name}`, with random weights"
+        if config.from_scratch
+        else f"`{Path(config.model).name}`"
+    )
+    pair = f" and `{config.pair_column}`" if config.pair_column else ""
+    return f"""---
+library_name: bertfast
+pipeline_tag: text-classification
+---
+
+# {Path(config.out).name}
+
+A BERT classifier of {len(names)} labels ({", ".join(names)}), trained with bertfast {how}, starting from {start}.
+
+| | |
+| --- | --- |
+| training data | `{Path(config.train).name}`, {summary["train_examples"]} examples |
+| dev data | `{Path(config.dev).name}`, {summary["dev_examples"]} examples |
+| columns | text `{config.text_column or "sentence or text"}`{pair}, label `{config.label_column or "label"}` |
+| epochs, batch size, peak rate | {config.epochs}, {config.batch_size}, {config.lr:g} |
+| precision, seed | {config.precision}, {config.seed} |
+| inputs cut at {summary["truncated"]["max_length"]} tokens | train {summary["truncated"]["train"]}, dev {summary["truncated"]["dev"]} |
+| best epoch by dev accuracy | {summary["best_epoch"]} |
+| dev accuracy, macro F1 | {summary["dev_accuracy"]:.4f}, {summary["dev_macro_f1"]:.4f} |
+
+| epoch | train loss | dev accuracy | dev macro F1 |
+| --- | --- | --- | --- |
+{epochs}
+
+The best epoch was chosen on the dev data, so its dev scores are a little optimistic.
+
+## Use
+
+    python predict.py "some text"
+    bertfast predict . texts.tsv
+
+    from transformers import pipeline
+    pipeline("text-classification", ".")("some text")
+"""
