@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import shutil
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import yaml
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from bertfast.config import PRESETS, BertConfig
@@ -83,25 +85,35 @@ def pretrain(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     words = load_tokenizer(config.tokenizer)
     model = _build_model(config, words)
-    _claim(run, config, resume)
+    fresh = _claim(run, config, resume)
     with _locked(run):
-        clean(run)
-        save_tokenizer(words, run, model.config.max_position_embeddings)
-        write_atomically(run / "config.yaml", lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
-        text = json.dumps(model.config.to_dict(type(model).__name__), indent=2) + "\n"
-        write_atomically(run / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
-        store = TokenStore.build(config.data, words, run / "tokens", config.text_field)
-        batches = Batches(
-            store,
-            SpecialIds(words),
-            model.config.vocab_size,
-            config.seq_len,
-            config.batch_tokens,
-            config.objective,
-            config.masking,
-            config.seed,
-        )
+        try:
+            batches = _prepare(config, run, model, words)
+        except BertfastError:
+            if fresh:  # nothing was trained: leave no folder that would stand in the way of the next try
+                shutil.rmtree(run)
+            raise
         return _Trainer(config, run, model.to(device), batches, device, on_log).train(resume)
+
+
+def _prepare(config: PretrainConfig, run: Path, model: BertForPreTraining | BertForMaskedLM, words: Tokenizer) -> Batches:
+    """Puts what does not change into the run's folder, and opens its data."""
+    clean(run)
+    save_tokenizer(words, run, model.config.max_position_embeddings)
+    text = json.dumps(model.config.to_dict(type(model).__name__), indent=2) + "\n"
+    write_atomically(run / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+    batches = Batches(
+        TokenStore.build(config.data, words, run / "tokens", config.text_field),
+        SpecialIds(words),
+        model.config.vocab_size,
+        config.seq_len,
+        config.batch_tokens,
+        config.objective,
+        config.masking,
+        config.seed,
+    )
+    batches.plan(0)  # says now if the corpus cannot serve the objective
+    return batches
 
 
 class _Trainer:
@@ -277,7 +289,7 @@ def _numbers(line: dict[str, Any]) -> str:
     return f"loss {line['loss']:.3f}  mlm acc {line['mlm_accuracy']:.3f}  {line['tokens_per_second']:,.0f} tok/s"
 
 
-def _build_model(config: PretrainConfig, tokenizer: Any) -> BertForPreTraining | BertForMaskedLM:
+def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> BertForPreTraining | BertForMaskedLM:
     cls = BertForPreTraining if config.objective == "mlm+nsp" else BertForMaskedLM
     torch.manual_seed(config.seed)
     if config.model in PRESETS:
@@ -295,17 +307,17 @@ def _build_model(config: PretrainConfig, tokenizer: Any) -> BertForPreTraining |
     return model
 
 
-def _claim(run: Path, config: PretrainConfig, resume: bool) -> None:
-    """Makes the run's folder, or checks that this run may go on in it."""
-    occupied = run.exists() and (not run.is_dir() or any(run.iterdir()))
+def _claim(run: Path, config: PretrainConfig, resume: bool) -> bool:
+    """Makes the run's folder and returns True, or checks that this run may go on in it and returns False."""
+    # Hidden files are what a run killed in its first moments leaves.
+    occupied = run.exists() and (not run.is_dir() or any(not path.name.startswith(".") for path in run.iterdir()))
     if not occupied:
-        if resume:
-            raise BertfastError(f"{run}: there is no run to resume; leave out --resume to start one")
         try:
             run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BertfastError(f"{run}: cannot be made ({error})") from error
-        return
+        write_atomically(run / "config.yaml", lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
+        return True
     if not resume:
         raise BertfastError(f"{run}: exists already; choose another --out, or add --resume to go on with that run")
     try:
@@ -322,6 +334,7 @@ def _claim(run: Path, config: PretrainConfig, resume: bool) -> None:
     if changed:
         shown = ", ".join(f"{name} was {saved.get(name)!r}, is {now[name]!r}" for name in changed)
         raise BertfastError(f"{run}: a resumed run keeps its options, but {shown}")
+    return False
 
 
 @contextmanager

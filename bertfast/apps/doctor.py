@@ -1,0 +1,91 @@
+"""What this machine runs: versions, instruction sets, and for each op the backend it takes and why not another."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from bertfast import __version__
+from bertfast.kernels import dispatch
+
+PACKAGES = ("torch", "triton", "numpy", "tokenizers", "safetensors", "transformers", "tensorboard")
+HEAD_DIM = 64  # of the attention that is asked about
+
+
+def report() -> dict[str, Any]:
+    """The facts, as plain JSON values."""
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices.append(torch.device("cuda"))
+    extension = dispatch._C
+    return {
+        "machine": {
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": {"bertfast": __version__, "python": platform.python_version()}
+        | {name: _version(name) for name in PACKAGES},
+        "instruction_sets": extension.capabilities() if extension else {"missing": dispatch.NO_EXTENSION},
+        "ops": [_choice(op, device, dtype) for device in devices for op in dispatch.OPS for dtype in dispatch.DTYPES],
+    }
+
+
+def _choice(op: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    try:
+        taken, reasons = dispatch.explain(op, device, dtype, HEAD_DIM)
+    except dispatch.BackendError as error:
+        taken, reasons = None, {"forced": str(error)}
+    return {
+        "op": op,
+        "device": device.type,
+        "dtype": dispatch.dtype_name(dtype),
+        "backend": taken,
+        "reasons": reasons,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Prints the facts as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title="bertfast doctor", show_header=False, title_justify="left")
+    for part in ("machine", "versions", "instruction_sets"):
+        for name, value in facts[part].items():
+            shown = ", ".join(value) if isinstance(value, list) else ("not there" if value is None else str(value))
+            table.add_row(part.replace("_", " "), name, shown)
+        table.add_section()
+    console.print(table)
+    table = Table(title="which backend each op takes, and why not the others", title_justify="left")
+    for heading in ("op", "device", "dtype", "takes", "others"):
+        table.add_column(heading, overflow="fold")
+    for row in facts["ops"]:
+        others = "\n".join(f"{name}: {why}" for name, why in row["reasons"].items())
+        table.add_row(row["op"], row["device"], row["dtype"], row["backend"] or "none", others)
+    console.print(table)

@@ -1,0 +1,351 @@
+"""The command line. A user's mistake is one line after ``error:`` and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+try:  # newer releases of typer carry click inside them
+    from typer import _click as click
+except ImportError:
+    import click  # type: ignore[no-redef]
+
+from bertfast import __version__
+from bertfast.errors import BertfastError
+
+# Imports of torch and the like stand inside the commands, so that --help answers at once.
+
+app = typer.Typer(
+    name="bertfast",
+    help="Pretrain and fine-tune BERT encoders on packed batches, with fused Triton and C++ kernels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class FilesCommand(TyperCommand):
+    """Lets ``--data`` take several files: ``--data a.txt b.txt`` is ``--data a.txt --data b.txt``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        expanded: list[str] = []
+        taking = False
+        for arg in args:
+            if arg.startswith("-") and arg != "-":
+                taking = arg == "--data"
+                expanded.append(arg)
+            elif taking and expanded[-1] != "--data":
+                expanded += ["--data", arg]
+            else:
+                expanded.append(arg)
+        return super().parse_args(ctx, expanded)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"bertfast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
+    """Say what this machine runs: versions, instruction sets, and the backend that each op takes.
+
+    Example: bertfast doctor
+    """
+    from bertfast.apps import doctor as app_doctor
+
+    facts = app_doctor.report()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        app_doctor.show(facts)
+
+
+@app.command(cls=FilesCommand)
+def tokenizer(
+    data: Annotated[list[str], typer.Option(help="Files of text: plain, JSON lines, or gzip of either.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    vocab_size: Annotated[int, typer.Option(help="Entries of the vocabulary.")] = 30522,
+    cased: Annotated[bool, typer.Option("--cased", help="Keep upper case and accents.")] = False,
+    text_field: Annotated[str, typer.Option(help="Field of JSON lines.")] = "text",
+) -> None:
+    """Train a WordPiece tokenizer on text.
+
+    Example: bertfast tokenizer --data corpus.txt --vocab-size 8192 --out tok
+    """
+    from bertfast.data.readers import read_documents
+    from bertfast.data.tokenizer import save_tokenizer, train_wordpiece
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BertfastError(f"{out}: exists already; choose another --out")
+    lines = (line for document in read_documents(data, text_field) for line in document)
+    trained = train_wordpiece(lines, vocab_size, lowercase=not cased)
+    save_tokenizer(trained, out)
+    print(f"{trained.get_vocab_size()} entries in {out}")
+
+
+@app.command(cls=FilesCommand)
+def pretrain(
+    ctx: typer.Context,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Files of text: plain (a blank line between documents), JSON lines, or gzip of either."),
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder of the tokenizer.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
+    model: Annotated[
+        str, typer.Option(help="A preset (bert-tiny, -mini, -small, -medium, -base, -large), or a model's folder.")
+    ] = "bert-small",
+    objective: Annotated[str, typer.Option(help="mlm+nsp or mlm.")] = "mlm+nsp",
+    masking: Annotated[str, typer.Option(help="dynamic (new each epoch) or static.")] = "dynamic",
+    steps: Annotated[int, typer.Option(help="Updates.")] = 10_000,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of a batch at most.")] = 8192,
+    seq_len: Annotated[int, typer.Option(help="Tokens of a sequence at most.")] = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
+    warmup: Annotated[int, typer.Option(help="Updates of warm-up.")] = 1000,
+    weight_decay: Annotated[float, typer.Option(help="Not of biases and norms.")] = 0.01,
+    clip_norm: Annotated[float, typer.Option(help="Norm that gradients are scaled down to.")] = 1.0,
+    accumulation: Annotated[int, typer.Option(help="Batches averaged for an update.")] = 1,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 with float32 master weights.")] = "fp32",
+    seed: Annotated[int, typer.Option(help="Of weights, data order, masks and dropout.")] = 0,
+    checkpoint_every: Annotated[int, typer.Option(help="Updates between checkpoints.")] = 1000,
+    log_every: Annotated[int, typer.Option(help="Updates that a line of metrics.jsonl averages over.")] = 10,
+    text_field: Annotated[str, typer.Option(help="Field of JSON lines.")] = "text",
+    config: Annotated[Path | None, typer.Option(help="YAML file of these options; those given beside it win.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+) -> None:
+    """Pretrain a BERT on text.
+
+    Example: bertfast pretrain --data corpus.txt --tokenizer tok --model bert-mini --steps 1000 --warmup 100 --out run
+    """
+    from bertfast.training.config import PretrainConfig, read_yaml
+    from bertfast.training.pretrain import Interrupted
+    from bertfast.training.pretrain import pretrain as run_pretrain
+
+    options: dict[str, Any] = read_yaml(config) if config else {}
+    for field in fields(PretrainConfig):
+        given = ctx.get_parameter_source(field.name) == click.core.ParameterSource.COMMANDLINE
+        if given or field.name not in options:
+            options[field.name] = ctx.params[field.name]
+    for field in fields(PretrainConfig):
+        if field.default is MISSING and not options[field.name]:
+            raise BertfastError(f"--{field.name} is missing; give it, or a --config that sets it")
+    # The default warm-up would outlast a short run.
+    if "warmup" not in options or (
+        ctx.get_parameter_source("warmup") == click.core.ParameterSource.DEFAULT and not config
+    ):
+        options["warmup"] = min(warmup, steps // 10)
+    try:
+        result = run_pretrain(**options, resume=resume)
+    except Interrupted as stopped:
+        print("bertfast: stopped after a checkpoint; the same command with --resume goes on", file=sys.stderr)
+        raise typer.Exit(128 + stopped.args[0]) from None
+    print(f"{result.out}: step {result.steps}, loss {result.last.get('loss', float('nan')):.4f}")
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(help="Folder of a pretrained model.")],
+    train: Annotated[str, typer.Option(help="Training data: TSV, CSV or JSON lines with a header.")],
+    dev: Annotated[str, typer.Option(help="Data that the best epoch is chosen on.")],
+    out: Annotated[str, typer.Option(help="Folder to write; it must not exist.")],
+    task: Annotated[str, typer.Option(help="classification.")] = "classification",
+    text_column: Annotated[str | None, typer.Option(help="Default: sentence, or else text.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Second text of a pair.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Default: label.")] = None,
+    freeze_encoder: Annotated[bool, typer.Option("--freeze-encoder", help="Train the classifier alone.")] = False,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Keep the model's shape, not its weights.")
+    ] = False,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 3,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default 5e-5, 1e-3 when frozen.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples of an update.")] = 32,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of an example at most; default: the model's positions.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 with float32 master weights.")] = "fp32",
+    seed: Annotated[int, typer.Option(help="Of new weights, order and dropout.")] = 0,
+) -> None:
+    """Fine-tune a pretrained model to classify texts.
+
+    Example: bertfast finetune run --task classification --train train.tsv --dev dev.tsv --epochs 3 --out classifier
+    """
+    from bertfast.training.finetune import FinetuneConfig
+    from bertfast.training.finetune import finetune as run_finetune
+
+    values = locals()
+    result = run_finetune(**{field.name: values[field.name] for field in fields(FinetuneConfig)})
+    print(
+        f"{result.out}: dev accuracy {result.accuracy:.4f}, macro F1 {result.macro_f1:.4f} (epoch {result.best_epoch})"
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder of a fine-tuned model.")],
+    data: Annotated[str, typer.Option(help="Labelled data: TSV, CSV or JSON lines with a header.")],
+    text_column: Annotated[str | None, typer.Option(help="Default: sentence, or else text.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Second text of a pair.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Default: label.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Score a fine-tuned model on labelled data.
+
+    Example: bertfast evaluate classifier --data test.tsv --json
+    """
+    from bertfast.training.evaluate import evaluate as run_evaluate
+
+    scores = run_evaluate(model, data, text_column, pair_column, label_column)
+    _say_truncated(scores["truncated"])
+    if as_json:
+        print(json.dumps(scores))
+    else:
+        print(f"accuracy {scores['accuracy']:.4f}  macro F1 {scores['macro_f1']:.4f}  ({scores['examples']} examples)")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder of a fine-tuned model.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="TSV, CSV or JSON lines with a header, plain text with a text a line, or - for such lines on standard input."
+        ),
+    ] = "-",
+    text_column: Annotated[str | None, typer.Option(help="Default: sentence, or else text.")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Second text of a pair.")] = None,
+) -> None:
+    """Write each text's label and probabilities as a line of JSON.
+
+    Example: echo "a charming and affecting journey" | bertfast predict classifier -
+    """
+    from bertfast.training.predict import Classifier
+
+    classifier = Classifier(model)
+    truncated = 0
+    for texts, pairs in _inputs(file, text_column, pair_column):
+        for text, prediction in zip(texts, classifier.predict(texts, pairs), strict=True):
+            truncated += prediction.truncated
+            print(
+                json.dumps(
+                    {"text": text, "label": prediction.label, "probabilities": prediction.probabilities},
+                    ensure_ascii=False,
+                )
+            )
+    _say_truncated(truncated)
+
+
+def _inputs(
+    file: str, text_column: str | None, pair_column: str | None
+) -> Iterator[tuple[list[str], list[str | None]]]:
+    """Texts and their pairs, some at a time, in order; lines with nothing on them are left out."""
+    from bertfast.data import tasks
+    from bertfast.data.readers import open_text
+
+    path = Path(file)
+    if file != "-" and path.name.removesuffix(".gz").endswith((".tsv", ".csv", ".jsonl", ".json")):
+        rows = tasks.read_task(path, text_column, pair_column, require_labels=False)
+        yield [row.text for row in rows], [row.pair for row in rows]
+        return
+    if file == "-":
+        try:
+            lines = [line.strip() for line in sys.stdin.buffer.read().decode("utf-8").splitlines()]
+        except UnicodeDecodeError as error:
+            raise BertfastError(f"standard input is not UTF-8 text ({error.reason})") from error
+    else:
+        with open_text(path) as stream:
+            lines = [line.strip() for line in stream]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise BertfastError(f"{'standard input' if file == '-' else file} holds no text")
+    yield lines, [None] * len(lines)
+
+
+@app.command()
+def fill(
+    model: Annotated[str, typer.Argument(help="Folder of a model with a masked-LM head.")],
+    text: Annotated[str, typer.Argument(help="A text with [MASK] where a word is to go.")],
+    top: Annotated[int, typer.Option(help="How many words for each mask.")] = 5,
+) -> None:
+    """Print the likeliest words for each [MASK].
+
+    Example: bertfast fill run "return the [MASK] of the list"
+    """
+    from bertfast.training.fill import MaskFiller
+
+    masks, truncated = MaskFiller(model).fill(text, top)
+    _say_truncated(int(truncated))
+    for number, fillers in enumerate(masks, 1):
+        if len(masks) > 1:
+            print(f"mask {number}")
+        for filler in fillers:
+            print(f"{filler.probability:.4f}  {filler.word:<16}  {filler.text}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write; a folder of an earlier demo is replaced.")] = Path(
+        "demo-run"
+    ),
+    seed: Annotated[int, typer.Option(help="Of the whole demo.")] = 0,
+) -> None:
+    """Train, fine-tune and report on text that every Python ships: minutes on two cores, no network.
+
+    Example: bertfast demo --out demo-run
+    """
+    from bertfast.apps.demo import run_demo
+
+    run_demo(out, seed=seed)
+
+
+def _say_truncated(count: int) -> None:
+    if count:
+        print(f"bertfast: {count} input(s) were longer than the model's positions and were cut", file=sys.stderr)
+
+
+def main() -> None:
+    """The entry point: every expected failure becomes one line and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except BrokenPipeError:
+        # The reader of the pipe has left; the interpreter's own flush at exit must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BertfastError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
