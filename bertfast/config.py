@@ -76,10 +76,9 @@ class BertConfig:
                 raise BertfastError(f"config: {name} is {value!r}; it must be above 0")
         if self.hidden_act not in ACTIVATIONS:
             raise BertfastError(f"config: hidden_act is {self.hidden_act!r}; supported are {', '.join(ACTIVATIONS)}")
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise BertfastError(
-                f"config: pad_token_id is {self.pad_token_id}, outside the vocabulary of {self.vocab_size}"
-            )
+        pad = self.pad_token_id
+        if pad is not None and not (isinstance(pad, int) and 0 <= pad < self.vocab_size):
+            raise BertfastError(f"config: pad_token_id is {pad!r}, outside the vocabulary of {self.vocab_size}")
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise BertfastError(
                 f"config: problem_type is {self.problem_type!r}; supported are {', '.join(PROBLEM_TYPES)}"
@@ -153,11 +152,14 @@ class BertConfig:
             raise BertfastError(f"{source}: no {', '.join(missing)}; is it the config.json of a BERT?")
         labels = values.get("id2label")
         if labels is None and "num_labels" in values:
-            labels = {index: f"LABEL_{index}" for index in range(values["num_labels"])}
+            count = values["num_labels"]
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise BertfastError(f"{source}: num_labels is {count!r}; it must be a whole number of at least 1")
+            labels = {index: f"LABEL_{index}" for index in range(count)}
         if labels is not None:
             try:
                 kept["id2label"] = {int(index): str(label) for index, label in labels.items()}
-            except (AttributeError, ValueError) as error:
+            except (AttributeError, TypeError, ValueError) as error:
                 raise BertfastError(f"{source}: id2label must map whole numbers to names ({error})") from error
         return cls(**kept)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,24 @@ class PackedBatch:
     next_sentence_labels: Tensor | None = None
     labels: Tensor | None = None
 
+    def check(self) -> None:
+        """Raises BertfastError unless the fields' shapes fit one another; values are the ops' to check."""
+        for name in ("segment_ids", "position_ids"):
+            shape = tuple(getattr(self, name).shape)
+            if shape != (self.num_tokens,) or self.input_ids.dim() != 1:
+                raise BertfastError(
+                    f"{name} has shape {shape} and input_ids {tuple(self.input_ids.shape)}; both must be (tokens,)"
+                )
+        if (self.masked_positions is None) != (self.masked_labels is None):
+            raise BertfastError("masked_positions and masked_labels go together; one is None")
+        for name in ("next_sentence_labels", "labels"):
+            labels = getattr(self, name)
+            if labels is not None and labels.shape[:1] != (self.num_sequences,):
+                raise BertfastError(
+                    f"{name} has shape {tuple(labels.shape)} and there are {self.num_sequences} sequences; "
+                    "it must have an entry for each"
+                )
+
     @property
     def num_tokens(self) -> int:
         """How many tokens there are, slack included."""
@@ -56,7 +75,7 @@ class PackedBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """This batch with every tensor on ``device``."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking)
             for name, value in tensors.items()
             if isinstance(value, Tensor)

@@ -57,11 +57,10 @@ def load(path: str | Path) -> PreTrainedModel:
     """
     config = load_config(path)
     names = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("architectures") or ["BertModel"]
-    if names[0] not in ARCHITECTURES:
-        raise BertfastError(
-            f"{path}: architecture {names[0]} is not supported; supported are {', '.join(ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[names[0]].from_pretrained(path, config=config)
+    name = names[0] if isinstance(names, list) else names
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise BertfastError(f"{path}: architecture {name} is not supported; supported are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name].from_pretrained(path, config=config)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -137,7 +136,7 @@ def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: boo
     """
     folder = Path(folder)
     loaded = _read_weights(folder)
-    found = _canonical(loaded, base_only=not any(name.startswith(("bert.", "cls.", "classifier.")) for name in loaded))
+    found = _canonical(loaded, base_only=not any(name.startswith("bert.") for name in loaded))
     own = model.state_dict()
     prefix = "bert." if isinstance(model, BertModel) else ""
     wanted = {prefix + name: name for name in own}
@@ -149,9 +148,12 @@ def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: boo
         if new_head_ok
         else []
     )
-    heads = ("cls.", "classifier.", "bert.pooler.")
     problems = [f"missing {name}" for name in missing if name not in kept]
-    problems += [f"unknown {name}" for name in found if name not in wanted and not name.startswith(heads)]
+    problems += [
+        f"unknown {name}"
+        for name in found
+        if name not in wanted and name.startswith("bert.") and not name.startswith("bert.pooler.")
+    ]
     for name, target in wanted.items():
         if name in found and found[name].shape != own[target].shape:
             shapes = f"{tuple(found[name].shape)}, the config wants {tuple(own[target].shape)}"

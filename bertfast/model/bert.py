@@ -10,6 +10,7 @@ Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers fo
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -38,24 +39,35 @@ from .outputs import (
 SEED_INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
+def initialize(model: nn.Module, deviation: float, only: Collection[str] | None = None) -> None:
+    """Truncated normal weights (two deviations), zero biases, LayerNorms of one, and a zero padding row, as published.
+
+    Args:
+        model: whose parameters are set.
+        deviation: of the normal, before it is cut off.
+        only: names of the parameters to set; None for all.
+    """
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if only is not None and f"{prefix}.{name}" not in only:
+                continue
+            if name != "weight":
+                nn.init.zeros_(parameter)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(parameter)
+            else:
+                nn.init.trunc_normal_(parameter, std=deviation, a=-2 * deviation, b=2 * deviation)
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                    with torch.no_grad():
+                        parameter[module.padding_idx].zero_()
+
+
 class PreTrainedModel(nn.Module):
-    """What the models share: the configuration, published initialisation, and folders in Hugging Face's format."""
+    """What the models share: the configuration, and folders in Hugging Face's format."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config = config
-
-    def initialize(self) -> None:
-        """Truncated normal weights (two deviations), zero biases and a zero padding row, as published."""
-        deviation = self.config.initializer_range
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                with torch.no_grad():
-                    module.weight[module.padding_idx].zero_()
 
     def num_parameters(self) -> int:
         """How many parameters there are; tied ones count once."""
@@ -77,8 +89,12 @@ class PreTrainedModel(nn.Module):
         """
         from bertfast.hub import load_config, load_weights
 
-        model = cls(config or load_config(folder))
-        load_weights(model, folder, new_head_ok=new_head_ok)
+        config = config or load_config(folder)
+        with torch.device("meta"):  # weights that are about to be read are not worth drawing
+            model = cls(config)
+        model.to_empty(device=torch.get_default_device())
+        new = load_weights(model, folder, new_head_ok=new_head_ok)
+        initialize(model, config.initializer_range, only=new)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -117,7 +133,7 @@ class BertModel(PreTrainedModel):
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config) if add_pooling_layer else None
-        self.initialize()
+        initialize(self, config.initializer_range)
 
     def forward(
         self,
@@ -166,6 +182,7 @@ class BertModel(PreTrainedModel):
         embeds = None
         if isinstance(input_ids, PackedBatch):
             batch = input_ids
+            batch.check()
             if any(x is not None for x in (attention_mask, token_type_ids, position_ids, inputs_embeds)):
                 raise BertfastError(
                     "a PackedBatch carries its own segments, positions and boundaries; give nothing beside it"
@@ -189,12 +206,18 @@ class BertModel(PreTrainedModel):
         given = input_ids if input_ids is not None else inputs_embeds
         if given is None or (input_ids is not None and inputs_embeds is not None):
             raise BertfastError("give either input_ids or inputs_embeds")
+        if input_ids is not None and (input_ids.is_floating_point() or input_ids.dtype == torch.bool):
+            raise BertfastError(f"input_ids are {input_ids.dtype}; they must be whole numbers (int64)")
+        width = self.config.hidden_size
+        if inputs_embeds is not None and inputs_embeds.shape[-1] != width:
+            raise BertfastError(f"inputs_embeds have {inputs_embeds.shape[-1]} features and the model {width}")
         dims = 2 if input_ids is not None else 3
         if given.dim() != dims:
             raise BertfastError(
                 f"the input has shape {tuple(given.shape)}; it must be (sequences, positions{', hidden' * (dims - 2)})"
             )
-        sequences, positions = shape = (given.shape[0], given.shape[1])
+        shape = (given.shape[0], given.shape[1])
+        positions = shape[1]
         if position_ids is None:
             limit = self.config.max_position_embeddings
             if positions > limit:
@@ -241,9 +264,8 @@ class _MaskedLM(PreTrainedModel):
         if isinstance(batch, PackedBatch):
             if labels is not None:
                 raise BertfastError("a PackedBatch carries its own labels; give none beside it")
-            if batch.masked_positions is None:
+            if batch.masked_positions is None or batch.masked_labels is None:
                 return None, head.logits(encoded.last, table)
-            assert batch.masked_labels is not None
             return head.loss(encoded.last, table, batch.masked_positions, batch.masked_labels), None
         loss = None
         if labels is not None:
@@ -266,7 +288,7 @@ class BertForMaskedLM(_MaskedLM):
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
         self.cls = MLMHeads(config)
-        self.initialize()
+        initialize(self.cls, config.initializer_range)
 
     def forward(
         self,
@@ -286,7 +308,7 @@ class BertForMaskedLM(_MaskedLM):
         From a `PackedBatch` with masked positions come the loss and the counts, and no logits are made. From one without, logits
         (tokens, vocab). From padded input, logits (sequences, positions, vocab) unless ``return_logits`` is False, which spares
         the vocabulary-sized work beyond the masked positions, and with ``labels`` (sequences, positions; -100 where nothing is
-        predicted) the mean loss.
+        predicted; at padding they count for nothing) the mean loss.
         """
         encoded = self.bert.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
         predicted, logits = self._predict(encoded, input_ids, labels, return_logits)
@@ -307,7 +329,7 @@ class BertForPreTraining(_MaskedLM):
         super().__init__(config)
         self.bert = BertModel(config)
         self.cls: PreTrainingHeads = PreTrainingHeads(config)
-        self.initialize()
+        initialize(self.cls, config.initializer_range)
 
     def forward(
         self,
@@ -361,7 +383,7 @@ class BertForSequenceClassification(PreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         rate = config.classifier_dropout
         self.dropout_p = config.hidden_dropout_prob if rate is None else rate
-        self.initialize()
+        initialize(self.classifier, config.initializer_range)
 
     def forward(
         self,

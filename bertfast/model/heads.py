@@ -51,7 +51,7 @@ class MLMHead(nn.Module):
         x (tokens, hidden), table (vocab, hidden), positions and labels (masked,): only these rows meet the vocabulary.
         """
         h = self.transform(kernels.gather_rows(x, positions))
-        bias = self.bias
+        bias: Tensor = self.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             h, table, bias = h.to(dtype), table.to(dtype), bias.to(dtype)
