@@ -1,0 +1,120 @@
+"""The packed batch and the way between it and the padded form."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertfast import BertfastError, PackedBatch
+from bertfast.packed import Padding
+
+
+def masks():
+    """Masks of any pattern: holes, left padding, whole rows out."""
+    rows = st.integers(1, 4).flatmap(
+        lambda width: st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=1, max_size=4)
+    )
+    return rows.map(torch.tensor)
+
+
+@given(masks())
+@settings(deadline=None)
+def test_unpacking_undoes_packing_and_leaves_zeros_at_the_padding(mask):
+    padded = torch.arange(1.0, 1 + mask.numel() * 3).view(*mask.shape, 3)
+    padding = Padding(tuple(mask.shape), mask, mask.device)
+    packed = padding.pack(padded)
+    assert torch.equal(packed, padded[mask])
+    assert torch.equal(padding.unpack(packed), padded * mask[..., None])
+
+
+@given(masks())
+@settings(deadline=None)
+def test_boundaries_follow_the_mask(mask):
+    padding = Padding(tuple(mask.shape), mask, mask.device)
+    assert padding.cu_seqlens.dtype == torch.int32
+    assert padding.cu_seqlens.diff().tolist() == mask.sum(1).tolist()
+    assert padding.cu_seqlens[0] == 0
+    assert padding.max_seqlen == mask.sum(1).max()
+
+
+@given(masks())
+@settings(deadline=None)
+def test_no_mask_is_a_mask_of_ones(mask):
+    shape = tuple(mask.shape)
+    none, ones = Padding(shape, None, mask.device), Padding(shape, torch.ones(shape), mask.device)
+    assert torch.equal(none.cu_seqlens, ones.cu_seqlens)
+    assert none.max_seqlen == ones.max_seqlen
+    padded = torch.randn(shape)
+    assert torch.equal(none.pack(padded), ones.pack(padded))
+    assert torch.equal(none.unpack(none.pack(padded)), padded)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3, 3), (2, 3, 3), (2, 1, 3, 3), (3,)])
+def test_a_mask_that_is_not_one_entry_a_token_is_refused(shape):
+    with pytest.raises(BertfastError, match="attention_mask has shape"):
+        Padding((2, 3), torch.ones(shape), torch.device("cpu"))
+
+
+def test_gradients_pass_through_packing_and_unpacking():
+    mask = torch.tensor([[1, 0, 1], [0, 0, 1]])
+    padding = Padding((2, 3), mask, mask.device)
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    padding.unpack(padding.pack(x)).sum().backward()
+    assert torch.equal(x.grad, mask[..., None].expand(2, 3, 4).float())
+
+
+def test_sequences_are_laid_one_after_another():
+    batch = PackedBatch.from_sequences([[5, 6], [], [7, 8, 9]], [[0, 1], [], [0, 0, 1]], labels=[1, 0, 1])
+    assert batch.input_ids.tolist() == [5, 6, 7, 8, 9]
+    assert batch.segment_ids.tolist() == [0, 1, 0, 0, 1]
+    assert batch.position_ids.tolist() == [0, 1, 0, 1, 2]
+    assert batch.cu_seqlens.tolist() == [0, 2, 2, 5]
+    assert batch.labels.tolist() == [1, 0, 1]
+    assert (batch.num_tokens, batch.num_sequences, batch.max_seqlen) == (5, 3, 3)
+    assert batch.cu_seqlens.dtype == torch.int32
+    assert {batch.input_ids.dtype, batch.segment_ids.dtype, batch.position_ids.dtype} == {torch.int64}
+
+
+def test_no_sequences_make_an_empty_batch():
+    batch = PackedBatch.from_sequences([])
+    assert (batch.num_tokens, batch.num_sequences, batch.max_seqlen) == (0, 0, 0)
+
+
+def test_moving_a_batch_moves_every_tensor_and_nothing_else():
+    batch = PackedBatch.from_sequences([[5, 6], [7]], labels=[1, 0])
+    moved = batch.to("meta")
+    assert all(x.device.type == "meta" for x in (moved.input_ids, moved.cu_seqlens, moved.labels))
+    assert moved.max_seqlen == 2
+    assert moved.masked_positions is None
+    assert batch.input_ids.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"segments": [[0, 0]]}, {"segments": [[0], [0]]}, {"labels": [1]}],
+    ids=["missing segments", "short segments", "missing labels"],
+)
+def test_sequences_whose_company_does_not_fit_are_refused(arguments):
+    with pytest.raises(BertfastError):
+        PackedBatch.from_sequences([[5, 6], [7]], **arguments)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"segment_ids": torch.zeros(2, dtype=torch.int64)},
+        {"position_ids": torch.zeros(3, 1, dtype=torch.int64)},
+        {"masked_positions": torch.tensor([0])},
+        {"masked_labels": torch.tensor([0])},
+        {"next_sentence_labels": torch.tensor([0])},
+        {"labels": torch.tensor(1)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_batch_whose_fields_do_not_fit_is_refused(change):
+    batch = PackedBatch.from_sequences([[5, 6], [7]])
+    batch.check()
+    for name, value in change.items():
+        setattr(batch, name, value)
+    with pytest.raises(BertfastError, match=next(iter(change))):
+        batch.check()
