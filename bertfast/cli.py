@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +41,7 @@ class FilesCommand(TyperCommand):
         taking = False
         for arg in args:
             if arg.startswith("-") and arg != "-":
-                taking = arg == "--data"
+                taking = arg.split("=")[0] == "--data"
                 expanded.append(arg)
             elif taking and expanded[-1] != "--data":
                 expanded += ["--data", arg]
@@ -122,7 +121,9 @@ def pretrain(
     batch_tokens: Annotated[int, typer.Option(help="Tokens of a batch at most.")] = 8192,
     seq_len: Annotated[int, typer.Option(help="Tokens of a sequence at most.")] = 128,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
-    warmup: Annotated[int, typer.Option(help="Updates of warm-up.")] = 1000,
+    warmup: Annotated[
+        int | None, typer.Option(help="Updates of warm-up; default: 1000, or a tenth of --steps if that is less.")
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="Not of biases and norms.")] = 0.01,
     clip_norm: Annotated[float, typer.Option(help="Norm that gradients are scaled down to.")] = 1.0,
     accumulation: Annotated[int, typer.Option(help="Batches averaged for an update.")] = 1,
@@ -150,11 +151,6 @@ def pretrain(
     for field in fields(PretrainConfig):
         if field.default is MISSING and not options[field.name]:
             raise BertfastError(f"--{field.name} is missing; give it, or a --config that sets it")
-    # The default warm-up would outlast a short run.
-    if "warmup" not in options or (
-        ctx.get_parameter_source("warmup") == click.core.ParameterSource.DEFAULT and not config
-    ):
-        options["warmup"] = min(warmup, steps // 10)
     try:
         result = run_pretrain(**options, resume=resume)
     except Interrupted as stopped:
@@ -205,7 +201,9 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Folder of a fine-tuned model.")],
     data: Annotated[str, typer.Option(help="Labelled data: TSV, CSV or JSON lines with a header.")],
     text_column: Annotated[str | None, typer.Option(help="Default: sentence, or else text.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Second text of a pair.")] = None,
+    pair_column: Annotated[
+        str | None, typer.Option(help="Second text of a pair; default: the one that the model was trained with.")
+    ] = None,
     label_column: Annotated[str | None, typer.Option(help="Default: label.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
@@ -216,7 +214,7 @@ def evaluate(
     from bertfast.training.evaluate import evaluate as run_evaluate
 
     scores = run_evaluate(model, data, text_column, pair_column, label_column)
-    _say_truncated(scores["truncated"])
+    _say_truncated(scores["truncated"], scores["max_length"])
     if as_json:
         print(json.dumps(scores))
     else:
@@ -229,11 +227,14 @@ def predict(
     file: Annotated[
         str,
         typer.Argument(
-            help="TSV, CSV or JSON lines with a header, plain text with a text a line, or - for such lines on standard input."
+            help="TSV, CSV or JSON lines with a header; plain text, a text a line (blank lines are left out); "
+            "or - for such lines on standard input."
         ),
     ] = "-",
     text_column: Annotated[str | None, typer.Option(help="Default: sentence, or else text.")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Second text of a pair.")] = None,
+    pair_column: Annotated[
+        str | None, typer.Option(help="Second text of a pair; default: the one that the model was trained with.")
+    ] = None,
 ) -> None:
     """Write each text's label and probabilities as a line of JSON.
 
@@ -242,34 +243,32 @@ def predict(
     from bertfast.training.predict import Classifier
 
     classifier = Classifier(model)
-    truncated = 0
-    for texts, pairs in _inputs(file, text_column, pair_column):
-        for text, prediction in zip(texts, classifier.predict(texts, pairs), strict=True):
-            truncated += prediction.truncated
-            print(
-                json.dumps(
-                    {"text": text, "label": prediction.label, "probabilities": prediction.probabilities},
-                    ensure_ascii=False,
-                )
-            )
-    _say_truncated(truncated)
+    texts, pairs = _inputs(file, text_column, pair_column or classifier.pair_column)
+    predictions = classifier.predict(texts, pairs)
+    for text, pair, prediction in zip(texts, pairs, predictions, strict=True):
+        line: dict[str, Any] = {"text": text} if pair is None else {"text": text, "pair": pair}
+        line |= {"label": prediction.label, "probabilities": prediction.probabilities}
+        print(json.dumps(line, ensure_ascii=False))
+    _say_truncated(sum(prediction.truncated for prediction in predictions), classifier.max_length)
 
 
-def _inputs(
-    file: str, text_column: str | None, pair_column: str | None
-) -> Iterator[tuple[list[str], list[str | None]]]:
-    """Texts and their pairs, some at a time, in order; lines with nothing on them are left out."""
+def _inputs(file: str, text_column: str | None, pair_column: str | None) -> tuple[list[str], list[str | None]]:
+    """Texts and their pairs in order; of plain text, lines with nothing on them are left out."""
     from bertfast.data import tasks
     from bertfast.data.readers import open_text
 
     path = Path(file)
-    if file != "-" and path.name.removesuffix(".gz").endswith((".tsv", ".csv", ".jsonl", ".json")):
+    if file != "-" and tasks.is_task_file(path):
         rows = tasks.read_task(path, text_column, pair_column, require_labels=False)
-        yield [row.text for row in rows], [row.pair for row in rows]
-        return
+        return [row.text for row in rows], [row.pair for row in rows]
+    if pair_column is not None or text_column is not None:
+        raise BertfastError(
+            f"{'standard input' if file == '-' else file} has no columns, and {pair_column or text_column!r} is one; "
+            "give a .tsv, .csv or .jsonl file"
+        )
     if file == "-":
         try:
-            lines = [line.strip() for line in sys.stdin.buffer.read().decode("utf-8").splitlines()]
+            lines = [line.strip() for line in sys.stdin.buffer.read().decode("utf-8-sig").split("\n")]
         except UnicodeDecodeError as error:
             raise BertfastError(f"standard input is not UTF-8 text ({error.reason})") from error
     else:
@@ -278,7 +277,7 @@ def _inputs(
     lines = [line for line in lines if line]
     if not lines:
         raise BertfastError(f"{'standard input' if file == '-' else file} holds no text")
-    yield lines, [None] * len(lines)
+    return lines, [None] * len(lines)
 
 
 @app.command()
@@ -293,13 +292,14 @@ def fill(
     """
     from bertfast.training.fill import MaskFiller
 
-    masks, truncated = MaskFiller(model).fill(text, top)
-    _say_truncated(int(truncated))
+    filler = MaskFiller(model)
+    masks, truncated = filler.fill(text, top)
+    _say_truncated(int(truncated), filler.model.config.max_position_embeddings)
     for number, fillers in enumerate(masks, 1):
         if len(masks) > 1:
             print(f"mask {number}")
-        for filler in fillers:
-            print(f"{filler.probability:.4f}  {filler.word:<16}  {filler.text}")
+        for choice in fillers:
+            print(f"{choice.probability:.4f}  {choice.word:<16}  {choice.text}")
 
 
 @app.command()
@@ -318,9 +318,9 @@ def demo(
     run_demo(out, seed=seed)
 
 
-def _say_truncated(count: int) -> None:
+def _say_truncated(count: int, limit: int) -> None:
     if count:
-        print(f"bertfast: {count} input(s) were longer than the model's positions and were cut", file=sys.stderr)
+        print(f"bertfast: {count} input(s) were longer than {limit} tokens and were cut", file=sys.stderr)
 
 
 def main() -> None:
@@ -343,6 +343,12 @@ def main() -> None:
     except BertfastError as error:
         _fail(str(error))
     except OSError as error:
+        _fail(str(error))
+    except RuntimeError as error:
+        from bertfast.kernels import BackendError
+
+        if not isinstance(error, BackendError):
+            raise
         _fail(str(error))
 
 

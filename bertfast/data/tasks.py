@@ -15,6 +15,7 @@ from .readers import is_json, open_text, read_json_lines
 
 TEXT_COLUMNS = ("sentence", "text")
 LABEL_COLUMN = "label"
+TABLE_SUFFIXES = (".tsv", ".csv")
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,21 @@ def read_task(
                     "(--text-column, --pair-column and --label-column name them; a table needs a header line)"
                 )
         label = row[wanted_label].strip() if labelled else None
-        if label == "":
+        if require_labels and not label:
             raise BertfastError(f"{path}, line {line}: the label is empty")
         examples.append(Example(line, row[text], row[pair_column] if pair_column else None, label))
     if not examples:
         raise BertfastError(f"{path}: has no rows below its header")
     return examples
+
+
+def is_task_file(path: Path) -> bool:
+    """Whether the name says that the file has columns: .tsv, .csv or JSON lines, gzip of them too."""
+    return is_json(path) or _suffix(path) in TABLE_SUFFIXES
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -84,8 +94,8 @@ def _plain(value: object) -> str:
 
 
 def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if suffix not in (".tsv", ".csv"):
+    suffix = _suffix(path)
+    if suffix not in TABLE_SUFFIXES:
         raise BertfastError(f"{path}: the name must end in .tsv, .csv or .jsonl (.gz may follow)")
     with open_text(path) as stream:
         if suffix == ".tsv":

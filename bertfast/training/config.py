@@ -30,7 +30,8 @@ class PretrainConfig:
         batch_tokens: tokens of a batch at most; of one part of it under accumulation.
         seq_len: tokens of a sequence at most, special tokens included.
         lr: peak learning rate of AdamW.
-        warmup: updates over which the rate rises; it then falls linearly to zero at ``steps``.
+        warmup: updates over which the rate rises; it then falls linearly to zero at ``steps``. None is 1000, or a tenth of ``steps`` if
+            that is less.
         weight_decay: not of biases and norms.
         clip_norm: the joint norm that gradients are scaled down to.
         accumulation: batches whose gradients are averaged for one update.
@@ -51,7 +52,7 @@ class PretrainConfig:
     batch_tokens: int = 8192
     seq_len: int = 128
     lr: float = 1e-4
-    warmup: int = 1000
+    warmup: int | None = None
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     accumulation: int = 1
@@ -67,9 +68,12 @@ class PretrainConfig:
             raise BertfastError("data names no file")
         for name in ("steps", "batch_tokens", "seq_len", "accumulation", "checkpoint_every", "log_every"):
             _whole(name, getattr(self, name), 1)
-        _whole("warmup", self.warmup, 0)
-        _whole("seed", self.seed, 0)
-        if self.warmup > self.steps:
+        if self.warmup is None:
+            object.__setattr__(self, "warmup", min(1000, self.steps // 10))
+        warmup = _whole("warmup", self.warmup, 0)
+        if _whole("seed", self.seed, 0) >= 2**63:
+            raise BertfastError(f"seed is {self.seed}; it must be below 2^63")
+        if warmup > self.steps:
             raise BertfastError(f"warmup is {self.warmup} and steps {self.steps}; warmup must not go beyond them")
         for name in ("lr", "clip_norm"):
             _number(name, getattr(self, name), above=0)
@@ -123,9 +127,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def _whole(name: str, value: object, least: int) -> None:
+def _whole(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise BertfastError(f"{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {least}")
+    return value
 
 
 def _number(name: str, value: object, above: float | None = None, least: float | None = None) -> None:

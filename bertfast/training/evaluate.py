@@ -41,7 +41,7 @@ def evaluate(
     """Scores the classifier in ``folder`` on a labelled file.
 
     Returns:
-        accuracy, macro_f1, examples, truncated.
+        accuracy, macro_f1, examples, truncated (how many inputs were cut), max_length (at how many tokens).
 
     Raises:
         BertfastError: no classifier there, a file that cannot be used, or a label that training did not see.
@@ -49,7 +49,7 @@ def evaluate(
     from .predict import Classifier
 
     classifier = Classifier(folder)
-    examples = tasks.read_task(data, text_column, pair_column, label_column)
+    examples = tasks.read_task(data, text_column, pair_column or classifier.pair_column, label_column)
     label2id = classifier.model.config.label2id
     labels = tasks.encode_labels(examples, label2id, data)
     predictions = classifier.predict([example.text for example in examples], [example.pair for example in examples])
@@ -59,4 +59,5 @@ def evaluate(
         "macro_f1": scores.macro_f1,
         "examples": scores.examples,
         "truncated": sum(item.truncated for item in predictions),
+        "max_length": classifier.max_length,
     }

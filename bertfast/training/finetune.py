@@ -8,8 +8,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from bertfast.config import BertConfig
 from bertfast.data import tasks
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
-from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, save_pretrained
+from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, load_weights, save_pretrained
 from bertfast.model import BertForSequenceClassification
 from bertfast.packed import PackedBatch
 
@@ -30,6 +31,7 @@ from .evaluate import Scores, score
 from .metrics import LiveBar
 from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
 from .precision import PRECISIONS, Masters
+from .seeds import dropout_seed
 
 TASKS = ("classification",)
 WARMUP_SHARE = 0.1  # of the updates. Devlin et al., "BERT", appendix A.3
@@ -46,12 +48,12 @@ class FinetuneConfig:
         out: folder of the result; it must not exist.
         task: "classification".
         text_column, pair_column, label_column: None for the defaults.
-        freeze_encoder: train the classifier alone, on the encoder's pooled output.
+        freeze_encoder: train the classifier alone, on the encoder's pooled output; with a pooler that the model lacked, train that too.
         from_scratch: keep the model's shape and tokenizer but none of its weights.
         epochs: passes over the training data.
         lr: peak learning rate; None is 5e-5, or 1e-3 when the encoder is frozen.
         batch_size: examples of an update.
-        max_length: tokens of an example at most; None is the model's positions.
+        max_length: tokens of an example at most, in training and in later predictions; None is the model's positions.
         precision: "fp32", or "bf16" with float32 master weights.
         seed: of the new weights, the order and the dropout.
     """
@@ -78,16 +80,16 @@ class FinetuneConfig:
             raise BertfastError(f"task is {self.task!r}; it must be one of {', '.join(TASKS)}")
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
                 raise BertfastError(
-                    f"{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {least}"
+                    f"{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {least}, below 2^63"
                 )
         if self.lr is None:
             object.__setattr__(self, "lr", 1e-3 if self.freeze_encoder else 5e-5)
         if not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
             raise BertfastError(f"lr is {self.lr!r}; it must be a number above 0")
-        if self.max_length is not None and self.max_length < 4:
-            raise BertfastError(f"max-length is {self.max_length}; it must be at least 4")
+        if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 4):
+            raise BertfastError(f"max-length is {self.max_length!r}; it must be a whole number of at least 4")
         if self.precision not in PRECISIONS:
             raise BertfastError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
         if self.freeze_encoder and self.from_scratch:
@@ -105,7 +107,7 @@ class FinetuneResult:
     history: list[dict[str, Any]]
 
 
-def finetune(model: str, train: str, dev: str, out: str, **options: Any) -> FinetuneResult:
+def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | Path, **options: Any) -> FinetuneResult:
     """Fine-tunes a classifier; the command ``bertfast finetune`` as a function.
 
     Args:
@@ -118,42 +120,68 @@ def finetune(model: str, train: str, dev: str, out: str, **options: Any) -> Fine
         BertfastError: an option, a file or a folder cannot be used, or the loss became NaN; nothing is left behind.
     """
     config = FinetuneConfig(model=str(model), train=str(train), dev=str(dev), out=str(out), **options)
-    target = Path(config.out)
+    target = Path(config.out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise BertfastError(f"{target}: exists already; choose another --out")
+        raise BertfastError(f"{config.out}: exists already; choose another --out")
     columns = (config.text_column, config.pair_column, config.label_column)
     train_examples = tasks.read_task(config.train, *columns)
     dev_examples = tasks.read_task(config.dev, *columns)
     labels = tasks.label_names(train_examples)
-    shape = load_config(config.model).with_labels(labels)
+    shape = replace(load_config(config.model).with_labels(labels), problem_type="single_label_classification")
     tokenizer = load_tokenizer(config.model)
     check_tokenizer_fits(tokenizer, shape, f"{config.model}: the tokenizer")
     SpecialIds(tokenizer)
-    max_length = min(config.max_length or shape.max_position_embeddings, shape.max_position_embeddings)
+    max_length = config.max_length or shape.max_position_embeddings
+    if max_length > shape.max_position_embeddings:
+        raise BertfastError(f"max-length is {max_length} and the model has {shape.max_position_embeddings} positions")
     train_data = _Data(train_examples, tokenizer, shape, max_length, config.train)
     dev_data = _Data(dev_examples, tokenizer, shape, max_length, config.dev)
 
     torch.manual_seed(config.seed)
     classifier = BertForSequenceClassification(shape)
     if not config.from_scratch:
-        classifier = BertForSequenceClassification.from_pretrained(config.model, config=shape, new_head_ok=True)
+        new = load_weights(classifier, config.model, new_head_ok=True)
+        if new:
+            print(
+                f"bertfast: {config.model} does not have {', '.join(new)}; trained from random weights", file=sys.stderr
+            )
+        if config.freeze_encoder:
+            # A random pooler that stayed as it is would blur what the encoder knows.
+            classifier.bert.requires_grad_(False)
+            if any(name.startswith("bert.pooler.") for name in new):
+                classifier.bert.pooler.requires_grad_(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    started = time.monotonic()
-    history, best, weights = _train(config, classifier.to(device), train_data, dev_data, device)
-    summary = {
+    with _new_folder(target) as folder:
+        started = time.monotonic()
+        history, best, weights = _train(config, classifier.to(device), train_data, dev_data, device)
+        seconds = time.monotonic() - started
+        classifier.float().load_state_dict(weights)
+        summary = _summary(config, train_data, dev_data, max_length, history, best, seconds)
+        _fill_folder(folder, classifier, tokenizer, config, summary, max_length)
+    return FinetuneResult(Path(config.out), best["dev_accuracy"], best["dev_macro_f1"], best["epoch"], history)
+
+
+def _summary(
+    config: FinetuneConfig,
+    train_data: _Data,
+    dev_data: _Data,
+    max_length: int,
+    history: list[dict[str, Any]],
+    best: dict[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """What metrics.json holds."""
+    return {
         "best_epoch": best["epoch"],
         "dev_accuracy": best["dev_accuracy"],
         "dev_macro_f1": best["dev_macro_f1"],
-        "seconds": time.monotonic() - started,
+        "seconds": seconds,
         "train_examples": len(train_data),
         "dev_examples": len(dev_data),
         "truncated": {"train": train_data.truncated, "dev": dev_data.truncated, "max_length": max_length},
         "settings": asdict(config),
         "epochs": history,
     }
-    classifier.float().load_state_dict(weights)
-    _save(target, classifier, tokenizer, config, summary, max_length)
-    return FinetuneResult(target, best["dev_accuracy"], best["dev_macro_f1"], best["epoch"], history)
 
 
 class _Data:
@@ -201,15 +229,12 @@ def _train(
     config: FinetuneConfig, model: BertForSequenceClassification, train: _Data, dev: _Data, device: torch.device
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Tensor]]:
     """Every epoch's numbers, the best one's, and its weights in float32."""
-    pooled: Tensor | None = None
-    dev_pooled: Tensor | None = None
-    if config.freeze_encoder:
-        model.bert.requires_grad_(False)
-        # The encoder never changes, so its outputs are computed once; without dropout, as at prediction.
-        pooled, dev_pooled = (_pool(model, data, device) for data in (train, dev))
     masters = Masters(model, config.precision)
-    if pooled is not None and dev_pooled is not None:
-        pooled, dev_pooled = (features.to(model.classifier.weight.dtype) for features in (pooled, dev_pooled))
+    firsts: Tensor | None = None
+    dev_firsts: Tensor | None = None
+    if config.freeze_encoder:
+        # The encoder never changes, so its outputs are computed once; without dropout, as at prediction.
+        firsts, dev_firsts = (_first_states(model, data, device) for data in (train, dev))
     assert config.lr is not None
     optimizer = build_optimizer(masters, config.lr)
     per_epoch = -(-len(train) // config.batch_size)
@@ -226,12 +251,12 @@ def _train(
             for index in range(per_epoch):
                 step = (epoch - 1) * per_epoch + index
                 rows = order[index * config.batch_size : (index + 1) * config.batch_size].tolist()
-                seed = config.seed * 1_000_003 + step
-                if pooled is None:
+                seed = dropout_seed(config.seed, step, 0)
+                if firsts is None:
                     loss = model(train.batch(rows).to(device), seed=seed).loss
                 else:
                     labels = torch.tensor([train.labels[row] for row in rows], device=device)
-                    logits = model.classify(pooled[rows], torch.tensor([seed], device=device))
+                    logits = model.classify(_pool(model, firsts[rows]), torch.tensor([seed], device=device))
                     loss = torch.nn.functional.cross_entropy(logits.float(), labels)
                 loss.backward()
                 masters.take_gradients()
@@ -247,7 +272,7 @@ def _train(
                 masters.refresh()
                 losses += value
                 bar.advance(step + 1, f"epoch {epoch}  loss {value:.3f}")
-            scores = _score(model, dev, dev_pooled, device)
+            scores = _score(model, dev, dev_firsts, device)
             line = {
                 "epoch": epoch,
                 "train_loss": losses / per_epoch,
@@ -263,52 +288,72 @@ def _train(
 
 
 @torch.no_grad()
-def _pool(model: BertForSequenceClassification, data: _Data, device: torch.device) -> Tensor:
+def _first_states(model: BertForSequenceClassification, data: _Data, device: torch.device) -> Tensor:
+    """(sequences, hidden): the encoder's output at each [CLS]."""
     model.eval()
-    outputs = [
-        model.bert(data.batch(rows).to(device)).pooler_output for rows in batches_by_tokens(data.inputs, EVAL_TOKENS)
-    ]
+    outputs = []
+    for rows in batches_by_tokens(data.inputs, EVAL_TOKENS):
+        batch = data.batch(rows).to(device)
+        outputs.append(model.bert(batch).last_hidden_state[batch.cu_seqlens[:-1].long()])
     return torch.cat(outputs)
 
 
+def _pool(model: BertForSequenceClassification, firsts: Tensor) -> Tensor:
+    """(sequences, hidden) from the states at [CLS], with gradients of the pooler where it is trained."""
+    assert model.bert.pooler is not None
+    return model.bert.pooler(firsts, torch.arange(len(firsts) + 1, dtype=torch.int32, device=firsts.device))
+
+
 @torch.no_grad()
-def _score(model: BertForSequenceClassification, dev: _Data, pooled: Tensor | None, device: torch.device) -> Scores:
+def _score(model: BertForSequenceClassification, dev: _Data, firsts: Tensor | None, device: torch.device) -> Scores:
     model.eval()
-    if pooled is not None:
-        logits = model.classify(pooled)
+    if firsts is not None:
+        logits = model.classify(_pool(model, firsts))
     else:
         parts = [model(dev.batch(rows).to(device)).logits for rows in batches_by_tokens(dev.inputs, EVAL_TOKENS)]
         logits = torch.cat(parts)
     return score(logits.argmax(-1).tolist(), dev.labels, model.config.num_labels)
 
 
-def _save(
-    target: Path,
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes ``target`` at the end: that is there whole or not at all.
+
+    It is made at once, so that a place that cannot be written to is found before the training and not after it.
+    """
+    folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+        if target.is_dir():
+            target.rmdir()
+        os.replace(folder, target)
+    except OSError as error:
+        raise BertfastError(f"{target}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fill_folder(
+    folder: Path,
     model: BertForSequenceClassification,
     tokenizer: Tokenizer,
     config: FinetuneConfig,
     summary: dict[str, Any],
     max_length: int,
 ) -> None:
-    """Writes the whole folder under another name, then renames it: it is there whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        save_pretrained(model, temporary)
-        save_tokenizer(tokenizer, temporary, max_length)
-        names = list(model.config.id2label.values())
-        (temporary / "labels.json").write_text(json.dumps(names, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (temporary / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(_card(config, summary, names), encoding="utf-8")
-        (temporary / "predict.py").write_text(PREDICT_SCRIPT, encoding="utf-8")
-        if target.is_dir():
-            target.rmdir()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise BertfastError(f"{target}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    save_pretrained(model, folder)
+    save_tokenizer(tokenizer, folder, max_length)
+    names = list(model.config.id2label.values())
+    texts = {
+        "labels.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n",
+        "metrics.json": json.dumps(summary, indent=2) + "\n",
+        "README.md": _card(config, summary, names),
+        "predict.py": PREDICT_SCRIPT,
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 PREDICT_SCRIPT = '''"""Labels texts with the model in this folder: python predict.py "some text" "another"."""

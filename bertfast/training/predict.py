@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bertfast.data import tasks
+from bertfast.data.tokenizer import SpecialIds
 from bertfast.errors import BertfastError
 from bertfast.hub import check_tokenizer_fits, load, load_tokenizer
 from bertfast.model import BertForSequenceClassification
@@ -29,6 +32,10 @@ class Prediction:
 class Classifier:
     """A classification model with its tokenizer.
 
+    Attributes:
+        max_length: tokens of an input at most: the tokenizer's ``model_max_length``, the model's positions where that is more or absent.
+        pair_column: of the second text, where training had one.
+
     Args:
         folder: as `bertfast finetune` wrote it, or any BertForSequenceClassification folder with a tokenizer.
 
@@ -42,16 +49,25 @@ class Classifier:
             raise BertfastError(
                 f"{folder}: is a {type(model).__name__}, which has no classification head; fine-tune it first (bertfast finetune)"
             )
+        if model.config.num_labels < 2 or model.config.problem_type not in (None, "single_label_classification"):
+            kind = model.config.problem_type or "regression"
+            raise BertfastError(f"{folder}: is a model for {kind}; one that chooses between labels is wanted")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device)
         self.tokenizer = load_tokenizer(folder)
         check_tokenizer_fits(self.tokenizer, model.config, f"{folder}: the tokenizer")
+        SpecialIds(self.tokenizer)
+        # What training cut texts to is what predictions cut them to.
+        told = _read_json(Path(folder) / "tokenizer_config.json").get("model_max_length")
+        positions = model.config.max_position_embeddings
+        self.max_length = min(int(told), positions) if isinstance(told, (int, float)) and told >= 4 else positions
+        settings = _read_json(Path(folder) / "metrics.json").get("settings")
+        self.pair_column: str | None = settings.get("pair_column") if isinstance(settings, dict) else None
 
     @torch.no_grad()
     def predict(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> list[Prediction]:
-        """Labels texts, or pairs of texts, in their order; texts beyond the model's positions are cut."""
-        limit = self.model.config.max_position_embeddings
-        inputs = tasks.encode(self.tokenizer, texts, pairs or [None] * len(texts), limit)
+        """Labels texts, or pairs of texts, in their order; inputs beyond ``max_length`` tokens are cut."""
+        inputs = tasks.encode(self.tokenizer, texts, pairs or [None] * len(texts), self.max_length)
         # Alike lengths together: a batch then takes about the same time on every thread.
         order = sorted(range(len(inputs)), key=lambda row: len(inputs[row].ids))
         result: list[Prediction | None] = [None] * len(inputs)
@@ -71,3 +87,12 @@ class Classifier:
                 result[row] = Prediction(max(named, key=lambda name: named[name]), named, inputs[row].truncated)
             start = end
         return [prediction for prediction in result if prediction is not None]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file that adds to a model folder; empty where there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -40,6 +40,7 @@ from .config import PretrainConfig
 from .metrics import LiveBar, MetricsLog
 from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
 from .precision import Masters
+from .seeds import dropout_seed
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
@@ -96,7 +97,9 @@ def pretrain(
         return _Trainer(config, run, model.to(device), batches, device, on_log).train(resume)
 
 
-def _prepare(config: PretrainConfig, run: Path, model: BertForPreTraining | BertForMaskedLM, words: Tokenizer) -> Batches:
+def _prepare(
+    config: PretrainConfig, run: Path, model: BertForPreTraining | BertForMaskedLM, words: Tokenizer
+) -> Batches:
     """Puts what does not change into the run's folder, and opens its data."""
     clean(run)
     save_tokenizer(words, run, model.config.max_position_embeddings)
@@ -138,6 +141,7 @@ class _Trainer:
 
     def train(self, resume: bool) -> PretrainResult:
         config = self.config
+        assert config.warmup is not None
         start = self._restore() if resume else 0
         if start >= config.steps:
             print(f"bertfast: {self.run} is complete at step {start}", file=sys.stderr)
@@ -152,7 +156,7 @@ class _Trainer:
                 set_rate(self.optimizer, rate)
                 for part in range(config.accumulation):
                     epoch, batch = next(parts)
-                    output = self.model(batch.to(self.device), seed=_dropout_seed(config.seed, step, part))
+                    output = self.model(batch.to(self.device), seed=dropout_seed(config.seed, step, part))
                     (output.loss / config.accumulation).backward()
                     self.masters.take_gradients()
                     window.add(output, batch.num_tokens, batch.num_sequences)
@@ -368,13 +372,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-
-
-def _dropout_seed(seed: int, step: int, part: int) -> int:
-    """A 64-bit seed for one forward, far from its neighbours': splitmix64's finaliser (Steele et al., 2014) of the three."""
-    mask = (1 << 64) - 1
-    x = (seed * 0x9E3779B97F4A7C15 + step * 0xD1342543DE82EF95 + part * 0xBF58476D1CE4E5B9 + 1) & mask
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-    x ^= x >> 31
-    return x - (1 << 64) if x >> 63 else x

@@ -1,0 +1,215 @@
+"""Fine-tuning: what it learns, what it keeps, and what it leaves when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import POSITIONS, sentences, write_model, write_table
+
+import bertfast
+from bertfast.errors import BertfastError
+from bertfast.hub import load, load_tokenizer
+from bertfast.model import BertForMaskedLM, BertForPreTraining, BertModel
+from bertfast.training.evaluate import evaluate, score
+from bertfast.training.finetune import FinetuneResult
+
+SETTINGS = {"epochs": 3, "lr": 5e-3, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finetune")
+    write_model(folder / "model")
+    write_table(folder / "train.tsv", sentences(160, seed=1))
+    write_table(folder / "dev.tsv", sentences(60, seed=2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(place: Path) -> FinetuneResult:
+    return bertfast.finetune(
+        str(place / "model"), str(place / "train.tsv"), str(place / "dev.tsv"), str(place / "tuned"), **SETTINGS
+    )
+
+
+def _finetune(place: Path, out: Path, **options: object) -> FinetuneResult:
+    settings = {"train": str(place / "train.tsv"), "dev": str(place / "dev.tsv"), **SETTINGS, **options}
+    return bertfast.finetune(settings.pop("model", str(place / "model")), out=str(out), **settings)  # type: ignore[arg-type]
+
+
+def test_it_learns_what_a_word_decides(tuned: FinetuneResult) -> None:
+    assert tuned.accuracy > 0.95
+
+
+def test_the_folder_holds_all_that_a_prediction_needs(tuned: FinetuneResult) -> None:
+    names = {path.name for path in tuned.out.iterdir()}
+    assert names >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "vocab.txt",
+        "labels.json",
+        "metrics.json",
+        "README.md",
+        "predict.py",
+    }
+    assert json.loads((tuned.out / "labels.json").read_text()) == ["bad", "good"]
+    assert load(tuned.out).config.id2label == {0: "bad", 1: "good"}
+    assert not list(tuned.out.parent.glob(".*.tmp"))
+
+
+def test_evaluate_repeats_the_dev_scores_of_the_best_epoch(place: Path, tuned: FinetuneResult) -> None:
+    scores = evaluate(tuned.out, place / "dev.tsv")
+    assert scores["accuracy"] == tuned.accuracy
+    assert scores["macro_f1"] == pytest.approx(tuned.macro_f1)
+
+
+def test_metrics_tell_each_epoch_and_the_best_one(tuned: FinetuneResult) -> None:
+    metrics = json.loads((tuned.out / "metrics.json").read_text())
+    assert [line["epoch"] for line in metrics["epochs"]] == [1, 2, 3]
+    best = max(metrics["epochs"], key=lambda line: line["dev_accuracy"])  # the earliest of equals
+    assert metrics["best_epoch"] == tuned.best_epoch == best["epoch"]
+
+
+def test_the_script_in_the_folder_labels_a_text(tuned: FinetuneResult) -> None:
+    script = [sys.executable, str(tuned.out / "predict.py"), "the film was lovely and the cast was long"]
+    done = subprocess.run(
+        script, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True
+    )
+    assert done.stdout.split("\t")[0] == "good"
+
+
+def test_the_model_card_names_labels_data_and_scores(tuned: FinetuneResult) -> None:
+    card = (tuned.out / "README.md").read_text()
+    for part in ("bad, good", "train.tsv", "dev.tsv", f"{tuned.accuracy:.4f}", "bertfast predict"):
+        assert part in card
+
+
+def test_transformers_loads_the_result_and_agrees(tuned: FinetuneResult) -> None:
+    transformers = pytest.importorskip("transformers")
+    from bertfast.training.predict import Classifier
+
+    text = "the script was awful and the score was long"
+    theirs = transformers.pipeline("text-classification", str(tuned.out), device=-1)(text)[0]
+    ours = Classifier(tuned.out).predict([text])[0]
+    assert theirs["label"] == ours.label
+    assert theirs["score"] == pytest.approx(ours.probabilities[ours.label], abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights(place: Path, tuned: FinetuneResult, tmp_path: Path) -> None:
+    again = _finetune(place, tmp_path / "again")
+    assert again.history == tuned.history
+    for one, other in zip(load(again.out).parameters(), load(tuned.out).parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_freezing_leaves_the_encoder_as_it_was(place: Path, tmp_path: Path) -> None:
+    result = _finetune(place, tmp_path / "frozen", freeze_encoder=True, lr=None, epochs=1)
+    before = load(place / "model").bert.state_dict()
+    after = load(result.out).bert.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_freezing_trains_a_pooler_that_the_checkpoint_lacks(
+    tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_model(tmp_path / "mlm", BertForMaskedLM)
+    result = _finetune(place, tmp_path / "frozen", model=str(tmp_path / "mlm"), freeze_encoder=True, seed=3)
+    said = capsys.readouterr().err
+    assert said.count("does not have") == 1
+    assert "bert.pooler.dense.weight" in said
+    before, after = load(tmp_path / "mlm").bert.state_dict(), load(result.out).bert.state_dict()
+    shared = [name for name in before if not name.startswith("pooler.")]
+    assert all(torch.equal(before[name], after[name]) for name in shared)
+    assert after["pooler.dense.bias"].abs().max() > 0  # starts at zero
+
+
+def test_from_scratch_takes_the_shape_and_not_the_weights(place: Path, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other", BertForPreTraining, seed=7)
+    one = _finetune(place, tmp_path / "one", from_scratch=True, epochs=1)
+    two = _finetune(place, tmp_path / "two", model=str(other), from_scratch=True, epochs=1)
+    assert one.history == two.history
+
+
+@pytest.mark.parametrize("cls", [BertModel, BertForMaskedLM])
+def test_it_starts_from_any_bert_folder(
+    cls: type[BertModel] | type[BertForMaskedLM], place: Path, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "model", cls)
+    assert _finetune(place, tmp_path / "out", model=str(tmp_path / "model"), epochs=1).best_epoch == 1
+
+
+def test_it_trains_in_bfloat16(place: Path, tmp_path: Path) -> None:
+    result = _finetune(place, tmp_path / "out", precision="bf16")
+    assert result.accuracy > 0.9
+    assert next(load(result.out).parameters()).dtype == torch.float32
+
+
+def test_a_regression_head_before_does_not_change_the_loss(place: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "model", BertModel, problem_type="regression")
+    result = _finetune(place, tmp_path / "out", model=str(tmp_path / "model"), epochs=1)
+    assert load(result.out).config.problem_type == "single_label_classification"
+
+
+def test_long_inputs_are_cut_counted_and_said(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        (text + " and" * (3 * POSITIONS if row < 5 else 0), label) for row, (text, label) in enumerate(sentences(40))
+    ]
+    train = write_table(tmp_path / "long.tsv", rows)
+    result = _finetune(place, tmp_path / "out", train=str(train), epochs=1)
+    assert f"5 of 40 inputs were longer than {POSITIONS} tokens and were cut" in capsys.readouterr().err
+    assert json.loads((result.out / "metrics.json").read_text())["truncated"]["train"] == 5
+
+
+def test_predictions_are_cut_where_training_was(place: Path, tmp_path: Path) -> None:
+    result = _finetune(place, tmp_path / "out", max_length=12, epochs=1)
+    scores = evaluate(result.out, place / "dev.tsv")
+    assert scores["max_length"] == 12
+    assert scores["accuracy"] == result.accuracy
+
+
+def test_pairs_are_trained_on_and_asked_for_later(place: Path, tmp_path: Path) -> None:
+    rows = [(text, "the story was cold", label) for text, label in sentences(64)]
+    table = write_table(tmp_path / "pairs.tsv", rows, ("text", "other", "class"))
+    columns = {"text_column": "text", "pair_column": "other", "label_column": "class"}
+    result = _finetune(place, tmp_path / "out", train=str(table), dev=str(table), epochs=1, **columns)
+    scores = evaluate(result.out, table, label_column="class")
+    assert scores["accuracy"] == result.accuracy
+
+
+def test_nan_loss_stops_and_leaves_nothing(place: Path, tmp_path: Path) -> None:
+    model = load(place / "model")
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).write_text((place / "model" / name).read_text())
+    with pytest.raises(BertfastError, match="step 1: the loss is nan"):
+        _finetune(place, tmp_path / "out", model=str(tmp_path / "model"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_training(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here first")
+    with pytest.raises(BertfastError, match="cannot be written"):
+        _finetune(place, tmp_path / "file" / "out", epochs=10**9)
+    assert (tmp_path / "file").read_text() == "here first"
+
+
+def test_scores_are_those_of_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    labels, predicted = [0, 0, 1, 2, 2, 2, 4], [0, 1, 1, 2, 0, 2, 2]
+    ours = score(predicted, labels, 6)
+    assert ours.accuracy == pytest.approx(metrics.accuracy_score(labels, predicted))
+    assert ours.macro_f1 == pytest.approx(metrics.f1_score(labels, predicted, average="macro", zero_division=0))
+
+
+def test_the_tokenizer_is_kept(place: Path, tuned: FinetuneResult) -> None:
+    text = "the film was lovely"
+    assert load_tokenizer(tuned.out).encode(text).ids == load_tokenizer(place / "model").encode(text).ids
