@@ -115,8 +115,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if unknown:
         raise BertfastError(f"{path}: no such field: {', '.join(unknown)}; there are {', '.join(known)}")
     if "data" in values:
-        data = values["data"]
-        values["data"] = (data,) if isinstance(data, str) else tuple(data or ())
+        data = [values["data"]] if isinstance(values["data"], str) else values["data"] or []
+        if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
+            raise BertfastError(f"{path}: data is {data!r}; it must be a file or a list of files")
+        values["data"] = tuple(data)
+    for name in ("tokenizer", "out", "model"):
+        if not isinstance(values.get(name, ""), str):
+            raise BertfastError(f"{path}: {name} is {values[name]!r}; it must be text")
     # YAML 1.1 reads 1e-4, with no point in it, as text.
     for name in ("lr", "weight_decay", "clip_norm"):
         if isinstance(values.get(name), str):
