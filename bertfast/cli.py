@@ -69,7 +69,9 @@ def _root(
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
     """Say what this machine runs: versions, instruction sets, and the backend that each op takes.
 
-    Example: bertfast doctor
+    \b
+    Example:
+        bertfast doctor
     """
     from bertfast.apps import doctor as app_doctor
 
@@ -82,7 +84,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
 
 @app.command(cls=FilesCommand)
 def tokenizer(
-    data: Annotated[list[str], typer.Option(help="Files of text: plain, JSON lines, or gzip of either.")],
+    data: Annotated[
+        list[str], typer.Option(metavar="FILE...", help="Files of text: plain, JSON lines, or gzip of either.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
     vocab_size: Annotated[int, typer.Option(help="Entries of the vocabulary.")] = 30522,
     cased: Annotated[bool, typer.Option("--cased", help="Keep upper case and accents.")] = False,
@@ -90,7 +94,9 @@ def tokenizer(
 ) -> None:
     """Train a WordPiece tokenizer on text.
 
-    Example: bertfast tokenizer --data corpus.txt --vocab-size 8192 --out tok
+    \b
+    Example:
+        bertfast tokenizer --data corpus.txt --vocab-size 8192 --out tok
     """
     from bertfast.data.readers import read_documents
     from bertfast.data.tokenizer import save_tokenizer, train_wordpiece
@@ -108,7 +114,10 @@ def pretrain(
     ctx: typer.Context,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Files of text: plain (a blank line between documents), JSON lines, or gzip of either."),
+        typer.Option(
+            metavar="FILE...",
+            help="Files of text: plain (a blank line between documents), JSON lines, or gzip of either.",
+        ),
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder of the tokenizer.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
@@ -137,7 +146,9 @@ def pretrain(
 ) -> None:
     """Pretrain a BERT on text.
 
-    Example: bertfast pretrain --data corpus.txt --tokenizer tok --model bert-mini --steps 1000 --warmup 100 --out run
+    \b
+    Example:
+        bertfast pretrain --data corpus.txt --tokenizer tok --model bert-mini --steps 1000 --warmup 100 --out run
     """
     from bertfast.training.config import PretrainConfig, read_yaml
     from bertfast.training.pretrain import Interrupted
@@ -184,7 +195,9 @@ def finetune(
 ) -> None:
     """Fine-tune a pretrained model to classify texts.
 
-    Example: bertfast finetune run --task classification --train train.tsv --dev dev.tsv --epochs 3 --out classifier
+    \b
+    Example:
+        bertfast finetune run --task classification --train train.tsv --dev dev.tsv --epochs 3 --out classifier
     """
     from bertfast.training.finetune import FinetuneConfig
     from bertfast.training.finetune import finetune as run_finetune
@@ -209,7 +222,9 @@ def evaluate(
 ) -> None:
     """Score a fine-tuned model on labelled data.
 
-    Example: bertfast evaluate classifier --data test.tsv --json
+    \b
+    Example:
+        bertfast evaluate classifier --data test.tsv --json
     """
     from bertfast.training.evaluate import evaluate as run_evaluate
 
@@ -238,7 +253,9 @@ def predict(
 ) -> None:
     """Write each text's label and probabilities as a line of JSON.
 
-    Example: echo "a charming and affecting journey" | bertfast predict classifier -
+    \b
+    Example:
+        echo "a charming and affecting journey" | bertfast predict classifier -
     """
     from bertfast.training.predict import Classifier
 
@@ -288,7 +305,9 @@ def fill(
 ) -> None:
     """Print the likeliest words for each [MASK].
 
-    Example: bertfast fill run "return the [MASK] of the list"
+    \b
+    Example:
+        bertfast fill run "return the [MASK] of the list"
     """
     from bertfast.training.fill import MaskFiller
 
@@ -311,7 +330,9 @@ def demo(
 ) -> None:
     """Train, fine-tune and report on text that every Python ships: minutes on two cores, no network.
 
-    Example: bertfast demo --out demo-run
+    \b
+    Example:
+        bertfast demo --out demo-run
     """
     from bertfast.apps.demo import run_demo
 

@@ -25,7 +25,7 @@ def report() -> dict[str, Any]:
     return {
         "machine": {
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -41,7 +41,10 @@ def _choice(op: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]
     try:
         taken, reasons = dispatch.explain(op, device, dtype, HEAD_DIM)
     except dispatch.BackendError as error:
-        taken, reasons = None, {"forced": str(error)}
+        taken, reasons = None, {}
+        for backend in dispatch.BACKENDS:
+            against = dispatch.reasons_against(backend, op, device, dtype, HEAD_DIM)
+            reasons[backend] = "; ".join(against) or str(error)
     return {
         "op": op,
         "device": device.type,
@@ -58,7 +61,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
