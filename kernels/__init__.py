@@ -4,10 +4,13 @@ Each op is one file with its Triton kernels, its `torch.library` registration an
 in plain PyTorch what it computes, `csrc/` holds its C++ twin, and `dispatch.py` decides which one runs.
 """
 
-from .attention import attention
-from .dispatch import BackendError, use_backend
-from .dropout import dropout
-from .gather_rows import gather_rows
-from .linear_cross_entropy import linear_cross_entropy
+# From the repository's root this folder can also be found as the top-level name ``kernels``, where transformers looks for Hugging
+# Face's package of that name. It must then find nothing: registering the ops twice would destroy the first registration.
+if __name__ == "bertfast.kernels":
+    from .attention import attention
+    from .dispatch import BackendError, use_backend
+    from .dropout import dropout
+    from .gather_rows import gather_rows
+    from .linear_cross_entropy import linear_cross_entropy
 
-__all__ = ["BackendError", "attention", "dropout", "gather_rows", "linear_cross_entropy", "use_backend"]
+    __all__ = ["BackendError", "attention", "dropout", "gather_rows", "linear_cross_entropy", "use_backend"]

@@ -14,15 +14,251 @@ Architecture", section 7 (smoothing); Chowdhery et al., "PaLM", section 5 (z-los
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import dispatch, reference
 from .checks import check_device, check_integers, check_like, check_tensor
+from .triton_compat import tl, triton
 
 REDUCTIONS = ("mean", "sum", "none")
 # A block of logits on the CPU: large enough for the matrix product's full rate, small beside the weights.
 BLOCK_BYTES = 32 << 20
+
+
+# --- Triton ---
+
+BLOCK_M, BLOCK_V = 64, 128  # rows and vocabulary entries of a tile
+SPLIT_TILES = 16  # vocabulary tiles of one program; the partial results are combined by torch
+
+
+@triton.jit
+def _logits_tile(
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    rows,
+    vocab_ids,
+    masked,
+    vocab,
+    hidden,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """(BLOCK_M, BLOCK_V) logits in float32; entries beyond the vocabulary hold zeros."""
+    total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    columns = tl.arange(0, BLOCK_K)
+    h_ptrs = hidden_ptr + rows.to(tl.int64)[:, None] * hidden + columns[None, :]
+    w_ptrs = weight_ptr + vocab_ids.to(tl.int64)[:, None] * hidden + columns[None, :]
+    for start in range(0, hidden, BLOCK_K):
+        inside = columns[None, :] < hidden - start
+        h = tl.load(h_ptrs, (rows < masked)[:, None] & inside, 0.0)
+        w = tl.load(w_ptrs, (vocab_ids < vocab)[:, None] & inside, 0.0)
+        total = tl.dot(h, tl.trans(w), total, input_precision=PRECISION)
+        h_ptrs += BLOCK_K
+        w_ptrs += BLOCK_K
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + vocab_ids, vocab_ids < vocab, 0.0).to(tl.float32)[None, :]
+    return total
+
+
+@triton.jit
+def _statistics_kernel(
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    labels_ptr,
+    max_ptr,
+    sum_ptr,
+    total_ptr,
+    at_label_ptr,
+    best_ptr,
+    masked,
+    vocab,
+    hidden,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_TILES: tl.constexpr,
+):
+    """Of each row over one split of the vocabulary: maximum, sum of exponentials, sum, the label's logit, the best id."""
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    split = tl.program_id(1)
+    labels = tl.load(labels_ptr + rows, rows < masked, -1)
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    exponentials = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    at_label = tl.zeros((BLOCK_M,), tl.float32)
+    best = tl.zeros((BLOCK_M,), tl.int32)
+    for tile in range(SPLIT_TILES):
+        first = (split * SPLIT_TILES + tile) * BLOCK_V
+        if first < vocab:
+            ids = first + tl.arange(0, BLOCK_V)
+            logits = _logits_tile(
+                hidden_ptr,
+                weight_ptr,
+                bias_ptr,
+                rows,
+                ids,
+                masked,
+                vocab,
+                hidden,
+                HAS_BIAS,
+                PRECISION,
+                BLOCK_M,
+                BLOCK_V,
+                BLOCK_K,
+            )
+            total += tl.sum(tl.where((ids < vocab)[None, :], logits, 0.0), 1)
+            at_label += tl.sum(tl.where(ids[None, :] == labels[:, None], logits, 0.0), 1)
+            logits = tl.where((ids < vocab)[None, :], logits, float("-inf"))
+            tile_top = tl.max(logits, 1)
+            # The lowest id that holds the maximum; a later tile must exceed it.
+            tile_best = tl.min(tl.where(logits == tile_top[:, None], ids[None, :], 2147483647), 1)
+            best = tl.where(tile_top > top, tile_best, best)
+            new_top = tl.maximum(top, tile_top)
+            exponentials = exponentials * tl.exp(top - new_top) + tl.sum(tl.exp(logits - new_top[:, None]), 1)
+            top = new_top
+    place = split.to(tl.int64) * masked + rows
+    tl.store(max_ptr + place, top, rows < masked)
+    tl.store(sum_ptr + place, exponentials, rows < masked)
+    tl.store(total_ptr + place, total, rows < masked)
+    tl.store(at_label_ptr + place, at_label, rows < masked)
+    tl.store(best_ptr + place, best, rows < masked)
+
+
+@triton.jit
+def _gradient_kernel(
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    labels_ptr,
+    lse_ptr,
+    scale_ptr,
+    out_ptr,
+    masked,
+    vocab,
+    hidden,
+    ignore_index,
+    smoothing,
+    z_loss,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A tile of the gradient of sum(scale * loss) with respect to the logits, which are made again."""
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    ids = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    logits = _logits_tile(
+        hidden_ptr,
+        weight_ptr,
+        bias_ptr,
+        rows,
+        ids,
+        masked,
+        vocab,
+        hidden,
+        HAS_BIAS,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_V,
+        BLOCK_K,
+    )
+    labels = tl.load(labels_ptr + rows, rows < masked, ignore_index)
+    lse = tl.load(lse_ptr + rows, rows < masked, 0.0)
+    scale = tl.load(scale_ptr + rows, rows < masked, 0.0)
+    probabilities = tl.exp(logits - lse[:, None]) * (1.0 + 2.0 * z_loss * lse)[:, None]
+    target = tl.where(ids[None, :] == labels[:, None], 1.0 - smoothing, 0.0) + smoothing / vocab
+    gradient = tl.where((labels != ignore_index)[:, None], (probabilities - target) * scale[:, None], 0.0)
+    place = rows.to(tl.int64)[:, None] * vocab + ids[None, :]
+    inside = (rows < masked)[:, None] & (ids < vocab)[None, :]
+    tl.store(out_ptr + place, gradient.to(out_ptr.dtype.element_ty), inside)
+
+
+def _tile_options(hidden: Tensor, bias: Tensor | None) -> dict[str, Any]:
+    """Constants and launch options of the tiles; float32 is exact unless PyTorch is told otherwise."""
+    exact = hidden.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return {
+        "HAS_BIAS": bias is not None,
+        "PRECISION": "ieee" if exact else "tf32",
+        "BLOCK_M": BLOCK_M,
+        "BLOCK_V": BLOCK_V,
+        "BLOCK_K": 32 if hidden.dtype == torch.float32 else 64,
+        "num_warps": 4,
+        "num_stages": 3,
+    }
+
+
+def _forward_triton(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, logsumexps and correctness by row."""
+    rows, vocab = hidden.shape[0], weight.shape[0]
+    splits = triton.cdiv(triton.cdiv(vocab, BLOCK_V), SPLIT_TILES)
+    top, exponentials, total, at_label = (torch.empty(splits, rows, device=hidden.device) for _ in range(4))
+    best = torch.empty(splits, rows, dtype=torch.int32, device=hidden.device)
+    if rows:
+        _statistics_kernel[(triton.cdiv(rows, BLOCK_M), splits)](
+            hidden, weight, hidden if bias is None else bias, labels, top, exponentials, total, at_label, best,
+            rows, vocab, hidden.shape[1], SPLIT_TILES=SPLIT_TILES, **_tile_options(hidden, bias),
+        )  # fmt: skip
+    counted = labels != ignore_index
+    # Of equal maxima the first split's wins, and in it the lowest id.
+    largest, winner = top.max(0) if rows else (top.sum(0), best.sum(0))
+    lse = torch.where(counted, largest + ((top - largest).exp() * exponentials).sum(0).log(), 0.0)
+    losses = (
+        (1 - label_smoothing) * (lse - at_label.sum(0))
+        + label_smoothing * (lse - total.sum(0) / vocab)
+        + z_loss * lse**2
+    )
+    correct = counted & (best.gather(0, winner[None])[0] == labels) if rows else counted
+    return torch.where(counted, losses, 0.0), lse, correct.to(torch.uint8)
+
+
+def _backward_triton(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    lse: Tensor,
+    grad_scale: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients, a block of rows at a time: its logits are made again as gradients, then two matrix products."""
+    vocab = weight.shape[0]
+    dhidden = torch.empty_like(hidden)
+    dweight = torch.zeros(weight.shape, device=weight.device)
+    dbias = torch.zeros(vocab if bias is not None else 0, device=weight.device)
+    for block in _blocks(hidden.shape[0], vocab, hidden.element_size()):
+        part = hidden[block]
+        rows = part.shape[0]
+        dlogits = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device)
+        _gradient_kernel[(triton.cdiv(rows, BLOCK_M), triton.cdiv(vocab, BLOCK_V))](
+            part, weight, hidden if bias is None else bias, labels[block], lse[block], grad_scale[block], dlogits,
+            rows, vocab, hidden.shape[1], ignore_index, label_smoothing, z_loss, **_tile_options(hidden, bias),
+        )  # fmt: skip
+        torch.mm(dlogits, weight, out=dhidden[block])
+        dweight += dlogits.T @ part
+        if bias is not None:
+            dbias += dlogits.sum(0, dtype=torch.float32)
+    return dhidden, dweight.to(weight.dtype), dbias.to(hidden.dtype)
 
 
 # --- C++ ---
@@ -35,6 +271,8 @@ def _blocks(rows: int, vocab: int, element_size: int) -> list[slice]:
     return [slice(start, min(start + height, rows)) for start in range(0, rows, max(height, 1))]
 
 
+# Autocast off: the C++ pass reads the logits in the dtype of hidden, whatever surrounds the call.
+@torch.autocast("cpu", enabled=False)
 def _rows_cpp(
     hidden: Tensor,
     weight: Tensor,

@@ -38,14 +38,16 @@ def attention(
     row = torch.where(real, starts[:, None] + position, 0)
     q_pad, k_pad, v_pad = (torch.where(real[..., None, None], x[row], 0.0).to(dtype) for x in (q, k, v))
 
-    scores = torch.einsum("bihd,bjhd->bhij", q_pad, k_pad) * scale
+    with torch.autocast(q.device.type, enabled=False):
+        scores = torch.einsum("bihd,bjhd->bhij", q_pad, k_pad) * scale
     scores = scores.masked_fill(~real[:, None, None, :], torch.finfo(dtype).min)
     probabilities = scores.softmax(-1)
     if threshold:
         head = torch.arange(heads, device=q.device)
         lanes = philox_lanes(seed, max_seqlen, row[:, None, :], head[:, None])
         probabilities = torch.where(lanes >= threshold, probabilities * keep_scale(threshold), 0.0)
-    out_pad = torch.einsum("bhij,bjhd->bihd", probabilities, v_pad).to(q.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        out_pad = torch.einsum("bhij,bjhd->bihd", probabilities, v_pad).to(q.dtype)
 
     sequence = torch.searchsorted(ends, token, right=True).clamp(max=sequences - 1)
     out = out_pad[sequence, (token - starts[sequence]).clamp(0, max_seqlen - 1)]
@@ -77,7 +79,8 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """CE(hidden Wᵀ + bias, labels) and the count of correct ones; see `bertfast.kernels.linear_cross_entropy`."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    logits = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     counted = labels != ignore_index
     losses = F.cross_entropy(
         logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"

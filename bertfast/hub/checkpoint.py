@@ -148,22 +148,22 @@ def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: boo
         if new_head_ok
         else []
     )
-    problems = [f"missing {name}" for name in missing if name not in kept]
-    problems += [
+    absent = [f"missing {name}" for name in missing if name not in kept]
+    unknown = [
         f"unknown {name}"
         for name in found
         if name not in wanted and name.startswith("bert.") and not name.startswith("bert.pooler.")
     ]
+    misshapen = []
     for name, target in wanted.items():
         if name in found and found[name].shape != own[target].shape:
             shapes = f"{tuple(found[name].shape)}, the config wants {tuple(own[target].shape)}"
             if new_head_ok and name.startswith("classifier."):
                 kept.append(name)
             else:
-                problems.append(f"{name} is {shapes}")
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise BertfastError(f"{folder}: the weights do not fit {type(model).__name__}: {shown}")
+                misshapen.append(f"{name} is {shapes}")
+    if problems := [*misshapen, *unknown, *absent]:
+        raise BertfastError(f"{folder}: the weights do not fit {type(model).__name__}: {'; '.join(problems)}")
     with torch.no_grad():
         for name, target in wanted.items():
             if name not in kept:

@@ -232,3 +232,21 @@ def test_wrong_arguments_are_named(message, error, arguments, options):
     with pytest.raises(error) as caught:
         kernels.linear_cross_entropy(*arguments, **options)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_autocast_around_the_call_changes_nothing(backend):
+    hidden, weight = torch.randn(40, 16), torch.randn(70, 16)
+    labels = torch.randint(70, (40,))
+
+    def loss_and_gradients():
+        inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss, _ = kernels.linear_cross_entropy(*inputs, None, labels)
+        return loss, torch.autograd.grad(loss, inputs)
+
+    with forced(backend):
+        plain = loss_and_gradients()
+        with torch.autocast("cpu", torch.bfloat16):
+            surrounded = loss_and_gradients()
+    torch.testing.assert_close(surrounded[0], plain[0], rtol=0, atol=0)
+    torch.testing.assert_close(surrounded[1], plain[1], rtol=0.05, atol=0.01)
