@@ -11,13 +11,322 @@ forward and backward); Milakov and Gimelshein, "Online normalizer calculation fo
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import dispatch, reference
 from .checks import check_cu_seqlens, check_device, check_integers, check_like, check_tensor
-from .philox import as_seed, dropout_threshold
+from .philox import as_seed, dropout_threshold, keep_scale
+from .philox_triton import attention_lanes
+from .triton_compat import tl, triton
+from .triton_dot import dot
+
+# --- Triton ---
+#
+# Grid of every kernel but the slack's: (blocks of the longest sequence, heads, sequences); a program past its sequence's end leaves at once.
+# Scores are kept in units of log2, for exp2.
+
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _load_rows(base, rows, stride, head_dim, inside, BLOCK_D: tl.constexpr):
+    """(len(rows), BLOCK_D) of one head; zeros outside."""
+    columns = tl.arange(0, BLOCK_D)
+    offsets = rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    return tl.load(base + offsets, inside[:, None] & (columns < head_dim)[None, :], 0.0)
+
+
+@triton.jit
+def _store_rows(base, rows, stride, head_dim, inside, values, BLOCK_D: tl.constexpr):
+    columns = tl.arange(0, BLOCK_D)
+    offsets = rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    tl.store(base + offsets, values.to(base.dtype.element_ty), inside[:, None] & (columns < head_dim)[None, :])
+
+
+@triton.jit
+def _forward_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    lse_ptr,
+    cu_ptr,
+    seed_ptr,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    tokens,
+    heads,
+    head_dim,
+    scale_log2,
+    threshold,
+    keep_scale,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    head, sequence = tl.program_id(1), tl.program_id(2)
+    start = tl.load(cu_ptr + sequence)
+    length = tl.load(cu_ptr + sequence + 1) - start
+    first = tl.program_id(0) * BLOCK_M
+    if first >= length:
+        return
+    place = first + tl.arange(0, BLOCK_M)
+    rows, real = start + place, place < length
+    q = _load_rows(q_ptr + head * q_h, rows, q_t, head_dim, real, BLOCK_D)
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    out = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for first_key in range(0, length, BLOCK_N):
+        key = first_key + tl.arange(0, BLOCK_N)
+        k = _load_rows(k_ptr + head * k_h, start + key, k_t, head_dim, key < length, BLOCK_D)
+        v = _load_rows(v_ptr + head * v_h, start + key, v_t, head_dim, key < length, BLOCK_D)
+        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * scale_log2
+        scores = tl.where((key < length)[None, :], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        p = tl.exp2(scores - new_top[:, None])
+        shrink = tl.exp2(top - new_top)
+        total = total * shrink + tl.sum(p, 1)
+        if DROPOUT:
+            lanes = attention_lanes(tl.load(seed_ptr), rows, head, first_key, BLOCK_N)
+            p = tl.where(lanes.to(tl.int32) >= threshold, p * keep_scale, 0.0)
+        out = dot(p.to(v.dtype), v, out * shrink[:, None], PRECISION)
+        top = new_top
+    _store_rows(out_ptr + head * head_dim, rows, heads * head_dim, head_dim, real, out / total[:, None], BLOCK_D)
+    tl.store(lse_ptr + head.to(tl.int64) * tokens + rows, (top + tl.log2(total)) * 0.6931471805599453, real)
+
+
+@triton.jit
+def _delta_kernel(
+    out_ptr, dout_ptr, delta_ptr, cu_ptr, tokens, heads, head_dim, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """rowsum(dout * out): what the softmax's gradient takes off."""
+    head, sequence = tl.program_id(1), tl.program_id(2)
+    start = tl.load(cu_ptr + sequence)
+    length = tl.load(cu_ptr + sequence + 1) - start
+    place = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rows, real = start + place, place < length
+    out = _load_rows(out_ptr + head * head_dim, rows, heads * head_dim, head_dim, real, BLOCK_D).to(tl.float32)
+    dout = _load_rows(dout_ptr + head * head_dim, rows, heads * head_dim, head_dim, real, BLOCK_D).to(tl.float32)
+    tl.store(delta_ptr + head.to(tl.int64) * tokens + rows, tl.sum(out * dout, 1), real)
+
+
+@triton.jit
+def _key_gradient_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    dout_ptr,
+    lse_ptr,
+    delta_ptr,
+    dk_ptr,
+    dv_ptr,
+    cu_ptr,
+    seed_ptr,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    tokens,
+    heads,
+    head_dim,
+    scale,
+    threshold,
+    keep_scale,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """dK and dV of a block of keys, over every block of queries."""
+    head, sequence = tl.program_id(1), tl.program_id(2)
+    start = tl.load(cu_ptr + sequence)
+    length = tl.load(cu_ptr + sequence + 1) - start
+    first_key = tl.program_id(0) * BLOCK_N
+    if first_key >= length:
+        return
+    key = first_key + tl.arange(0, BLOCK_N)
+    k = _load_rows(k_ptr + head * k_h, start + key, k_t, head_dim, key < length, BLOCK_D)
+    v = _load_rows(v_ptr + head * v_h, start + key, v_t, head_dim, key < length, BLOCK_D)
+    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    line = head.to(tl.int64) * tokens
+    for first in range(0, length, BLOCK_M):
+        place = first + tl.arange(0, BLOCK_M)
+        rows, real = start + place, place < length
+        q = _load_rows(q_ptr + head * q_h, rows, q_t, head_dim, real, BLOCK_D)
+        dout = _load_rows(dout_ptr + head * head_dim, rows, heads * head_dim, head_dim, real, BLOCK_D)
+        lse = tl.load(lse_ptr + line + rows, real, 0.0)
+        delta = tl.load(delta_ptr + line + rows, real, 0.0)
+        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * (scale * 1.4426950408889634)
+        p = tl.exp2(scores - (lse * 1.4426950408889634)[:, None])
+        p = tl.where(real[:, None] & (key < length)[None, :], p, 0.0)
+        dp = dot(dout, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
+        dropped = p
+        if DROPOUT:
+            keep = attention_lanes(tl.load(seed_ptr), rows, head, first_key, BLOCK_N).to(tl.int32) >= threshold
+            dropped = tl.where(keep, p * keep_scale, 0.0)
+            dp = tl.where(keep, dp * keep_scale, 0.0)
+        dv = dot(tl.trans(dropped.to(dout.dtype)), dout, dv, PRECISION)
+        ds = p * (dp - delta[:, None])
+        dk = dot(tl.trans(ds.to(q.dtype)), q, dk, PRECISION)
+    _store_rows(dk_ptr + head * head_dim, start + key, heads * head_dim, head_dim, key < length, dk * scale, BLOCK_D)
+    _store_rows(dv_ptr + head * head_dim, start + key, heads * head_dim, head_dim, key < length, dv, BLOCK_D)
+
+
+@triton.jit
+def _query_gradient_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    dout_ptr,
+    lse_ptr,
+    delta_ptr,
+    dq_ptr,
+    cu_ptr,
+    seed_ptr,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    tokens,
+    heads,
+    head_dim,
+    scale,
+    threshold,
+    keep_scale,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """dQ of a block of queries, over every block of keys."""
+    head, sequence = tl.program_id(1), tl.program_id(2)
+    start = tl.load(cu_ptr + sequence)
+    length = tl.load(cu_ptr + sequence + 1) - start
+    first = tl.program_id(0) * BLOCK_M
+    if first >= length:
+        return
+    place = first + tl.arange(0, BLOCK_M)
+    rows, real = start + place, place < length
+    line = head.to(tl.int64) * tokens
+    q = _load_rows(q_ptr + head * q_h, rows, q_t, head_dim, real, BLOCK_D)
+    dout = _load_rows(dout_ptr + head * head_dim, rows, heads * head_dim, head_dim, real, BLOCK_D)
+    lse = tl.load(lse_ptr + line + rows, real, 0.0)
+    delta = tl.load(delta_ptr + line + rows, real, 0.0)
+    dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for first_key in range(0, length, BLOCK_N):
+        key = first_key + tl.arange(0, BLOCK_N)
+        k = _load_rows(k_ptr + head * k_h, start + key, k_t, head_dim, key < length, BLOCK_D)
+        v = _load_rows(v_ptr + head * v_h, start + key, v_t, head_dim, key < length, BLOCK_D)
+        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * (scale * 1.4426950408889634)
+        p = tl.exp2(scores - (lse * 1.4426950408889634)[:, None])
+        p = tl.where(real[:, None] & (key < length)[None, :], p, 0.0)
+        dp = dot(dout, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
+        if DROPOUT:
+            keep = attention_lanes(tl.load(seed_ptr), rows, head, first_key, BLOCK_N).to(tl.int32) >= threshold
+            dp = tl.where(keep, dp * keep_scale, 0.0)
+        ds = p * (dp - delta[:, None])
+        dq = dot(ds.to(k.dtype), k, dq, PRECISION)
+    _store_rows(dq_ptr + head * head_dim, rows, heads * head_dim, head_dim, real, dq * scale, BLOCK_D)
+
+
+def _tiles(q: Tensor, backward: bool) -> dict[str, Any]:
+    """Block sizes and launch options: the largest that spill no register on sm_80, sm_90 and sm_100 (`bertfast.kernels.resources`)."""
+    block_d = triton.next_power_of_2(q.shape[2])
+    exact = torch.get_float32_matmul_precision() == "highest"
+    if q.dtype == torch.float32:
+        block_m, block_n, warps, stages = 32, 32, 4, 2
+    elif backward:
+        block_m, block_n, warps, stages = 64, 64, 8 if block_d == 128 else 4, 2
+    else:
+        block_m, block_n, warps, stages = 64, 64, 4, 2
+    return {
+        "PRECISION": "ieee" if q.dtype != torch.float32 or exact else "tf32",
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_D": block_d,
+        "num_warps": warps,
+        "num_stages": stages,
+    }
+
+
+def _forward_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    seed: Tensor,
+    max_seqlen: int,
+    scale: float,
+    threshold: int,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    tokens, heads, head_dim = q.shape
+    # Slack rows are known to the device alone, so everything is zeroed: cheap beside the attention, and no synchronisation.
+    out.zero_(), lse.zero_()
+    tiles = _tiles(q, backward=False)
+    grid = (triton.cdiv(max_seqlen, tiles["BLOCK_M"]), heads, cu_seqlens.shape[0] - 1)
+    if 0 in grid:
+        return
+    _forward_kernel[grid](
+        q, k, v, out, lse, cu_seqlens, seed, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], tokens, heads, head_dim,
+        scale * LOG2_E, threshold, keep_scale(threshold), DROPOUT=threshold > 0, **tiles,
+    )  # fmt: skip
+
+
+def _backward_triton(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    seed: Tensor,
+    max_seqlen: int,
+    scale: float,
+    threshold: int,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+) -> None:
+    tokens, heads, head_dim = q.shape
+    dq.zero_(), dk.zero_(), dv.zero_()
+    tiles = _tiles(q, backward=True)
+    sequences = cu_seqlens.shape[0] - 1
+    if 0 in (max_seqlen, heads, sequences):
+        return
+    delta = torch.empty_like(lse)
+    strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
+    rest = (tokens, heads, head_dim, scale, threshold, keep_scale(threshold))
+    by_query = (triton.cdiv(max_seqlen, tiles["BLOCK_M"]), heads, sequences)
+    by_key = (triton.cdiv(max_seqlen, tiles["BLOCK_N"]), heads, sequences)
+    _delta_kernel[by_query](
+        out, dout, delta, cu_seqlens, tokens, heads, head_dim, BLOCK_M=tiles["BLOCK_M"], BLOCK_D=tiles["BLOCK_D"]
+    )
+    _key_gradient_kernel[by_key](
+        q, k, v, dout, lse, delta, dk, dv, cu_seqlens, seed, *strides, *rest, DROPOUT=threshold > 0, **tiles
+    )
+    _query_gradient_kernel[by_query](
+        q, k, v, dout, lse, delta, dq, cu_seqlens, seed, *strides, *rest, DROPOUT=threshold > 0, **tiles
+    )
+
 
 # --- torch.library ---
 

@@ -12,7 +12,37 @@ from torch import Tensor
 
 from . import dispatch, reference
 from .checks import check_tensor
-from .philox import as_seed, dropout_threshold
+from .philox import LANES, as_seed, dropout_threshold, keep_scale
+from .philox_triton import interleave_lanes
+from .triton_compat import tl, triton
+
+# --- Triton ---
+
+COUNTERS = 128  # of a program: 1024 elements
+
+
+@triton.jit
+def _dropout_kernel(x_ptr, out_ptr, seed_ptr, n, threshold, scale, COUNTERS: tl.constexpr):
+    first = tl.program_id(0).to(tl.int64) * COUNTERS
+    counters = first + tl.arange(0, COUNTERS)
+    low = (counters & 0xFFFFFFFF).to(tl.uint32)[None, :]
+    high = (counters >> 32).to(tl.uint32)[None, :]
+    zero = low * 0
+    w0, w1, w2, w3 = tl.philox(tl.load(seed_ptr), low, high, zero, zero)
+    lanes = tl.reshape(interleave_lanes(w0, w1, w2, w3), (COUNTERS * 8,))
+    offsets = first * 8 + tl.arange(0, COUNTERS * 8)
+    inside = offsets < n
+    x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+    kept = tl.where(lanes.to(tl.int32) >= threshold, x * scale, 0.0)
+    tl.store(out_ptr + offsets, kept.to(out_ptr.dtype.element_ty), inside)
+
+
+def _dropout_triton(x: Tensor, seed: Tensor, threshold: int, out: Tensor) -> None:
+    if x.numel() == 0:
+        return
+    grid = (triton.cdiv(x.numel(), COUNTERS * LANES),)
+    _dropout_kernel[grid](x, out, seed, x.numel(), threshold, keep_scale(threshold), COUNTERS=COUNTERS)
+
 
 # --- torch.library ---
 

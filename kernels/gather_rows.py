@@ -12,6 +12,42 @@ from torch import Tensor
 
 from . import dispatch, reference
 from .checks import check_device, check_integers, check_tensor
+from .triton_compat import tl, triton
+
+# --- Triton ---
+
+COLUMNS = 1024  # of a program, one row each
+
+
+@triton.jit
+def _gather_kernel(x_ptr, index_ptr, out_ptr, hidden, stride, COLUMNS: tl.constexpr):
+    m = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.load(index_ptr + m)
+    values = tl.load(x_ptr + row * stride + column, (column < hidden) & (row >= 0), 0.0)
+    tl.store(out_ptr + m * hidden + column, values, column < hidden)
+
+
+@triton.jit
+def _scatter_kernel(dout_ptr, index_ptr, dx_ptr, hidden, COLUMNS: tl.constexpr):
+    m = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.load(index_ptr + m)
+    values = tl.load(dout_ptr + m * hidden + column, column < hidden, 0.0)
+    tl.store(dx_ptr + row * hidden + column, values, (column < hidden) & (row >= 0))
+
+
+def _gather_rows_triton(x: Tensor, index: Tensor, out: Tensor) -> None:
+    if out.numel():
+        grid = (out.shape[0], triton.cdiv(out.shape[1], COLUMNS))
+        _gather_kernel[grid](x, index, out, out.shape[1], x.stride(0), COLUMNS=COLUMNS)
+
+
+def _scatter_rows_triton(dout: Tensor, index: Tensor, dx: Tensor) -> None:
+    if dout.numel():
+        grid = (dout.shape[0], triton.cdiv(dout.shape[1], COLUMNS))
+        _scatter_kernel[grid](dout, index, dx, dout.shape[1], COLUMNS=COLUMNS)
+
 
 # --- torch.library ---
 

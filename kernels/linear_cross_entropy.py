@@ -22,6 +22,7 @@ from torch import Tensor
 from . import dispatch, reference
 from .checks import check_device, check_integers, check_like, check_tensor
 from .triton_compat import tl, triton
+from .triton_dot import dot
 
 REDUCTIONS = ("mean", "sum", "none")
 # A block of logits on the CPU: large enough for the matrix product's full rate, small beside the weights.
@@ -59,7 +60,7 @@ def _logits_tile(
         inside = columns[None, :] < hidden - start
         h = tl.load(h_ptrs, (rows < masked)[:, None] & inside, 0.0)
         w = tl.load(w_ptrs, (vocab_ids < vocab)[:, None] & inside, 0.0)
-        total = tl.dot(h, tl.trans(w), total, input_precision=PRECISION)
+        total = dot(h, tl.trans(w), total, PRECISION)
         h_ptrs += BLOCK_K
         w_ptrs += BLOCK_K
     if HAS_BIAS:

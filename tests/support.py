@@ -27,12 +27,12 @@ def tolerance(dtype: torch.dtype) -> dict[str, float]:
 
 
 def assert_close_to_float64(actual: Tensor, expected: Tensor, scale: float | None = None) -> None:
-    """``actual`` equals the float64 ``expected`` up to its dtype's tolerance, absolute errors measured against ``expected``'s size."""
+    """``actual`` equals the float64 ``expected`` up to its dtype's tolerance, absolute errors measured against the larger of its size and 1, the size of the inputs."""
     assert expected.dtype == torch.float64
     limits = tolerance(actual.dtype)
     size = scale if scale is not None else (expected.abs().max().item() if expected.numel() else 1.0)
     torch.testing.assert_close(
-        actual.double(), expected.to(actual.device), rtol=limits["rtol"], atol=limits["atol"] * max(size, 1e-3)
+        actual.double(), expected.to(actual.device), rtol=limits["rtol"], atol=limits["atol"] * max(size, 1.0)
     )
 
 

@@ -1,0 +1,179 @@
+"""The Triton kernels keep the promises of the other backends: on a GPU compiled, elsewhere in Triton's interpreter."""
+
+import pytest
+import torch
+from bertfast import kernels
+from bertfast.kernels.philox import as_seed, dropout_threshold
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import DEVICE, assert_close_to_float64, boundaries, missing_backend
+
+pytestmark = pytest.mark.skipif(bool(missing_backend("triton")), reason=missing_backend("triton"))
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def attention_run(backend, qkv, dout, cu_seqlens, max_seqlen, **options):
+    leaves = [x.detach().requires_grad_() for x in qkv]
+    with kernels.use_backend(backend):
+        out = kernels.attention(*leaves, cu_seqlens, max_seqlen, **options)
+        return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+
+
+def attention_check(lengths, heads, head_dim, dtype, slack=0, **options):
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(sum(lengths) + slack, 3, heads, head_dim, generator=generator).to(DEVICE, dtype).unbind(1)
+    dout = torch.randn(sum(lengths) + slack, heads, head_dim, generator=generator).to(DEVICE, dtype)
+    cu_seqlens, longest = boundaries(lengths), max(lengths, default=0)
+    got = attention_run("triton", qkv, dout, cu_seqlens, longest, **options)
+    wanted = attention_run("reference", [x.double() for x in qkv], dout.double(), cu_seqlens, longest, **options)
+    for mine, other in zip(got, wanted, strict=True):
+        assert mine.dtype == dtype
+        assert_close_to_float64(mine, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 80, 96, 128])
+def test_attention_matches_float64_at_every_head_size_and_dtype(head_dim, dtype):
+    attention_check([5, 0, 1, 70], 1, head_dim, dtype, slack=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attention_dropout_matches_float64_under_the_same_mask(dtype):
+    attention_check([3, 66], 2, 32, dtype, dropout_p=0.3, seed=2**40 + 7)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 2, 15, 33, 65]), max_size=4),
+    slack=st.integers(0, 3),
+    dropout_p=st.sampled_from([0.0, 0.5]),
+)
+def test_attention_matches_float64_for_any_mix_of_lengths(lengths, slack, dropout_p):
+    attention_check(lengths, 1, 16, torch.float32, slack, dropout_p=dropout_p, seed=3)
+
+
+def test_attention_drops_exactly_what_the_reference_drops():
+    """With V the identity, the output is the matrix of kept probabilities."""
+    length = 64
+    q, k = (torch.randn(length + 5, 2, length, device=DEVICE) for _ in range(2))
+    v = torch.zeros(length + 5, 2, length, device=DEVICE)
+    v[5:] = torch.eye(length, device=DEVICE)[:, None, :]
+    cu_seqlens = boundaries([5, length])
+    kept = []
+    for backend in ("reference", "triton"):
+        with kernels.use_backend(backend):
+            kept.append(kernels.attention(q, k, v, cu_seqlens, length, dropout_p=0.4, seed=-9)[5:] != 0)
+    assert torch.equal(kept[0], kept[1])
+
+
+def test_the_backward_is_the_same_bits_each_time():
+    q, k, v, dout = (torch.randn(40, 2, 32, device=DEVICE) for _ in range(4))
+    one, other = (
+        attention_run("triton", (q, k, v), dout, boundaries([33, 7]), 33, dropout_p=0.1, seed=1) for _ in range(2)
+    )
+    assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [0, 1, 7, 1025, 3000])
+def test_dropout_gives_the_bits_of_the_reference(size, dtype):
+    x = torch.randn(size, dtype=dtype, device=DEVICE)
+    results = []
+    for backend in ("reference", "triton"):
+        with kernels.use_backend(backend):
+            results.append(kernels.dropout(x, 0.3, seed=-5))
+    torch.testing.assert_close(results[1], results[0])
+    assert torch.equal(results[1] == 0, results[0] == 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", [1, 16, 1030])
+def test_rows_come_out_and_gradients_go_back(hidden, dtype):
+    x = torch.randn(9, hidden, dtype=dtype, device=DEVICE, requires_grad=True)
+    index = torch.tensor([8, -1, 0, 3], device=DEVICE)
+    dout = torch.randn(4, hidden, dtype=dtype, device=DEVICE)
+    with kernels.use_backend("triton"):
+        out = kernels.gather_rows(x, index)
+        (dx,) = torch.autograd.grad(out, x, dout)
+        empty = kernels.gather_rows(x, index[:0])
+    real = index >= 0
+    wanted = torch.zeros_like(x)
+    wanted[index[real]] = dout[real]
+    assert torch.equal(out, torch.where(real[:, None], x[index], 0))
+    assert torch.equal(dx, wanted)
+    assert empty.shape == (0, hidden)
+
+
+def lce_run(backend, leaves, labels, dloss, **options):
+    leaves = [x.detach().requires_grad_() for x in leaves]
+    hidden, weight, *bias = leaves
+    with kernels.use_backend(backend):
+        loss, correct = kernels.linear_cross_entropy(hidden, weight, bias[0] if bias else None, labels, **options)
+        return loss.detach(), correct, torch.autograd.grad(loss, leaves, dloss)
+
+
+def lce_check(rows, vocab, hidden, dtype, ignored=0, bias=True, **options):
+    generator = torch.Generator().manual_seed(0)
+    h, w, b = (torch.randn(*shape, generator=generator) for shape in ((rows, hidden), (vocab, hidden), (vocab,)))
+    leaves = [x.to(DEVICE, dtype) for x in (h, w / hidden**0.5, b)[: 3 if bias else 2]]
+    labels = torch.randint(vocab, (rows,), generator=generator)
+    labels[:ignored] = -100
+    labels = labels.to(DEVICE)
+    dloss = torch.randn(rows, device=DEVICE) if options.get("reduction") == "none" else None
+    loss, correct, gradients = lce_run("triton", leaves, labels, dloss, **options)
+    wide = None if dloss is None else dloss.double()
+    wanted = lce_run("reference", [x.double() for x in leaves], labels, wide, **options)
+    assert_close_to_float64(loss, wanted[0])
+    assert correct.item() == wanted[1].item()
+    for mine, other in zip(gradients, wanted[2], strict=True):
+        assert mine.dtype == dtype
+        assert_close_to_float64(mine, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_linear_cross_entropy_matches_float64(reduction, dtype):
+    lce_check(9, 300, 24, dtype, ignored=2, reduction=reduction)
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"z_loss": 1e-2}, {"bias": False}])
+def test_linear_cross_entropy_options_match_float64(options):
+    lce_check(7, 131, 16, torch.float32, ignored=1, **options)
+
+
+@pytest.mark.parametrize(("rows", "vocab"), [(0, 10), (1, 1), (3, 2100), (66, 129)])
+def test_linear_cross_entropy_matches_float64_at_odd_sizes(rows, vocab):
+    lce_check(rows, vocab, 17, torch.float32)
+
+
+def test_a_tie_goes_to_the_lowest_id():
+    hidden, weight = torch.ones(2, 16, device=DEVICE), torch.ones(2200, 16, device=DEVICE)
+    with kernels.use_backend("triton"):
+        _, correct = kernels.linear_cross_entropy(hidden, weight, None, torch.tensor([0, 1], device=DEVICE))
+    assert correct == 1
+
+
+def test_nan_reaches_the_loss():
+    hidden, weight = torch.randn(3, 16, device=DEVICE), torch.randn(20, 16, device=DEVICE)
+    hidden[1, 2] = float("nan")
+    with kernels.use_backend("triton"):
+        loss, _ = kernels.linear_cross_entropy(
+            hidden, weight, None, torch.tensor([1, 2, 3], device=DEVICE), reduction="none"
+        )
+    assert loss.isnan().tolist() == [False, True, False]
+
+
+def test_the_custom_ops_pass_opcheck():
+    q, k, v = (torch.randn(9, 1, 16, device=DEVICE, requires_grad=True) for _ in range(3))
+    cu_seqlens, seed = boundaries([4, 5]), as_seed(1, DEVICE)
+    arguments = (q, k, v, cu_seqlens, seed, 5, 0.25, dropout_threshold(0.2), "triton")
+    torch.library.opcheck(torch.ops.bertfast.attention.default, arguments)
+    x = torch.randn(5, 4, device=DEVICE, requires_grad=True)
+    torch.library.opcheck(torch.ops.bertfast.dropout.default, (x, seed, 6554, "triton"))
+    index = torch.tensor([2, -1], device=DEVICE)
+    torch.library.opcheck(torch.ops.bertfast.gather_rows.default, (x, index, "triton"))
+    h, w, b = (torch.randn(*s, device=DEVICE, requires_grad=True) for s in ((5, 16), (30, 16), (30,)))
+    labels = torch.tensor([1, 2, -100, 3, 4], device=DEVICE)
+    options = (-100, 0.1, 0.0, "mean", False, "triton")
+    torch.library.opcheck(torch.ops.bertfast.linear_cross_entropy.default, (h, w, b, labels, *options))
