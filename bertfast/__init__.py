@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .hub import load
     from .model import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel
     from .packed import PackedBatch
-    from .training import finetune, pretrain
+    from .training.finetune import finetune
+    from .training.pretrain import pretrain
 
 _HOMES = {
     "BertConfig": "config",
