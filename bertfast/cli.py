@@ -185,7 +185,7 @@ def finetune(
         bool, typer.Option("--from-scratch", help="Keep the model's shape, not its weights.")
     ] = False,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 3,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default 5e-5, 1e-3 when frozen.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default 5e-5, 1e-2 when frozen.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples of an update.")] = 32,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of an example at most; default: the model's positions.")

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from bertfast.errors import BertfastError
 
 from .readers import is_json, open_text, read_json_lines
+from .tokenizer import SpecialIds
 
 TEXT_COLUMNS = ("sentence", "text")
 LABEL_COLUMN = "label"
@@ -42,20 +43,20 @@ def read_task(
         text_column: None is ``sentence``, or else ``text``.
         pair_column: of the second text; None for single texts.
         label_column: None is ``label``.
-        require_labels: or leave labels out where there is no such column.
+        require_labels: False leaves labels out, unless ``label_column`` asks for them.
 
     Raises:
         BertfastError: a file that cannot be used, no such column, a row with too few fields, or no rows.
     """
     path = Path(path)
     rows = _json_rows(path) if is_json(path) else _table_rows(path)
-    examples = []
+    examples: list[Example] = []
     wanted_label = label_column or LABEL_COLUMN
     for line, row in rows:
         if not examples:
             text = text_column or next((name for name in TEXT_COLUMNS if name in row), TEXT_COLUMNS[0])
             needed = [text, *([pair_column] if pair_column else [])]
-            labelled = require_labels or label_column is not None or wanted_label in row
+            labelled = require_labels or label_column is not None
             needed += [wanted_label] if labelled else []
         for name in needed:
             if name not in row:
@@ -169,7 +170,7 @@ class Encoded:
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str | None], max_length: int) -> list[Encoded]:
     """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], of ``max_length`` tokens at most; of a pair the longer text is cut."""
-    cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    special = SpecialIds(tokenizer)
     firsts = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     seconds = tokenizer.encode_batch_fast([pair or "" for pair in pairs], add_special_tokens=False)
     result = []
@@ -181,8 +182,8 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str | Non
             keep_a = max(room - len(b), min(len(a), (room + 1) // 2))
             a = a[:keep_a]
             b = b[: room - len(a)]
-        ids, segments = [cls, *a, sep], [0] * (len(a) + 2)
+        ids, segments = [special.cls, *a, special.sep], [0] * (len(a) + 2)
         if pair is not None:
-            ids, segments = [*ids, *b, sep], [*segments, *[1] * (len(b) + 1)]
+            ids, segments = [*ids, *b, special.sep], [*segments, *[1] * (len(b) + 1)]
         result.append(Encoded(ids, segments, excess > 0))
     return result

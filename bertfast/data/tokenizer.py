@@ -92,5 +92,5 @@ class SpecialIds:
         missing = [token for token, index in zip(SPECIAL_TOKENS, ids, strict=True) if index is None]
         if missing:
             raise BertfastError(f"the tokenizer has no {', '.join(missing)}; a BERT tokenizer is wanted")
-        self.pad, self.unk, self.cls, self.sep, self.mask = ids
-        self.all = tuple(ids)
+        self.all: tuple[int, ...] = tuple(index for index in ids if index is not None)
+        self.pad, self.unk, self.cls, self.sep, self.mask = self.all

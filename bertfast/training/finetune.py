@@ -51,7 +51,7 @@ class FinetuneConfig:
         freeze_encoder: train the classifier alone, on the encoder's pooled output; with a pooler that the model lacked, train that too.
         from_scratch: keep the model's shape and tokenizer but none of its weights.
         epochs: passes over the training data.
-        lr: peak learning rate; None is 5e-5, or 1e-3 when the encoder is frozen.
+        lr: peak learning rate; None is 5e-5, or 1e-2 when the encoder is frozen.
         batch_size: examples of an update.
         max_length: tokens of an example at most, in training and in later predictions; None is the model's positions.
         precision: "fp32", or "bf16" with float32 master weights.
@@ -85,7 +85,7 @@ class FinetuneConfig:
                     f"{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {least}, below 2^63"
                 )
         if self.lr is None:
-            object.__setattr__(self, "lr", 1e-3 if self.freeze_encoder else 5e-5)
+            object.__setattr__(self, "lr", 1e-2 if self.freeze_encoder else 5e-5)
         if not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
             raise BertfastError(f"lr is {self.lr!r}; it must be a number above 0")
         if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 4):
@@ -148,7 +148,7 @@ def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | P
         if config.freeze_encoder:
             # A random pooler that stayed as it is would blur what the encoder knows.
             classifier.bert.requires_grad_(False)
-            if any(name.startswith("bert.pooler.") for name in new):
+            if any(name.startswith("bert.pooler.") for name in new) and classifier.bert.pooler is not None:
                 classifier.bert.pooler.requires_grad_(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with _new_folder(target) as folder:

@@ -119,9 +119,11 @@ def test_predict_needs_no_labels_and_ignores_empty_ones(
     classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     table = write_table(tmp_path / "t.tsv", [("the film", ""), ("the cast", "unheard of")])
-    done = run_cli(monkeypatch, capfd, "predict", classifier, table)
-    assert done.code == 0
-    assert len(done.out.splitlines()) == 2
+    (tmp_path / "some.jsonl").write_text('{"text": "the film", "label": "good"}\n{"text": "the cast"}\n')
+    for file in (table, tmp_path / "some.jsonl"):
+        done = run_cli(monkeypatch, capfd, "predict", classifier, file)
+        assert done.code == 0
+        assert len(done.out.splitlines()) == 2
 
 
 def test_predict_says_how_many_inputs_were_cut(
