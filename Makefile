@@ -41,7 +41,7 @@ lint: install
 	@# mypy reads no package_dir mapping: give it the installed layout as links.
 	@rm -rf $(TYPECHECK) && mkdir -p $(TYPECHECK)
 	@ln -s $(CURDIR)/bertfast/* $(TYPECHECK)/ && ln -s $(CURDIR)/kernels $(TYPECHECK)/kernels
-	$(BIN)/mypy $(TYPECHECK)
+	cd $(dir $(TYPECHECK)) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p bertfast
 
 bench: install
 	$(BIN)/python -m benchmarks cpu

@@ -426,23 +426,23 @@ def _attention_backward(
 
 
 @_attention.register_fake
-def _(q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, backend):  # type: ignore[no-untyped-def]
+def _(q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, backend):
     return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
 @_attention_backward.register_fake
-def _(dout, q, k, v, out, lse, cu_seqlens, seed, max_seqlen, scale, threshold, backend):  # type: ignore[no-untyped-def]
+def _(dout, q, k, v, out, lse, cu_seqlens, seed, max_seqlen, scale, threshold, backend):
     return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
 
 
-def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup(ctx, inputs, output) -> None:
     q, k, v, cu_seqlens, seed, *ctx.constants = inputs
     ctx.save_for_backward(q, k, v, *output, cu_seqlens, seed)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dout, _dlse):  # type: ignore[no-untyped-def]
+def _backward(ctx, dout, _dlse):
     if dout is None:
         return (None,) * 9
     return *_attention_backward(dout, *ctx.saved_tensors, *ctx.constants), None, None, None, None, None, None

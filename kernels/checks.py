@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0:
         raise ValueError(f"cu_seqlens starts with {bounds[0]}; it must start with 0")
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         if end < start:
             raise ValueError(f"cu_seqlens falls from {start} to {end}; it must never fall")
         if end - start > max_seqlen:

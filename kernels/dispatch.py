@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -16,13 +17,14 @@ from .triton_compat import HAS_TRITON, INTERPRETED
 
 try:
     # torch comes first: its OpenMP runtime is then the one that the extension shares.
-    from bertfast import _C
+    from bertfast import _C as _extension
 
     NO_EXTENSION = ""
 except ImportError as error:
-    _C = None  # type: ignore[assignment]
+    _extension = None
     NO_EXTENSION = f"the C++ extension bertfast._C is not built ({error})"
 
+_C: Any = _extension
 BACKENDS = ("triton", "cpp", "reference")
 OPS = ("attention", "dropout", "gather_rows", "linear_cross_entropy")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

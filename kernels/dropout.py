@@ -71,12 +71,12 @@ def _(x: Tensor, seed: Tensor, threshold: int, backend: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup(ctx, inputs, output) -> None:
     _, seed, ctx.threshold, ctx.backend = inputs
     ctx.save_for_backward(seed)
 
 
-def _backward(ctx, dout):  # type: ignore[no-untyped-def]
+def _backward(ctx, dout):
     (seed,) = ctx.saved_tensors
     return _dropout(dout, seed, ctx.threshold, ctx.backend), None, None, None
 

@@ -104,24 +104,24 @@ def _(dout: Tensor, index: Tensor, rows: int, backend: str) -> Tensor:
     return dout.new_empty(rows, dout.shape[1])
 
 
-def _gather_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _gather_setup(ctx, inputs, output) -> None:
     x, index, backend = inputs
     ctx.save_for_backward(index)
     ctx.rows, ctx.backend = x.shape[0], backend
 
 
-def _gather_backward(ctx, dout):  # type: ignore[no-untyped-def]
+def _gather_backward(ctx, dout):
     (index,) = ctx.saved_tensors
     return _scatter_rows(dout, index, ctx.rows, ctx.backend), None, None
 
 
-def _scatter_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _scatter_setup(ctx, inputs, output) -> None:
     _, index, _, backend = inputs
     ctx.save_for_backward(index)
     ctx.backend = backend
 
 
-def _scatter_backward(ctx, ddx):  # type: ignore[no-untyped-def]
+def _scatter_backward(ctx, ddx):
     (index,) = ctx.saved_tensors
     return _gather_rows(ddx, index, ctx.backend), None, None, None
 

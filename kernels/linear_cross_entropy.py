@@ -398,7 +398,7 @@ def _grad_scale(dloss: Tensor | None, labels: Tensor, ignore_index: int, reducti
 
 
 @_linear_cross_entropy.register_fake
-def _(hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, reduction, gradients_now, backend):  # type: ignore[no-untyped-def]
+def _(hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, reduction, gradients_now, backend):
     rows, f32 = hidden.shape[0], torch.float32
     loss = hidden.new_empty(rows if reduction == "none" else (), dtype=f32)
     correct, lse = hidden.new_empty((), dtype=torch.int64), hidden.new_empty(rows, dtype=f32)
@@ -409,12 +409,12 @@ def _(hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, reduc
 
 
 @_linear_cross_entropy_backward.register_fake
-def _(dloss, hidden, weight, bias, labels, lse, ignore_index, label_smoothing, z_loss, reduction, backend):  # type: ignore[no-untyped-def]
+def _(dloss, hidden, weight, bias, labels, lse, ignore_index, label_smoothing, z_loss, reduction, backend):
     dbias = hidden.new_empty(0 if bias is None else weight.shape[0])
     return hidden.new_empty(hidden.shape), hidden.new_empty(weight.shape), dbias
 
 
-def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup(ctx, inputs, output) -> None:
     hidden, weight, bias, labels, *options, ctx.gradients_now, backend = inputs
     _, correct, lse, *gradients = output
     ctx.options = (*options, backend)
@@ -423,7 +423,7 @@ def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(hidden, weight, bias, labels, lse, *gradients)
 
 
-def _backward(ctx, dloss, *_):  # type: ignore[no-untyped-def]
+def _backward(ctx, dloss, *_):
     if dloss is None:
         return (None,) * 10
     *inputs, dhidden, dweight, dbias = ctx.saved_tensors

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from types import SimpleNamespace
-from typing import Any
 
 try:
     import triton
@@ -14,7 +13,7 @@ try:
 except ImportError:
     HAS_TRITON = False
     triton = SimpleNamespace(jit=lambda fn: fn, cdiv=lambda a, b: -(-a // b))
-    tl: Any = SimpleNamespace(constexpr=int)
+    tl = SimpleNamespace(constexpr=int)  # type: ignore[no-redef, assignment, unused-ignore]
 
 # Triton chooses between its compiler and its interpreter when a kernel is decorated, that is at import.
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0") == "1"

@@ -9,6 +9,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,18 +171,19 @@ def _compare(out: Path, run: Path, task: corpus.Task, seed: int, console: Consol
         console.print(f"{name}: {rows[-1]['accuracy']:.3f}")
 
     timed("TF-IDF + logistic regression", lambda: _tfidf(task))
-    for name, folder, options in (
+    encoders: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("frozen pretrained encoder", "frozen", {"freeze_encoder": True, **FROZEN}),
         ("not pretrained, fine-tuned", "from-scratch", {"from_scratch": True, **FINETUNE}),
         ("pretrained, fine-tuned", "classifier", FINETUNE),
-    ):
-        timed(
-            name,
-            lambda folder=folder, options=options: (
-                finetune(run, train, dev, out / folder, seed=seed, **options).accuracy
-            ),
-        )  # type: ignore[misc, arg-type]
+    )
+    for name, folder, options in encoders:
+        target = str(out / folder)
+        timed(name, partial(_finetuned, str(run), train, dev, target, seed=seed, **options))
     return rows
+
+
+def _finetuned(*arguments: str, **options: Any) -> float:
+    return finetune(*arguments, **options).accuracy
 
 
 def _row(name: str, accuracy: float, task: corpus.Task, seconds: float) -> dict[str, Any]:
@@ -228,9 +230,9 @@ def _time_steps(run: Path, console: Console) -> dict[str, Any]:
     except ImportError:
         console.print("transformers is not installed, so there is nothing to compare with (pip install 'bertfast[hf]')")
     else:
-        theirs = transformers.BertForPreTraining(
-            transformers.BertConfig(**config.to_dict(), attn_implementation="eager")
-        ).train()
+        shape = transformers.BertConfig(**config.to_dict())
+        shape._attn_implementation = "eager"
+        theirs = transformers.BertForPreTraining(shape).train()
         sides["transformers, eager"] = _stepper(theirs, lambda batch: theirs(**_padded(batch)).loss)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number, batch in enumerate(chosen):  # in turn, so that a slower moment meets both

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,9 @@ class Batches:
             epoch += 1
 
     def _batch(self, spans: Spans, rows: NDArray[np.int64], epoch: int) -> PackedBatch:
-        special, ids, pieces, segments = self.special, self.store.ids, [], []
+        special, ids = self.special, self.store.ids
+        pieces: list[Any] = []
+        segments: list[NDArray[np.int64]] = []
         lengths = []
         for a0, a1, b0, b1 in zip(
             *(column[rows].tolist() for column in (spans.a_start, spans.a_end, spans.b_start, spans.b_end)), strict=True

@@ -32,7 +32,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
             if not head:
                 raise BertfastError(f"{path}: the file is empty")
             raw.seek(0)
-            stream: BinaryIO = gzip.open(raw) if head == GZIP_MAGIC else raw  # type: ignore[assignment]
+            stream: BinaryIO = gzip.GzipFile(fileobj=raw) if head == GZIP_MAGIC else raw  # type: ignore[assignment]
             start = stream.read(8192)
             if b"\0" in start:
                 raise BertfastError(

@@ -67,8 +67,8 @@ class TokenStore:
         Raises:
             BertfastError: a file that cannot be used, or the folder cannot be written to.
         """
-        paths, folder = [Path(path) for path in paths], Path(folder)
-        origin = _origin(paths, tokenizer, text_field)
+        files, folder = [Path(path) for path in paths], Path(folder)
+        origin = _origin(files, tokenizer, text_field)
         try:
             if json.loads((folder / "origin.json").read_text()) == origin:
                 return cls.open(folder)
@@ -81,7 +81,7 @@ class TokenStore:
         try:
             temporary.mkdir(parents=True)
             with open(temporary / "ids.bin", "wb") as out:
-                for batch in _batches(read_documents(paths, text_field), LINES_AT_A_TIME):
+                for batch in _batches(read_documents(files, text_field), LINES_AT_A_TIME):
                     flat = [sentence for document in batch for sentence in document]
                     encoded = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
                     for document in batch:

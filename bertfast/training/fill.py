@@ -71,6 +71,6 @@ class MaskFiller:
                 # A special token is shown by its name, so that it is not lost from the text.
                 filled = [*ids[1:place], word, *ids[place + 1 : -1]]
                 shown = self.tokenizer.decode(filled, skip_special_tokens=False)
-                fillers.append(Filler(self.tokenizer.id_to_token(word), probability, shown))
+                fillers.append(Filler(str(self.tokenizer.id_to_token(word)), probability, shown))
             result.append(fillers)
         return result, truncated

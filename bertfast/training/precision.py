@@ -48,7 +48,8 @@ class Masters(nn.Module):
     def refresh(self) -> None:
         """Writes the masters into the model's weights."""
         if self.copies:
-            torch._foreach_copy_(self.compute, list(self.weights))
+            weights: list[Tensor] = [*self.weights]
+            torch._foreach_copy_(self.compute, weights)
 
     def named(self) -> dict[str, Tensor]:
         """The masters by the model's parameter names."""

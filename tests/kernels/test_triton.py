@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from bertfast import kernels
-from bertfast.kernels.philox import as_seed, dropout_threshold
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from bertfast import kernels
+from bertfast.kernels.philox import as_seed, dropout_threshold
 from support import DEVICE, assert_close_to_float64, boundaries, missing_backend
 
 pytestmark = pytest.mark.skipif(bool(missing_backend("triton")), reason=missing_backend("triton"))
