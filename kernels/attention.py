@@ -252,9 +252,9 @@ def _tiles(q: Tensor, backward: bool) -> dict[str, Any]:
     if q.dtype == torch.float32:
         block_m, block_n, warps, stages = 32, 32, 4, 2
     elif backward:
-        block_m, block_n, warps, stages = 64, 64, 8 if block_d == 128 else 4, 2
+        block_m, block_n, warps, stages = 64, 64, 8, 1 if block_d == 128 else 2
     else:
-        block_m, block_n, warps, stages = 64, 64, 4, 2
+        block_m, block_n, warps, stages = 64, 64, 8 if block_d == 128 else 4, 2
     return {
         "PRECISION": "ieee" if q.dtype != torch.float32 or exact else "tf32",
         "BLOCK_M": block_m,

@@ -194,7 +194,7 @@ def _tile_options(hidden: Tensor, bias: Tensor | None) -> dict[str, Any]:
         "BLOCK_M": BLOCK_M,
         "BLOCK_V": BLOCK_V,
         "BLOCK_K": 32 if hidden.dtype == torch.float32 else 64,
-        "num_warps": 4,
+        "num_warps": 8,
         "num_stages": 3,
     }
 

@@ -48,8 +48,8 @@ class Masters(nn.Module):
     def refresh(self) -> None:
         """Writes the masters into the model's weights."""
         if self.copies:
-            weights: list[Tensor] = [*self.weights]
-            torch._foreach_copy_(self.compute, weights)
+            computed: list[Tensor] = list(self.compute)
+            torch._foreach_copy_(computed, list(self.weights))
 
     def named(self) -> dict[str, Tensor]:
         """The masters by the model's parameter names."""

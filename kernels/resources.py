@@ -1,0 +1,178 @@
+"""What the Triton kernels need of each GPU generation, from the compiler alone: ``python -m bertfast.kernels.resources``.
+
+Every matrix kernel is compiled ahead of time for sm_80, sm_90 and sm_100, with no GPU, at the block sizes it is launched with. The report gives
+registers, spills and shared memory from the binary, and the tensor-core instructions from its PTX.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import dispatch
+
+CAPABILITIES = (80, 90, 100)
+# Bytes of shared memory that a block may have. NVIDIA, "CUDA C++ Programming Guide", technical specifications.
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TENSOR_CORE = re.compile(r"\b(wgmma\.mma_async|mma\.sync|tcgen05\.mma)")
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """One kernel on one target; spills and shared memory in bytes."""
+
+    kernel: str
+    dtype: str
+    head_dim: int | None
+    dropout: bool
+    capability: int
+    registers: int
+    spills: int
+    shared: int
+    shared_limit: int
+    tensor_core: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel, the types of its arguments, and its constants and launch options."""
+
+    kernel: str
+    dtype: torch.dtype
+    head_dim: int | None
+    dropout: bool
+    capability: int
+
+
+def cases(dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)) -> Iterator[Case]:
+    """Every kernel that multiplies matrices, at each dtype; attention at the head sizes that differ to the compiler."""
+    for capability in CAPABILITIES:
+        for dtype in dtypes:
+            for kernel in ("_statistics_kernel", "_gradient_kernel"):
+                yield Case(kernel, dtype, None, False, capability)
+            for head_dim in (32, 64, 128):
+                for dropout in (False, True):
+                    for kernel in ("_forward_kernel", "_key_gradient_kernel", "_query_gradient_kernel"):
+                        yield Case(kernel, dtype, head_dim, dropout, capability)
+
+
+def measure(case: Case) -> Resources:
+    """Compiles one case and reads its resources.
+
+    Raises:
+        BackendError: Triton is not installed, or runs as its interpreter.
+    """
+    from .triton_compat import HAS_TRITON, INTERPRETED
+
+    if not HAS_TRITON or INTERPRETED:
+        raise dispatch.BackendError("compiling needs Triton, with TRITON_INTERPRET unset")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function, constants, options = _specialised(case)
+    signature = {
+        name: "constexpr" if name in constants else _argument_type(name, case.dtype) for name in function.arg_names
+    }
+    # As at a launch: pointers are 16-byte aligned, and so are the strides and sizes that are multiples of 16.
+    aligned = [
+        index
+        for index, name in enumerate(function.arg_names)
+        if name.endswith("_ptr") or name in ("hidden", "q_t", "q_h", "k_t", "k_h", "v_t", "v_h", "head_dim")
+    ]
+    source = ASTSource(
+        function,
+        signature,
+        constexprs={(function.arg_names.index(name),): value for name, value in constants.items()},
+        attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", case.capability, 32), options=options)
+    registers, spills = _usage(compiled.asm["cubin"])
+    return Resources(
+        kernel=case.kernel.strip("_"),
+        dtype=dispatch.dtype_name(case.dtype),
+        head_dim=case.head_dim,
+        dropout=case.dropout,
+        capability=case.capability,
+        registers=registers,
+        spills=spills,
+        shared=compiled.metadata.shared,
+        shared_limit=SHARED_LIMIT[case.capability],
+        tensor_core=tuple(sorted(set(TENSOR_CORE.findall(compiled.asm["ptx"])))),
+    )
+
+
+def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
+    """The function, its constants and its launch options, from the code that launches it."""
+    from importlib import import_module
+
+    if case.head_dim is None:
+        module = import_module("bertfast.kernels.linear_cross_entropy")
+        settings = module._tile_options(torch.empty(0, 0, dtype=case.dtype), torch.empty(0))
+        if case.kernel == "_statistics_kernel":
+            settings["SPLIT_TILES"] = module.SPLIT_TILES
+    else:
+        module = import_module("bertfast.kernels.attention")
+        q = torch.empty(0, 1, case.head_dim, dtype=case.dtype)
+        settings = {**module._tiles(q, backward=case.kernel != "_forward_kernel"), "DROPOUT": case.dropout}
+    options = {name: settings.pop(name) for name in ("num_warps", "num_stages")}
+    return getattr(module, case.kernel), settings, options
+
+
+def _argument_type(name: str, dtype: torch.dtype) -> str:
+    special = {"seed_ptr": "*i64", "labels_ptr": "*i64", "cu_ptr": "*i32", "best_ptr": "*i32"}
+    if name in special:
+        return special[name]
+    if name in ("lse_ptr", "delta_ptr", "scale_ptr", "max_ptr", "sum_ptr", "total_ptr", "at_label_ptr"):
+        return "*fp32"
+    if name.endswith("_ptr"):
+        return f"*{TYPES[dtype]}"
+    return "fp32" if name in ("scale", "scale_log2", "keep_scale", "smoothing", "z_loss") else "i32"
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread and bytes of spills, from the binary's own record."""
+    import triton.backends.nvidia
+
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
+    assert registers is not None
+    assert stack is not None
+    return int(registers[1]), int(stack[1])
+
+
+def main(arguments: list[str]) -> None:
+    """Prints a table, or JSON with ``--json``; ``--dtype NAME`` keeps to one dtype."""
+    dtypes: tuple[torch.dtype, ...] = tuple(TYPES)
+    if "--dtype" in arguments:
+        dtypes = (getattr(torch, arguments[arguments.index("--dtype") + 1]),)
+    with ProcessPoolExecutor(2) as pool:
+        found = list(pool.map(measure, cases(dtypes)))
+    if "--json" in arguments:
+        print(json.dumps([asdict(row) for row in found], indent=1))
+        return
+    for row in found:
+        shape = "" if row.head_dim is None else f" {row.head_dim}{' dropout' if row.dropout else ''}"
+        print(
+            f"sm_{row.capability} {row.dtype:>8} {row.kernel + shape:<34} {row.registers:>3} registers "
+            f"{row.spills:>4} B spilled {row.shared:>6} of {row.shared_limit} B shared  {', '.join(row.tensor_core) or 'no tensor core'}"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
