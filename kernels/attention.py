@@ -33,16 +33,16 @@ LOG2_E = 1.4426950408889634
 
 @triton.jit
 def _load_rows(base, rows, stride, head_dim, inside, BLOCK_D: tl.constexpr):
-    """(len(rows), BLOCK_D) of one head; zeros outside."""
+    """(len(rows), BLOCK_D) of one head, ``rows`` counted from the base's; zeros outside."""
     columns = tl.arange(0, BLOCK_D)
-    offsets = rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    offsets = rows[:, None] * stride + columns[None, :]
     return tl.load(base + offsets, inside[:, None] & (columns < head_dim)[None, :], 0.0)
 
 
 @triton.jit
 def _store_rows(base, rows, stride, head_dim, inside, values, BLOCK_D: tl.constexpr):
     columns = tl.arange(0, BLOCK_D)
-    offsets = rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    offsets = rows[:, None] * stride + columns[None, :]
     tl.store(base + offsets, values.to(base.dtype.element_ty), inside[:, None] & (columns < head_dim)[None, :])
 
 
@@ -74,21 +74,21 @@ def _forward_kernel(
     BLOCK_D: tl.constexpr,
 ):
     head, sequence = tl.program_id(1), tl.program_id(2)
-    start = tl.load(cu_ptr + sequence)
-    length = tl.load(cu_ptr + sequence + 1) - start
+    start = tl.load(cu_ptr + sequence).to(tl.int64)
+    length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
     first = tl.program_id(0) * BLOCK_M
     if first >= length:
         return
     place = first + tl.arange(0, BLOCK_M)
     rows, real = start + place, place < length
-    q = _load_rows(q_ptr + head * q_h, rows, q_t, head_dim, real, BLOCK_D)
+    q = _load_rows(q_ptr + start * q_t + head * q_h, place, q_t, head_dim, real, BLOCK_D)
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     out = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first_key in range(0, length, BLOCK_N):
         key = first_key + tl.arange(0, BLOCK_N)
-        k = _load_rows(k_ptr + head * k_h, start + key, k_t, head_dim, key < length, BLOCK_D)
-        v = _load_rows(v_ptr + head * v_h, start + key, v_t, head_dim, key < length, BLOCK_D)
+        k = _load_rows(k_ptr + start * k_t + head * k_h, key, k_t, head_dim, key < length, BLOCK_D)
+        v = _load_rows(v_ptr + start * v_t + head * v_h, key, v_t, head_dim, key < length, BLOCK_D)
         scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * scale_log2
         scores = tl.where((key < length)[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
@@ -100,7 +100,15 @@ def _forward_kernel(
             p = tl.where(lanes.to(tl.int32) >= threshold, p * keep_scale, 0.0)
         out = dot(p.to(v.dtype), v, out * shrink[:, None], PRECISION)
         top = new_top
-    _store_rows(out_ptr + head * head_dim, rows, heads * head_dim, head_dim, real, out / total[:, None], BLOCK_D)
+    _store_rows(
+        out_ptr + (start * heads + head) * head_dim,
+        place,
+        heads * head_dim,
+        head_dim,
+        real,
+        out / total[:, None],
+        BLOCK_D,
+    )
     tl.store(lse_ptr + head.to(tl.int64) * tokens + rows, (top + tl.log2(total)) * 0.6931471805599453, real)
 
 
@@ -110,12 +118,16 @@ def _delta_kernel(
 ):
     """rowsum(dout * out): what the softmax's gradient takes off."""
     head, sequence = tl.program_id(1), tl.program_id(2)
-    start = tl.load(cu_ptr + sequence)
-    length = tl.load(cu_ptr + sequence + 1) - start
+    start = tl.load(cu_ptr + sequence).to(tl.int64)
+    length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
     place = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     rows, real = start + place, place < length
-    out = _load_rows(out_ptr + head * head_dim, rows, heads * head_dim, head_dim, real, BLOCK_D).to(tl.float32)
-    dout = _load_rows(dout_ptr + head * head_dim, rows, heads * head_dim, head_dim, real, BLOCK_D).to(tl.float32)
+    out = _load_rows(out_ptr + (start * heads + head) * head_dim, place, heads * head_dim, head_dim, real, BLOCK_D).to(
+        tl.float32
+    )
+    dout = _load_rows(
+        dout_ptr + (start * heads + head) * head_dim, place, heads * head_dim, head_dim, real, BLOCK_D
+    ).to(tl.float32)
     tl.store(delta_ptr + head.to(tl.int64) * tokens + rows, tl.sum(out * dout, 1), real)
 
 
@@ -151,38 +163,44 @@ def _key_gradient_kernel(
 ):
     """dK and dV of a block of keys, over every block of queries."""
     head, sequence = tl.program_id(1), tl.program_id(2)
-    start = tl.load(cu_ptr + sequence)
-    length = tl.load(cu_ptr + sequence + 1) - start
+    start = tl.load(cu_ptr + sequence).to(tl.int64)
+    length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
     first_key = tl.program_id(0) * BLOCK_N
     if first_key >= length:
         return
     key = first_key + tl.arange(0, BLOCK_N)
-    k = _load_rows(k_ptr + head * k_h, start + key, k_t, head_dim, key < length, BLOCK_D)
-    v = _load_rows(v_ptr + head * v_h, start + key, v_t, head_dim, key < length, BLOCK_D)
+    k = _load_rows(k_ptr + start * k_t + head * k_h, key, k_t, head_dim, key < length, BLOCK_D)
+    v = _load_rows(v_ptr + start * v_t + head * v_h, key, v_t, head_dim, key < length, BLOCK_D)
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     line = head.to(tl.int64) * tokens
     for first in range(0, length, BLOCK_M):
         place = first + tl.arange(0, BLOCK_M)
         rows, real = start + place, place < length
-        q = _load_rows(q_ptr + head * q_h, rows, q_t, head_dim, real, BLOCK_D)
-        dout = _load_rows(dout_ptr + head * head_dim, rows, heads * head_dim, head_dim, real, BLOCK_D)
+        q = _load_rows(q_ptr + start * q_t + head * q_h, place, q_t, head_dim, real, BLOCK_D)
+        dout = _load_rows(
+            dout_ptr + (start * heads + head) * head_dim, place, heads * head_dim, head_dim, real, BLOCK_D
+        )
         lse = tl.load(lse_ptr + line + rows, real, 0.0)
         delta = tl.load(delta_ptr + line + rows, real, 0.0)
-        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * (scale * 1.4426950408889634)
-        p = tl.exp2(scores - (lse * 1.4426950408889634)[:, None])
-        p = tl.where(real[:, None] & (key < length)[None, :], p, 0.0)
-        dp = dot(dout, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
+        # Tiles are (keys, queries), so that they enter the products below as they are.
+        scores = dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION) * (scale * 1.4426950408889634)
+        p = tl.exp2(scores - (lse * 1.4426950408889634)[None, :])
+        p = tl.where((key < length)[:, None] & real[None, :], p, 0.0)
+        dp = dot(v, tl.trans(dout), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION)
         dropped = p
         if DROPOUT:
-            keep = attention_lanes(tl.load(seed_ptr), rows, head, first_key, BLOCK_N).to(tl.int32) >= threshold
+            lanes = attention_lanes(tl.load(seed_ptr), rows, head, first_key, BLOCK_N)
+            keep = tl.trans(lanes).to(tl.int32) >= threshold
             dropped = tl.where(keep, p * keep_scale, 0.0)
             dp = tl.where(keep, dp * keep_scale, 0.0)
-        dv = dot(tl.trans(dropped.to(dout.dtype)), dout, dv, PRECISION)
-        ds = p * (dp - delta[:, None])
-        dk = dot(tl.trans(ds.to(q.dtype)), q, dk, PRECISION)
-    _store_rows(dk_ptr + head * head_dim, start + key, heads * head_dim, head_dim, key < length, dk * scale, BLOCK_D)
-    _store_rows(dv_ptr + head * head_dim, start + key, heads * head_dim, head_dim, key < length, dv, BLOCK_D)
+        dv = dot(dropped.to(dout.dtype), dout, dv, PRECISION)
+        ds = p * (dp - delta[None, :])
+        dk = dot(ds.to(q.dtype), q, dk, PRECISION)
+    _store_rows(
+        dk_ptr + (start * heads + head) * head_dim, key, heads * head_dim, head_dim, key < length, dk * scale, BLOCK_D
+    )
+    _store_rows(dv_ptr + (start * heads + head) * head_dim, key, heads * head_dim, head_dim, key < length, dv, BLOCK_D)
 
 
 @triton.jit
@@ -216,23 +234,23 @@ def _query_gradient_kernel(
 ):
     """dQ of a block of queries, over every block of keys."""
     head, sequence = tl.program_id(1), tl.program_id(2)
-    start = tl.load(cu_ptr + sequence)
-    length = tl.load(cu_ptr + sequence + 1) - start
+    start = tl.load(cu_ptr + sequence).to(tl.int64)
+    length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
     first = tl.program_id(0) * BLOCK_M
     if first >= length:
         return
     place = first + tl.arange(0, BLOCK_M)
     rows, real = start + place, place < length
     line = head.to(tl.int64) * tokens
-    q = _load_rows(q_ptr + head * q_h, rows, q_t, head_dim, real, BLOCK_D)
-    dout = _load_rows(dout_ptr + head * head_dim, rows, heads * head_dim, head_dim, real, BLOCK_D)
+    q = _load_rows(q_ptr + start * q_t + head * q_h, place, q_t, head_dim, real, BLOCK_D)
+    dout = _load_rows(dout_ptr + (start * heads + head) * head_dim, place, heads * head_dim, head_dim, real, BLOCK_D)
     lse = tl.load(lse_ptr + line + rows, real, 0.0)
     delta = tl.load(delta_ptr + line + rows, real, 0.0)
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first_key in range(0, length, BLOCK_N):
         key = first_key + tl.arange(0, BLOCK_N)
-        k = _load_rows(k_ptr + head * k_h, start + key, k_t, head_dim, key < length, BLOCK_D)
-        v = _load_rows(v_ptr + head * v_h, start + key, v_t, head_dim, key < length, BLOCK_D)
+        k = _load_rows(k_ptr + start * k_t + head * k_h, key, k_t, head_dim, key < length, BLOCK_D)
+        v = _load_rows(v_ptr + start * v_t + head * v_h, key, v_t, head_dim, key < length, BLOCK_D)
         scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * (scale * 1.4426950408889634)
         p = tl.exp2(scores - (lse * 1.4426950408889634)[:, None])
         p = tl.where(real[:, None] & (key < length)[None, :], p, 0.0)
@@ -242,21 +260,32 @@ def _query_gradient_kernel(
             dp = tl.where(keep, dp * keep_scale, 0.0)
         ds = p * (dp - delta[:, None])
         dq = dot(ds.to(k.dtype), k, dq, PRECISION)
-    _store_rows(dq_ptr + head * head_dim, rows, heads * head_dim, head_dim, real, dq * scale, BLOCK_D)
+    _store_rows(
+        dq_ptr + (start * heads + head) * head_dim, place, heads * head_dim, head_dim, real, dq * scale, BLOCK_D
+    )
 
 
-def _tiles(q: Tensor, backward: bool) -> dict[str, Any]:
-    """Block sizes and launch options: the largest that spill no register on sm_80, sm_90 and sm_100 (`bertfast.kernels.resources`)."""
+# (queries, keys, warps, stages) of a tile by kernel and padded head size: what spills no register on sm_80, sm_90 and sm_100, with dropout
+# and without, as `python -m bertfast.kernels.resources` reports.
+_HALF = {
+    "forward": {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 64, 8, 2)},
+    "key_gradient": {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (32, 64, 4, 2), 128: (64, 64, 8, 2)},
+    "query_gradient": {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 8, 2), 128: (64, 64, 8, 2)},
+}
+_FLOAT = {
+    "forward": {16: (32, 32, 4, 2), 32: (32, 32, 4, 2), 64: (32, 32, 4, 2), 128: (16, 16, 4, 2)},
+    "key_gradient": {16: (32, 32, 4, 2), 32: (32, 32, 4, 1), 64: (32, 32, 4, 1), 128: (16, 16, 4, 1)},
+    "query_gradient": {16: (32, 16, 4, 1), 32: (32, 32, 4, 2), 64: (32, 32, 4, 2), 128: (32, 16, 4, 1)},
+}
+
+
+def _tiles(q: Tensor, kernel: str) -> dict[str, Any]:
+    """Constants and launch options of a kernel; float32 is exact unless PyTorch is told otherwise."""
     block_d = triton.next_power_of_2(q.shape[2])
-    exact = torch.get_float32_matmul_precision() == "highest"
-    if q.dtype == torch.float32:
-        block_m, block_n, warps, stages = 32, 32, 4, 2
-    elif backward:
-        block_m, block_n, warps, stages = 64, 64, 8, 1 if block_d == 128 else 2
-    else:
-        block_m, block_n, warps, stages = 64, 64, 8 if block_d == 128 else 4, 2
+    exact = q.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    block_m, block_n, warps, stages = (_FLOAT if q.dtype == torch.float32 else _HALF)[kernel][block_d]
     return {
-        "PRECISION": "ieee" if q.dtype != torch.float32 or exact else "tf32",
+        "PRECISION": "ieee" if exact else "tf32",
         "BLOCK_M": block_m,
         "BLOCK_N": block_n,
         "BLOCK_D": block_d,
@@ -280,7 +309,7 @@ def _forward_triton(
     tokens, heads, head_dim = q.shape
     # Slack rows are known to the device alone, so everything is zeroed: cheap beside the attention, and no synchronisation.
     out.zero_(), lse.zero_()
-    tiles = _tiles(q, backward=False)
+    tiles = _tiles(q, "forward")
     grid = (triton.cdiv(max_seqlen, tiles["BLOCK_M"]), heads, cu_seqlens.shape[0] - 1)
     if 0 in grid:
         return
@@ -308,23 +337,24 @@ def _backward_triton(
 ) -> None:
     tokens, heads, head_dim = q.shape
     dq.zero_(), dk.zero_(), dv.zero_()
-    tiles = _tiles(q, backward=True)
     sequences = cu_seqlens.shape[0] - 1
     if 0 in (max_seqlen, heads, sequences):
         return
     delta = torch.empty_like(lse)
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
     rest = (tokens, heads, head_dim, scale, threshold, keep_scale(threshold))
+    tiles = _tiles(q, "query_gradient")
     by_query = (triton.cdiv(max_seqlen, tiles["BLOCK_M"]), heads, sequences)
-    by_key = (triton.cdiv(max_seqlen, tiles["BLOCK_N"]), heads, sequences)
     _delta_kernel[by_query](
         out, dout, delta, cu_seqlens, tokens, heads, head_dim, BLOCK_M=tiles["BLOCK_M"], BLOCK_D=tiles["BLOCK_D"]
     )
-    _key_gradient_kernel[by_key](
-        q, k, v, dout, lse, delta, dk, dv, cu_seqlens, seed, *strides, *rest, DROPOUT=threshold > 0, **tiles
-    )
     _query_gradient_kernel[by_query](
         q, k, v, dout, lse, delta, dq, cu_seqlens, seed, *strides, *rest, DROPOUT=threshold > 0, **tiles
+    )
+    tiles = _tiles(q, "key_gradient")
+    by_key = (triton.cdiv(max_seqlen, tiles["BLOCK_N"]), heads, sequences)
+    _key_gradient_kernel[by_key](
+        q, k, v, dout, lse, delta, dk, dv, cu_seqlens, seed, *strides, *rest, DROPOUT=threshold > 0, **tiles
     )
 
 

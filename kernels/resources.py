@@ -61,7 +61,7 @@ def cases(dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torc
         for dtype in dtypes:
             for kernel in ("_statistics_kernel", "_gradient_kernel"):
                 yield Case(kernel, dtype, None, False, capability)
-            for head_dim in (32, 64, 128):
+            for head_dim in (16, 32, 64, 128):
                 for dropout in (False, True):
                     for kernel in ("_forward_kernel", "_key_gradient_kernel", "_query_gradient_kernel"):
                         yield Case(kernel, dtype, head_dim, dropout, capability)
@@ -125,7 +125,7 @@ def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     else:
         module = import_module("bertfast.kernels.attention")
         q = torch.empty(0, 1, case.head_dim, dtype=case.dtype)
-        settings = {**module._tiles(q, backward=case.kernel != "_forward_kernel"), "DROPOUT": case.dropout}
+        settings = {**module._tiles(q, case.kernel.removeprefix("_").removesuffix("_kernel")), "DROPOUT": case.dropout}
     options = {name: settings.pop(name) for name in ("num_warps", "num_stages")}
     return getattr(module, case.kernel), settings, options
 

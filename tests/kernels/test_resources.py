@@ -1,0 +1,52 @@
+"""What the compiler says of the Triton kernels on each GPU generation, with no GPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+
+@pytest.fixture(scope="module", params=["bfloat16", "float16", "float32"])
+def rows(request):
+    """The report of one dtype, from a process in which Triton compiles and does not interpret."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bertfast.kernels.resources", "--json", "--dtype", request.param]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def name(row):
+    return f"{row['kernel']} {row['dtype']} head_dim={row['head_dim']} dropout={row['dropout']} sm_{row['capability']}"
+
+
+def test_every_kernel_is_compiled_for_every_target(rows):
+    assert {row["capability"] for row in rows} == {80, 90, 100}
+    assert {row["kernel"] for row in rows} == {
+        "forward_kernel",
+        "key_gradient_kernel",
+        "query_gradient_kernel",
+        "statistics_kernel",
+        "gradient_kernel",
+    }
+
+
+def test_no_register_is_spilled(rows):
+    assert [name(row) for row in rows if row["spills"]] == []
+
+
+def test_shared_memory_is_within_the_chips_limit(rows):
+    assert [name(row) for row in rows if not 0 < row["shared"] <= row["shared_limit"]] == []
+
+
+def test_half_precision_products_run_on_tensor_cores(rows):
+    wanted = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+    for row in rows:
+        if row["dtype"] == "float32":
+            assert row["tensor_core"] == [], "float32 is exact: no tf32"
+        else:
+            assert wanted[row["capability"]] in row["tensor_core"], name(row)
