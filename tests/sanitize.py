@@ -1,0 +1,180 @@
+"""The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer: ``make sanitize``.
+
+Builds the extension apart with both sanitizers, then drives it, without torch, through numpy buffers of exact size: every op, dtype and
+instruction set that this processor runs; random, empty, one-token and odd sizes; strided input; forward and backward. Any report ends the
+run with a non-zero exit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BUILD = REPOSITORY / "build" / "sanitize"
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"
+BYTES = {"float32": 4, "bfloat16": 2}
+THREADS = 2
+
+
+def build() -> Path:
+    """Compiles the extension with the sanitizers; returns its path."""
+    environment = {**os.environ, "BERTFAST_CXX_FLAGS": FLAGS, "BERTFAST_REQUIRE_EXTENSION": "1"}
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-lib",
+        str(BUILD),
+        "--build-temp",
+        str(BUILD / "temp"),
+    ]
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True)
+    return next((BUILD / "bertfast").glob("_C.*"))
+
+
+def run_instrumented(extension: Path) -> int:
+    """This script again, with the sanitizers' runtimes loaded first."""
+    runtimes = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    return subprocess.run([sys.executable, __file__, str(extension)], env=environment, check=False).returncode
+
+
+def load(path: Path) -> Any:
+    """The extension at ``path``, without the package around it."""
+    spec = importlib.util.spec_from_file_location("_C", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Arrays:
+    """Buffers of exactly the bytes that a call may touch, so that one byte beyond is reported."""
+
+    def __init__(self, dtype: str, seed: int) -> None:
+        self.dtype, self.rng, self.kept = dtype, np.random.default_rng(seed), []
+
+    def _keep(self, array: np.ndarray) -> int:
+        self.kept.append(array)
+        return array.ctypes.data
+
+    def values(self, *shape: int) -> int:
+        """Normal values in the op's dtype."""
+        x = self.rng.normal(size=shape).astype(np.float32)
+        return self._keep(x if self.dtype == "float32" else (x.view(np.uint32) >> 16).astype(np.uint16))
+
+    def floats(self, *shape: int) -> int:
+        """Float32 values."""
+        return self._keep(self.rng.normal(size=shape).astype(np.float32))
+
+    def integers(self, values: Any, dtype: Any = np.int64) -> int:
+        """These integers."""
+        return self._keep(np.asarray(values, dtype))
+
+    def room(self, *shape: int) -> int:
+        """Bytes to write the op's dtype to."""
+        return self._keep(np.empty(int(np.prod(shape)) * BYTES[self.dtype], np.uint8))
+
+
+def attention(ext: Any, dtype: str, lengths: list[int], heads: int, head_dim: int, slack: int, threshold: int) -> None:
+    """Forward and backward on q, k, v that lie in one projection of their own strides."""
+    a = Arrays(dtype, 1)
+    tokens = sum(lengths) + slack
+    stride = 3 * heads * head_dim
+    qkv = a.values(tokens, 3, heads, head_dim)
+    q, k, v = (qkv + part * heads * head_dim * BYTES[dtype] for part in range(3))
+    out, lse = a.room(tokens, heads, head_dim), a.floats(heads, tokens)
+    cu = a.integers(np.cumsum([0, *lengths]), np.int32)
+    longest = max(lengths, default=0)
+    sizes = (len(lengths), heads, head_dim, *(stride, head_dim) * 3)
+    rest = (tokens, longest, 0.25, threshold, -7, THREADS)
+    ext.attention_forward(dtype, q, k, v, out, lse, cu, *sizes, *rest)
+    gradients = [a.room(tokens, heads, head_dim) for _ in range(3)]
+    dout = a.values(tokens, heads, head_dim)
+    ext.attention_backward(dtype, dout, q, k, v, out, lse, *gradients, cu, *sizes, heads * head_dim, head_dim, *rest)
+
+
+def rows(ext: Any, dtype: str, count: int, masked: int, hidden: int) -> None:
+    """gather_rows, scatter_rows and dropout."""
+    a = Arrays(dtype, 2)
+    index = a.integers([*a.rng.permutation(count)[: max(masked - 1, 0)], -1][:masked])
+    ext.gather_rows(
+        dtype, a.values(count, hidden), index, a.room(masked, hidden), count, masked, hidden, hidden, THREADS
+    )
+    ext.scatter_rows(dtype, a.values(masked, hidden), index, a.room(count, hidden), count, masked, hidden, THREADS)
+    ext.dropout(dtype, a.values(count, hidden), a.room(count, hidden), count * hidden, 6554, 2**62, THREADS)
+
+
+def cross_entropy(ext: Any, dtype: str, count: int, vocab: int, smoothing: float, gradient: bool, bias: bool) -> None:
+    """Losses, and gradients in place."""
+    a = Arrays(dtype, 3)
+    labels = a.integers(np.where(a.rng.random(count) < 0.2, -100, a.rng.integers(0, vocab, count)))
+    ext.cross_entropy_rows(
+        dtype,
+        a.values(count, vocab),
+        a.floats(vocab) if bias else 0,
+        labels,
+        a.floats(count),
+        a.floats(count),
+        a.integers(np.zeros(count), np.uint8),
+        count,
+        vocab,
+        -100,
+        smoothing,
+        0.01,
+        a.floats(count) if gradient else 0,
+        a.floats(vocab) if gradient and bias else 0,
+        THREADS,
+    )
+
+
+def drive(ext: Any) -> int:
+    """Every op in every shape that has gone wrong somewhere; returns the count of calls."""
+    calls = 0
+    for isa in ext.capabilities()["runnable"]:
+        ext.set_isa(isa)
+        for dtype in BYTES:
+            for lengths in ([], [0], [1], [0, 1, 0, 2], [3, 65, 0, 17], [130, 64, 63]):
+                for head_dim in (16, 32, 48, 64, 80, 96, 128):
+                    for slack, threshold in ((0, 0), (3, 6554)):
+                        attention(ext, dtype, lengths, 2, head_dim, slack, threshold)
+                        calls += 2
+            for shape in ((0, 0, 5), (1, 1, 1), (7, 3, 16), (33, 33, 65)):
+                rows(ext, dtype, *shape)
+                calls += 3
+            for count, vocab in ((0, 5), (1, 1), (3, 15), (4, 16), (5, 1025)):
+                for smoothing, gradient, bias in ((0.0, False, False), (0.1, True, True), (0.0, True, False)):
+                    cross_entropy(ext, dtype, count, vocab, smoothing, gradient, bias)
+                    calls += 1
+    return calls
+
+
+def main() -> int:
+    """Builds and runs itself again; or, given the extension, drives it."""
+    if len(sys.argv) > 1:
+        ext = load(Path(sys.argv[1]))
+        isas = ", ".join(ext.capabilities()["runnable"])
+        print(f"sanitize: {drive(ext)} calls on {isas}: no report")
+        return 0
+    return run_instrumented(build())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
