@@ -1,0 +1,149 @@
+"""Pretraining batches are packed, masked and paired as published, and are a function of seed and step alone."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertfast import BertfastError
+from bertfast.data.packing import Batches
+from bertfast.data.store import TokenStore
+from bertfast.data.tokenizer import SpecialIds
+from bertfast.hub.tokenizer import SPECIAL_TOKENS, wordpiece_tokenizer
+
+VOCAB = 400
+SPECIAL = SpecialIds(
+    wordpiece_tokenizer({t: i for i, t in enumerate([*SPECIAL_TOKENS, *map(str, range(VOCAB - 5))])}, True)
+)
+
+
+def make_store(documents=30, seed=0):
+    """Token t of document d is 5 + d, so that a token tells its document."""
+    rng = np.random.default_rng(seed)
+    lengths = [rng.integers(1, 12, rng.integers(2, 9)) for _ in range(documents)]
+    ids = np.concatenate([np.full(sum(per), 5 + d, np.uint16) for d, per in enumerate(lengths)])
+    sentences = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+    counts = np.cumsum([0, *(len(per) for per in lengths)]).astype(np.int64)
+    return TokenStore(ids, sentences, counts)
+
+
+STORE = make_store()
+
+
+def batches(store=STORE, **options):
+    settings = {"seq_len": 32, "batch_tokens": 128, "seed": 3, **options}
+    return Batches(store, SPECIAL, VOCAB, **settings)
+
+
+def same(a, b):
+    names = ("input_ids", "segment_ids", "position_ids", "cu_seqlens", "masked_positions", "masked_labels")
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+
+
+@pytest.mark.parametrize("masking", ["dynamic", "static"])
+@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
+def test_a_start_anywhere_gives_what_the_whole_run_gave(objective, masking):
+    run = batches(objective=objective, masking=masking)
+    whole = list(islice(run.iterate(), 60))
+    assert whole[-1][0] >= 2, "the run must cross epochs"
+    for start in (0, 1, 17, 59):
+        epoch, batch = next(batches(objective=objective, masking=masking).iterate(start))
+        assert epoch == whole[start][0]
+        assert same(batch, whole[start][1])
+
+
+def test_another_seed_gives_other_batches():
+    assert not same(next(batches(seed=1).iterate())[1], next(batches(seed=2).iterate())[1])
+
+
+@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
+def test_batches_are_well_formed(objective):
+    for _, batch in islice(batches(objective=objective).iterate(), 40):
+        batch.check()
+        lengths = batch.cu_seqlens.diff()
+        assert batch.num_tokens <= 128
+        assert lengths.max() <= 32
+        original = batch.input_ids.clone()
+        original[batch.masked_positions] = batch.masked_labels
+        assert not any(special in batch.masked_labels for special in SPECIAL.all)
+        for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+            ids, segments = original[start:end].tolist(), batch.segment_ids[start:end].tolist()
+            assert ids[0] == SPECIAL.cls
+            assert ids[-1] == SPECIAL.sep
+            assert ids.count(SPECIAL.sep) == (2 if objective == "mlm+nsp" else 1)
+            assert batch.position_ids[start:end].tolist() == list(range(end - start))
+            if objective == "mlm+nsp":
+                first = ids.index(SPECIAL.sep)
+                assert segments == [0] * (first + 1) + [1] * (len(ids) - first - 1)
+            else:
+                assert not any(segments)
+
+
+def test_a_random_partner_comes_from_another_document_and_a_next_one_from_the_same():
+    labels = []
+    for _, batch in islice(batches().iterate(), 60):
+        original = batch.input_ids.clone()
+        original[batch.masked_positions] = batch.masked_labels
+        for row, label in enumerate(batch.next_sentence_labels.tolist()):
+            ids = original[batch.cu_seqlens[row] : batch.cu_seqlens[row + 1]].tolist()
+            first = ids.index(SPECIAL.sep)
+            same_document = ids[1] == ids[first + 1]
+            assert same_document == (label == 0)
+            labels.append(label)
+    assert 0.4 < np.mean(labels) < 0.75  # a lone last sentence always takes a random partner
+
+
+def test_an_epoch_of_mlm_covers_every_token_once():
+    spans, rows = batches(objective="mlm").plan(0)
+    covered = np.concatenate([np.arange(a, b) for a, b in zip(spans.a_start, spans.a_end, strict=True)])
+    assert sorted(covered.tolist()) == list(range(STORE.num_tokens))
+    assert sorted(np.concatenate(rows).tolist()) == list(range(len(spans)))
+
+
+def test_static_masking_hides_the_same_in_every_epoch_and_dynamic_does_not():
+    def hidden(masking):
+        found: dict[int, set] = {}
+        for epoch, batch in batches(masking=masking, objective="mlm").iterate():
+            if epoch == 2:
+                return found
+            for row in range(batch.num_sequences):
+                start, end = batch.cu_seqlens[row : row + 2].tolist()
+                found.setdefault(epoch, set()).add(tuple(batch.input_ids[start:end].tolist()))
+        return None
+
+    static, dynamic = hidden("static"), hidden("dynamic")
+    assert static[0] == static[1]
+    assert dynamic[0] != dynamic[1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), seq_len=st.integers(5, 64), documents=st.integers(2, 12))
+def test_any_corpus_packs_within_its_limits(seed, seq_len, documents):
+    store = make_store(documents, seed)
+    for _, batch in islice(batches(store, seq_len=seq_len, batch_tokens=seq_len * 2, seed=seed).iterate(), 10):
+        batch.check()
+        assert batch.cu_seqlens.diff().max() <= seq_len
+        assert batch.num_tokens <= 2 * seq_len
+        assert len(batch.masked_positions) >= batch.num_sequences
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "sop"}, "objective is 'sop'"),
+        ({"masking": "none"}, "masking is 'none'"),
+        ({"seq_len": 4}, "seq-len is 4; it must be at least 5"),
+        ({"seq_len": 200}, "a batch must hold a whole sequence"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(BertfastError, match=message):
+        batches(**options)
+
+
+def test_a_single_document_cannot_give_random_partners():
+    with pytest.raises(BertfastError, match="a single document.*--objective mlm"):
+        batches(make_store(1)).plan(0)

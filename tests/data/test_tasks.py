@@ -1,0 +1,106 @@
+"""Labelled rows from tables and JSON lines, their labels and token ids; and one clear error for each that is wrong."""
+
+import pytest
+
+from bertfast import BertfastError
+from bertfast.data import tasks
+from bertfast.data.tokenizer import train_wordpiece
+from support import SHARED_DATA, needs_shared_data
+
+TOKENIZER = train_wordpiece(["a b c d e f g h i j"], 40)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(name, text):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path / name
+
+    return make
+
+
+def test_tables_and_json_lines_give_the_same_rows(write):
+    files = [
+        write("a.tsv", 'sentence\tlabel\nsay "hi\t1\nb\t0\n'),
+        write("a.csv", 'label,sentence\n1,"say ""hi"\n0,b\n'),
+        write("a.jsonl", '{"sentence": "say \\"hi", "label": 1}\n{"sentence": "b", "label": 0}\n'),
+    ]
+    for file in files:
+        assert [(row.text, row.label) for row in tasks.read_task(file)] == [('say "hi', "1"), ("b", "0")]
+
+
+def test_columns_can_be_named_and_have_defaults(write):
+    file = write("a.tsv", "text\tother\tgold\nx\ty\tz\n")
+    rows = tasks.read_task(file, pair_column="other", label_column="gold")
+    assert (rows[0].text, rows[0].pair, rows[0].label) == ("x", "y", "z")
+
+
+def test_labels_may_be_missing_where_they_are_not_needed(write):
+    assert tasks.read_task(write("a.tsv", "text\nx\n"), require_labels=False)[0].label is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.tsv", "", "empty"),
+        ("a.tsv", "sentence\tlabel\n", "no rows"),
+        ("a.tsv", "headline\tlabel\nx\t1\n", "no column 'sentence'; its columns are 'headline', 'label'"),
+        ("a.tsv", "sentence\tgold\nx\t1\n", "no column 'label'"),
+        ("a.tsv", "sentence\tlabel\nx\t1\textra\n", "line 2: has 3 fields and the header 2"),
+        ("a.tsv", "sentence\tlabel\nx\t\n", "line 2: the label is empty"),
+        ("a.csv", "sentence,sentence\nx,1\n", "names 'sentence' more than once"),
+        ("a.txt", "x", "must end in .tsv, .csv or .jsonl"),
+        ("a.jsonl", '{"sentence": "x"}', "no column 'label'"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(write, name, text, message):
+    file = write(name, text)
+    with pytest.raises(BertfastError, match=message) as caught:
+        tasks.read_task(file)
+    assert str(file) in str(caught.value)
+
+
+def test_labels_are_numbered_by_size_or_by_name():
+    def names(*labels):
+        return tasks.label_names([tasks.Example(1, "x", None, label) for label in labels])
+
+    assert names("10", "9", "-1") == ["-1", "9", "10"]
+    assert names("b", "a", "B") == ["B", "a", "b"]
+    with pytest.raises(BertfastError, match="1 label"):
+        names("a", "a")
+
+
+def test_a_label_that_training_did_not_see_is_named():
+    examples = [tasks.Example(2, "x", None, "a"), tasks.Example(7, "y", None, "c")]
+    assert tasks.encode_labels(examples[:1], {"a": 0, "b": 1}, "f.tsv") == [0]
+    with pytest.raises(
+        BertfastError, match="f.tsv, line 7: the label 'c' was not seen in training; known are 'a', 'b'"
+    ):
+        tasks.encode_labels(examples, {"a": 0, "b": 1}, "f.tsv")
+
+
+def test_texts_and_pairs_get_special_tokens_and_segments():
+    one, two = tasks.encode(TOKENIZER, ["a b", "c"], [None, "d e"], 16)
+    assert [TOKENIZER.id_to_token(index) for index in one.ids] == ["[CLS]", "a", "b", "[SEP]"]
+    assert [TOKENIZER.id_to_token(index) for index in two.ids] == ["[CLS]", "c", "[SEP]", "d", "e", "[SEP]"]
+    assert two.segments == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("left", "right", "kept"), [(8, 1, (4, 1)), (1, 8, (1, 4)), (8, 8, (3, 2)), (3, 3, (3, 2))])
+def test_the_longer_text_of_a_pair_is_cut(left, right, kept):
+    (item,) = tasks.encode(TOKENIZER, ["a " * left], ["b " * right], 8)
+    assert item.truncated
+    assert (item.segments.count(0) - 2, item.segments.count(1) - 1) == kept
+
+
+def test_what_fits_is_not_cut():
+    (item,) = tasks.encode(TOKENIZER, ["a b c"], [None], 5)
+    assert not item.truncated
+    assert len(item.ids) == 5
+
+
+@needs_shared_data
+def test_sst2_reads_whole():
+    assert len(tasks.read_task(SHARED_DATA / "sst2_glue" / "dev.tsv")) == 872
+    with pytest.raises(BertfastError, match="a table needs a header line"):
+        tasks.read_task(SHARED_DATA / "sst2" / "dev.tsv")

@@ -1,0 +1,99 @@
+"""What the C++ extension promises beyond the ops: its instruction sets agree, and its bindings check before they follow a pointer."""
+
+import numpy as np
+import pytest
+import torch
+
+from bertfast import kernels
+from bertfast.kernels import dispatch
+from support import boundaries, missing_backend
+
+pytestmark = pytest.mark.skipif(bool(missing_backend("cpp")), reason=missing_backend("cpp"))
+
+
+@pytest.fixture
+def isas():
+    """The instruction sets that run here; the one in use is put back."""
+    facts = dispatch._C.capabilities()
+    yield facts["runnable"]
+    dispatch._C.set_isa(facts["selected"])
+
+
+def outputs(dtype):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, dout = (torch.randn(70, 2, 48, generator=generator).to(dtype) for _ in range(4))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out = kernels.attention(*leaves, boundaries([33, 0, 37]), 37, dropout_p=0.2, seed=3)
+    h, w, b = (
+        torch.randn(*shape, generator=generator).to(dtype).requires_grad_() for shape in ((9, 16), (101, 16), (101,))
+    )
+    loss, _ = kernels.linear_cross_entropy(h, w, b, torch.arange(9), label_smoothing=0.1)
+    dropped = kernels.dropout(q, 0.3, seed=1)
+    return [out, *torch.autograd.grad(out, leaves, dout), loss, *torch.autograd.grad(loss, (h, w, b)), dropped]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_instruction_set_gives_the_same_results(isas, dtype):
+    results = []
+    with kernels.use_backend("cpp"):
+        for isa in isas:
+            dispatch._C.set_isa(isa)
+            results.append(outputs(dtype))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
+
+
+def test_an_instruction_set_that_is_not_there_is_named(isas):
+    with pytest.raises(ValueError, match="instruction set 'avx9000' is not to be had here; there are .*baseline"):
+        dispatch._C.set_isa("avx9000")
+
+
+def test_one_openmp_runtime_serves_torch_and_the_extension():
+    maps = open("/proc/self/maps").read().splitlines()  # noqa: SIM115
+    assert len({line.split()[-1] for line in maps if "libgomp" in line}) <= 1
+
+
+X = np.zeros(64, np.float32)
+I64 = np.zeros(4, np.int64)
+P, PI = X.ctypes.data, I64.ctypes.data
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("dropout", ("float64", P, P, 4, 1, 0, 1), "dtype is 'float64'"),
+        ("dropout", ("float32", 0, P, 4, 1, 0, 1), "x is a null pointer"),
+        ("dropout", ("float32", P, P, -4, 1, 0, 1), "n is -4"),
+        ("dropout", ("float32", P, P, 4, 65536, 0, 1), "threshold must be below 65536"),
+        ("dropout", ("float32", P, P, 4, 1, 0, 0), "threads above 0"),
+        (
+            "gather_rows",
+            ("float32", P, np.array([4]).ctypes.data, P, 4, 1, 4, 4, 1),
+            r"index\[0\] is .*; it must be from -1 to 3",
+        ),
+        ("scatter_rows", ("float32", P, 0, P, 4, 1, 4, 1), "index is a null pointer"),
+        ("cross_entropy_rows", ("float32", P, 0, PI, P, P, P, 1, 0, -100, 0.0, 0.0, 0, 0, 1), "vocab must be above 0"),
+    ],
+)
+def test_bad_arguments_are_refused_before_a_pointer_is_followed(name, arguments, message):
+    if name == "gather_rows":
+        index = np.array([4])  # kept alive here; the address above belongs to a temporary
+        arguments = (*arguments[:2], index.ctypes.data, *arguments[3:])
+    with pytest.raises(ValueError, match=message):
+        getattr(dispatch._C, name)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ([1, 2], "must start with 0"),
+        ([0, 3, 2], "must never fall"),
+        ([0, 5], "longer than max_seqlen"),
+        ([0, 4, 8], "beyond the tokens"),
+    ],
+)
+def test_boundaries_that_reach_outside_are_refused(bounds, message):
+    cu = np.array(bounds, np.int32)
+    sizes = (len(bounds) - 1, 1, 16, *(16, 16) * 3, 4, 4, 1.0, 0, 0, 1)
+    with pytest.raises(ValueError, match=message):
+        dispatch._C.attention_forward("float32", P, P, P, P, P, cu.ctypes.data, *sizes)
