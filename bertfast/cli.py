@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -348,6 +349,8 @@ def main() -> None:
     """The entry point: every expected failure becomes one line and an exit code."""
     try:
         code = app(standalone_mode=False)
+        if code == 128 + signal.SIGINT:  # what typer makes of an interrupt
+            _die_of_interrupt()
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except BrokenPipeError:
@@ -359,8 +362,8 @@ def main() -> None:
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
-    except (typer.Abort, KeyboardInterrupt):
-        sys.exit(130)
+    except KeyboardInterrupt:  # during an import that is not under typer
+        _die_of_interrupt()
     except BertfastError as error:
         _fail(str(error))
     except OSError as error:
@@ -371,6 +374,17 @@ def main() -> None:
         if not isinstance(error, BackendError):
             raise
         _fail(str(error))
+
+
+def _die_of_interrupt() -> None:
+    """Ends by the signal itself, as a shell expects of what Ctrl-C stopped (it reads 130).
+
+    ``sys.exit(130)`` would do so only at times: where the interrupt met code that runs from a string (a dataclass in the
+    making), the interpreter ends by the signal whatever code it is given.
+    """
+    sys.stdout.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
 
 
 def _fail(message: str) -> None:
