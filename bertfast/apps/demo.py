@@ -37,7 +37,7 @@ from bertfast.training.pretrain import pretrain
 MARKER = "demo.json"
 VOCAB_SIZE = 6000
 SEQ_LEN, BATCH_TOKENS = 128, 2048
-PRETRAIN = {"model": "bert-tiny", "steps": 2500, "warmup": 100, "lr": 2e-3, "checkpoint_every": 500, "log_every": 10}
+PRETRAIN = {"model": "bert-tiny", "steps": 3500, "warmup": 100, "lr": 2e-3, "checkpoint_every": 500, "log_every": 10}
 # The same for the pretrained and the not-pretrained encoder; the rate suits both (see docs/results.md).
 FINETUNE = {"epochs": 10, "lr": 5e-4, "batch_size": 32, "max_length": 96}
 FROZEN = {"epochs": 30, "lr": 1e-2, "batch_size": 32, "max_length": 96}

@@ -1,0 +1,110 @@
+"""The optimizer's groups, the schedule, clipping, and float32 masters of bfloat16 weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from bertfast.config import BertConfig
+from bertfast.model import BertForPreTraining
+from bertfast.training.optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
+from bertfast.training.precision import Masters
+
+
+def small_model() -> BertForPreTraining:
+    torch.manual_seed(0)
+    return BertForPreTraining(BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    model = small_model()
+    optimizer = build_optimizer(model, lr=0.5, weight_decay=0.1)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()  # with no gradient, decay is all that an update does
+    kept = [name for name, weight in model.named_parameters() if torch.equal(weight, before[name])]
+    shrunk = [
+        name
+        for name, weight in model.named_parameters()
+        if torch.allclose(weight, before[name] * 0.95) and name not in kept
+    ]
+    assert sorted(kept + shrunk) == sorted(before)
+    assert all(name.endswith("bias") or "LayerNorm" in name for name in kept)
+    assert not any(name.endswith("bias") or "LayerNorm" in name for name in shrunk)
+    assert "bert.embeddings.word_embeddings.weight" in shrunk
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = small_model()
+    model.bert.requires_grad_(False)
+    trained = {id(p) for group in build_optimizer(model, 1e-3).param_groups for p in group["params"]}
+    assert trained == {id(p) for p in model.cls.parameters() if p.requires_grad}
+
+
+def test_the_schedule_rises_and_falls_linearly() -> None:
+    shares = [linear_schedule(step, warmup=4, total=12) for step in range(12)]
+    assert shares[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert shares[4:] == pytest.approx([1 - step / 8 for step in range(8)])
+    assert linear_schedule(12, 4, 12) == 0.0
+
+
+@given(total=st.integers(1, 500), share=st.floats(0, 1))
+def test_every_update_of_a_schedule_moves_at_most_at_the_peak_rate(total: int, share: float) -> None:
+    warmup = int(share * total)
+    shares = [linear_schedule(step, warmup, total) for step in range(total)]
+    assert all(0 < value <= 1 for value in shares)
+    assert shares[:warmup] == sorted(shares[:warmup])
+    assert shares[warmup:] == sorted(shares[warmup:], reverse=True)
+
+
+def test_set_rate_reaches_every_group() -> None:
+    optimizer = build_optimizer(small_model(), 1.0)
+    set_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+def test_clipping_scales_the_joint_norm() -> None:
+    a, b = (nn.Parameter(torch.zeros(3)) for _ in range(2))
+    a.grad, b.grad = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
+    assert clip_gradients([a, b], 10.0) == 5.0
+    torch.testing.assert_close(a.grad, torch.tensor([3.0, 0.0, 0.0]))
+    assert clip_gradients([a, b], 1.0) == 5.0
+    torch.testing.assert_close(b.grad, torch.tensor([0.0, 0.8, 0.0]))
+
+
+def test_masters_of_float32_are_the_weights_themselves() -> None:
+    model = small_model()
+    masters = Masters(model, "fp32")
+    assert all(a is b for a, b in zip(masters.weights, model.parameters(), strict=True))
+
+
+def test_masters_keep_updates_that_bfloat16_would_lose() -> None:
+    model = nn.Linear(8, 8)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    masters = Masters(model, "bf16")
+    assert model.weight.dtype == torch.bfloat16
+    optimizer = torch.optim.SGD(masters.parameters(), lr=1e-4)
+    for _ in range(100):  # each of these is far below bfloat16's spacing at 1
+        model.weight.grad = torch.ones_like(model.weight)
+        masters.take_gradients()
+        assert model.weight.grad is None
+        optimizer.step()
+        optimizer.zero_grad()
+        masters.refresh()
+    torch.testing.assert_close(masters.named()["weight"], torch.full((8, 8), 0.99))
+    torch.testing.assert_close(model.weight.detach(), torch.full((8, 8), 0.99).bfloat16())
+
+
+def test_masters_add_up_the_gradients_of_accumulated_parts_in_float32() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    masters = Masters(model, "bf16")
+    for value in (1.0, 2.0**-12):  # their sum is no bfloat16
+        model.weight.grad = torch.full((1, 2), value, dtype=torch.bfloat16)
+        masters.take_gradients()
+    assert masters.weights[0].grad is not None
+    assert masters.weights[0].grad.tolist() == [[1.0 + 2.0**-12] * 2]

@@ -1,0 +1,301 @@
+"""Pretraining: what it learns, what it leaves, and that a stopped run goes on to the same losses."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import sentences, write_model
+
+import bertfast
+from bertfast.errors import BertfastError
+from bertfast.hub import load
+from bertfast.model import BertForMaskedLM, BertForPreTraining
+from bertfast.training.checkpoint import checkpoints
+from bertfast.training.metrics import FILE, read_metrics
+from bertfast.training.pretrain import Interrupted, PretrainResult
+
+module = importlib.import_module("bertfast.training.pretrain")  # the package has a function of that name
+OPTIONS: dict[str, Any] = {
+    "steps": 12, "batch_tokens": 128, "seq_len": 24, "lr": 1e-3, "warmup": 2, "checkpoint_every": 4, "log_every": 3
+}  # fmt: skip
+# Of the numbers of a line only these depend on the clock.
+CLOCKED = ("tokens_per_second", "seconds")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrain")
+    write_model(folder / "model")
+    texts = [text for text, _ in sentences(300)]
+    documents = ["\n".join(texts[start : start + 6]) for start in range(0, 300, 6)]
+    (folder / "corpus.txt").write_text("\n\n".join(documents) + "\n")
+    return folder
+
+
+def run(place: Path, out: Path, **options: Any) -> PretrainResult:
+    return bertfast.pretrain(
+        [str(place / "corpus.txt")],
+        str(place / "model"),
+        str(out),
+        **{"model": str(place / "model"), **OPTIONS, **options},
+    )
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    """The logged lines without what a clock decides."""
+    return [{name: value for name, value in line.items() if name not in CLOCKED} for line in read_metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Path:
+    """The run that nothing stopped."""
+    return run(place, place / "whole").out
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert losses(one) == losses(other)
+    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_folder_is_a_model_and_a_record(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "config.yaml", "metrics.jsonl"}
+    assert any((whole / "tensorboard").glob("events.*"))
+    assert [path.name for path in checkpoints(whole)] == ["step-00000008", "step-00000012"]
+    assert isinstance(load(whole), BertForPreTraining)
+    lines = read_metrics(whole)
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    for line in lines:
+        assert line.keys() >= {"loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "tokens_per_second"}
+        assert line["loss"] == pytest.approx(line["mlm_loss"] + line["nsp_loss"], rel=1e-5)
+    assert lines[-1]["tokens"] <= 12 * OPTIONS["batch_tokens"]
+    assert lines[-1]["learning_rate"] == pytest.approx(1e-3 / 10)
+
+
+def test_the_saved_config_repeats_the_run(whole: Path, place: Path, tmp_path: Path) -> None:
+    from bertfast.training.config import read_yaml
+
+    repeated = bertfast.pretrain(**{**read_yaml(whole / "config.yaml"), "out": str(tmp_path / "again")})
+    assert_same_run(whole, repeated.out)
+
+
+def test_it_learns_words_from_their_neighbours(place: Path, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "plain", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    options = {"model": str(folder), "steps": 450, "lr": 5e-3, "warmup": 20, "batch_tokens": 512, "log_every": 25}
+    run(place, tmp_path / "run", checkpoint_every=1000, **options)
+    lines = read_metrics(tmp_path / "run")
+    # "the THING was WORD and the THING was long": all but the things and the word, some 2 in 3, can be known.
+    assert lines[-1]["mlm_accuracy"] > 0.6 > 0.3 > lines[0]["mlm_accuracy"]
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+
+
+def test_masked_lm_alone(place: Path, tmp_path: Path) -> None:
+    result = run(place, tmp_path / "run", objective="mlm", masking="static")
+    assert isinstance(load(result.out), BertForMaskedLM)
+    assert "nsp_loss" not in result.last
+
+
+def test_seeds_decide_everything(place: Path, whole: Path, tmp_path: Path) -> None:
+    other = run(place, tmp_path / "other", seed=1).out
+    assert losses(other)[0]["loss"] != losses(whole)[0]["loss"]
+    assert_same_run(whole, run(place, tmp_path / "same", seed=0).out)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stop_after", [1, 4, 7])
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    precision: str, stop_after: int, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(place, tmp_path / "whole", precision=precision).out
+    update, done = module.clip_gradients, []
+
+    def update_then_interrupt(*arguments: Any) -> Any:
+        done.append(None)
+        if len(done) == stop_after:
+            signal.raise_signal(signal.SIGINT)
+        return update(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "clip_gradients", update_then_interrupt)
+        with pytest.raises(Interrupted):
+            run(place, tmp_path / "parts", precision=precision)
+    assert checkpoints(tmp_path / "parts")[-1].name == f"step-{stop_after:08d}"
+    resumed = run(place, tmp_path / "parts", precision=precision, resume=True)
+    assert resumed.steps == 12
+    assert_same_run(whole, resumed.out)
+
+
+def test_runs_killed_at_any_moment_go_on_bit_for_bit(place: Path, whole: Path, tmp_path: Path) -> None:
+    options = " ".join(
+        f"--{name.replace('_', '-')} {value}" for name, value in (OPTIONS | {"checkpoint_every": 1}).items()
+    )
+    command = [
+        *(sys.executable, "-m", "bertfast"),
+        *shlex.split(f"pretrain --data {place}/corpus.txt --tokenizer {place}/model --model {place}/model {options}"),
+        *("--out", str(tmp_path / "killed")),
+    ]
+    draw, kills = random.Random(0), 0
+    for attempt in range(40):
+        # Once it writes checkpoints, a moment that differs each time.
+        before = checkpoints(tmp_path / "killed")
+        again = ["--resume"] if attempt else []
+        process = subprocess.Popen([*command, *again], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and checkpoints(tmp_path / "killed") == before and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.05))
+        process.kill()
+        _, said = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, said
+        kills += 1
+    assert process.returncode == 0
+    assert kills >= 2
+    assert_same_run(whole, tmp_path / "killed")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_so(
+    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kill(*_: Any) -> None:
+        raise RuntimeError("stands for a kill")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "save_checkpoint", kill)
+        with pytest.raises(RuntimeError):
+            run(place, tmp_path / "run")
+    assert len(read_metrics(tmp_path / "run")) == 1
+    run(place, tmp_path / "run", resume=True)
+    assert "has no checkpoint yet; starting from step 0" in capsys.readouterr().err
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_resume_where_nothing_was_begun_starts_from_step_0(place: Path, whole: Path, tmp_path: Path, capsys) -> None:
+    run(place, tmp_path / "run", resume=True)
+    assert "has no checkpoint yet; starting from step 0" in capsys.readouterr().err
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_resuming_a_finished_run_changes_nothing(place: Path, tmp_path: Path, capsys) -> None:
+    out = run(place, tmp_path / "run").out
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run(place, out, resume=True).steps == 12
+    assert "is complete at step 12" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_resumed_run_keeps_its_options(place: Path, tmp_path: Path) -> None:
+    out = run(place, tmp_path / "run").out
+    with pytest.raises(BertfastError, match=r"keeps its options, but lr was 0.001, is 0.5"):
+        run(place, out, resume=True, lr=0.5)
+
+
+def test_a_damaged_checkpoint_is_named(place: Path, tmp_path: Path) -> None:
+    out = run(place, tmp_path / "run").out
+    path = checkpoints(out)[-1] / "training_state.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BertfastError, match=r"step-00000012/training_state.safetensors: truncated"):
+        run(place, out, resume=True)
+
+
+def test_two_processes_do_not_train_one_run(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def second(_: dict[str, Any]) -> None:
+        with pytest.raises(BertfastError, match="another process is training there"):
+            run(place, out, resume=True)
+
+    run(place, out, on_log=second)
+
+
+def test_accumulated_batches_are_one_update(place: Path, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "plain", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    seen: list[torch.Tensor] = []
+
+    def gradients(parts: int) -> list[torch.Tensor]:
+        seen.clear()
+        run(place, tmp_path / f"parts{parts}", model=str(folder), steps=1, warmup=0, accumulation=parts)
+        return list(seen)
+
+    update = module.clip_gradients
+
+    def look(weights: Any, norm: float) -> Any:
+        weights = list(weights)
+        seen.extend(weight.grad.clone() for weight in weights)
+        return update(weights, norm)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "clip_gradients", look)
+        accumulated = gradients(3)
+        singles = []
+        for skip in range(3):
+            iterate = module.Batches.iterate
+            with pytest.MonkeyPatch.context() as shifted:
+                shifted.setattr(module.Batches, "iterate", lambda self, start, skip=skip: iterate(self, start + skip))
+                seen.clear()
+                run(place, tmp_path / f"single{skip}", model=str(folder), steps=1, warmup=0)
+                singles.append(list(seen))
+    for total, parts in zip(accumulated, zip(*singles, strict=True), strict=True):
+        torch.testing.assert_close(total, sum(parts) / 3, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_tracks_float32(place: Path, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "plain", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    curves = {}
+    for precision in ("fp32", "bf16"):
+        out = run(place, tmp_path / precision, precision=precision, model=str(folder), steps=60, log_every=10).out
+        curves[precision] = [line["loss"] for line in read_metrics(out)]
+    assert curves["bf16"] == pytest.approx(curves["fp32"], rel=0.02)
+    assert curves["fp32"][-1] < 0.8 * curves["fp32"][0]
+    saved = load_file(out / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bertfast.training import checkpoint
+
+    save, calls = checkpoint.save_file, []
+
+    def full(*arguments: Any, **options: Any) -> None:
+        calls.append(None)
+        if len(calls) > 2:  # two files a checkpoint: the second one meets it
+            raise OSError(28, "No space left on device")
+        save(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_file", full)
+        with pytest.raises(BertfastError, match="No space left on device"):
+            run(place, tmp_path / "run")
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000004"]
+    run(place, tmp_path / "run", resume=True)
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_metrics_hold_no_step_twice_after_a_resume(place: Path, tmp_path: Path) -> None:
+    out = run(place, tmp_path / "run", steps=8, checkpoint_every=4, log_every=1).out
+    for newest in checkpoints(out)[-1:]:
+        for path in newest.iterdir():
+            path.unlink()
+        newest.rmdir()
+    run(place, out, steps=8, checkpoint_every=4, log_every=1, resume=True)
+    steps = [json.loads(line)["step"] for line in (out / FILE).read_text().splitlines()]
+    assert steps == list(range(1, 9))
