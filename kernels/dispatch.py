@@ -19,10 +19,14 @@ try:
     # torch comes first: its OpenMP runtime is then the one that the extension shares.
     from bertfast import _C as _extension
 
-    NO_EXTENSION = ""
+    NO_EXTENSION = ISA_ERROR = ""
+    try:
+        _extension.capabilities()
+    except ValueError as error:
+        ISA_ERROR = f"BERTFAST_CPU_ISA: {error}"
 except ImportError as error:
     _extension = None
-    NO_EXTENSION = f"the C++ extension bertfast._C is not built ({error})"
+    NO_EXTENSION, ISA_ERROR = f"the C++ extension bertfast._C is not built ({error})", ""
 
 _C: Any = _extension
 BACKENDS = ("triton", "cpp", "reference")
@@ -84,8 +88,8 @@ def reasons_against(
         dtypes = DTYPES[:2]
         if device.type != "cpu":
             reasons.append(f"the input is on {device.type}, it takes cpu")
-        if NO_EXTENSION:
-            reasons.append(NO_EXTENSION)
+        if NO_EXTENSION or ISA_ERROR:
+            reasons.append(NO_EXTENSION or ISA_ERROR)
     if dtype not in dtypes:
         reasons.append(f"the dtype is {dtype_name(dtype)}, it takes {', '.join(map(dtype_name, dtypes))}")
     if op == "attention" and head_dim is not None and head_dim not in HEAD_DIMS:
@@ -97,7 +101,7 @@ def select(op: str, device: torch.device, dtype: torch.dtype, head_dim: int | No
     """The backend that takes this call.
 
     Raises:
-        BackendError: a backend is forced and cannot serve the call.
+        BackendError: a backend, or the C++ kernels' instruction set, is forced and cannot serve the call.
     """
     if _forced is not None:
         _checked(_forced, _forced_by)
@@ -105,6 +109,8 @@ def select(op: str, device: torch.device, dtype: torch.dtype, head_dim: int | No
         if reasons:
             raise BackendError(f"{_forced_by} forces {_forced!r}, which cannot run {op} here: {'; '.join(reasons)}")
         return _forced
+    if ISA_ERROR and device.type == "cpu":
+        raise BackendError(ISA_ERROR)
     for backend in BACKENDS:
         # The interpreter runs one program at a time in Python: right for tests, never a choice.
         if backend == "triton" and device.type != "cuda":

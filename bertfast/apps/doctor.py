@@ -21,7 +21,7 @@ def report() -> dict[str, Any]:
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         devices.append(torch.device("cuda"))
-    extension = dispatch._C
+    missing = dispatch.NO_EXTENSION or dispatch.ISA_ERROR
     return {
         "machine": {
             "system": platform.platform(),
@@ -32,7 +32,7 @@ def report() -> dict[str, Any]:
         },
         "versions": {"bertfast": __version__, "python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
-        "instruction_sets": extension.capabilities() if extension else {"missing": dispatch.NO_EXTENSION},
+        "instruction_sets": {"missing": missing} if missing else dispatch._C.capabilities(),
         "ops": [_choice(op, device, dtype) for device in devices for op in dispatch.OPS for dtype in dispatch.DTYPES],
     }
 

@@ -83,7 +83,7 @@ guessed.</figcaption></figure>
 <table><tr><th>sentence<th>likeliest words</tr>{fills}</table>
 
 <h2>Again, and on</h2>
-<pre>bertfast demo --seed {facts["seed"] + 1}
+<pre>bertfast demo --seed {facts["seed"] + 1} --out {escape(str(path.parent))}-seed-{facts["seed"] + 1}
 echo "Return a coroutine that waits for the event." | bertfast predict {escape(str(path.parent / "classifier"))} -
 bertfast fill {escape(str(path.parent / "pretrained"))} "Return the [MASK] of the file."</pre>
 <p class=quiet>The numbers are in demo.json beside this page.</p>

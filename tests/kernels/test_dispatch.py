@@ -85,3 +85,12 @@ def test_an_environment_that_cannot_be_met_says_why(name, message):
     result = python(DROP, BERTFAST_BACKEND=name)
     assert result.returncode == 1
     assert message in result.stderr
+
+
+@pytest.mark.skipif(bool(missing_backend("cpp")), reason=missing_backend("cpp"))
+def test_an_instruction_set_that_is_not_there_is_an_error_that_lists_those_that_are():
+    done = python(DROP, BERTFAST_CPU_ISA="sse9")
+    assert done.returncode != 0
+    message = done.stderr.strip().splitlines()[-1]
+    assert "BackendError: BERTFAST_CPU_ISA: instruction set 'sse9' is not to be had here; there are" in message
+    assert python(DROP, BERTFAST_CPU_ISA="baseline").returncode == 0

@@ -225,34 +225,25 @@ def test_two_processes_do_not_train_one_run(place: Path, tmp_path: Path) -> None
     run(place, out, on_log=second)
 
 
-def test_accumulated_batches_are_one_update(place: Path, tmp_path: Path) -> None:
+def test_accumulated_batches_are_one_update(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_model(tmp_path / "plain", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     seen: list[torch.Tensor] = []
-
-    def gradients(parts: int) -> list[torch.Tensor]:
-        seen.clear()
-        run(place, tmp_path / f"parts{parts}", model=str(folder), steps=1, warmup=0, accumulation=parts)
-        return list(seen)
-
-    update = module.clip_gradients
+    update, iterate = module.clip_gradients, module.Batches.iterate
 
     def look(weights: Any, norm: float) -> Any:
         weights = list(weights)
-        seen.extend(weight.grad.clone() for weight in weights)
+        seen[:] = [weight.grad.clone() for weight in weights]
         return update(weights, norm)
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module, "clip_gradients", look)
-        accumulated = gradients(3)
-        singles = []
-        for skip in range(3):
-            iterate = module.Batches.iterate
-            with pytest.MonkeyPatch.context() as shifted:
-                shifted.setattr(module.Batches, "iterate", lambda self, start, skip=skip: iterate(self, start + skip))
-                seen.clear()
-                run(place, tmp_path / f"single{skip}", model=str(folder), steps=1, warmup=0)
-                singles.append(list(seen))
-    for total, parts in zip(accumulated, zip(*singles, strict=True), strict=True):
+    def gradients(out: str, accumulation: int, first: int = 0) -> list[torch.Tensor]:
+        monkeypatch.setattr(module.Batches, "iterate", lambda self, start: iterate(self, start + first))
+        run(place, tmp_path / out, model=str(folder), steps=1, warmup=0, accumulation=accumulation)
+        return list(seen)
+
+    monkeypatch.setattr(module, "clip_gradients", look)
+    accumulated = gradients("three", 3)
+    alone = [gradients(f"one-{first}", 1, first) for first in range(3)]
+    for total, parts in zip(accumulated, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(total, sum(parts) / 3, rtol=1e-4, atol=1e-6)
 
 

@@ -1,0 +1,98 @@
+"""``python -m benchmarks cpu`` or ``gpu``: run everything that the device can show, then write JSON, plots and the page of tables."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from .importable import REPOSITORY
+from .settings import Settings
+
+# `make gpu` ends within nine minutes; what the kernel tests leave of it goes to the figures.
+GPU_SECONDS, GPU_TEST_SECONDS, GPU_MARGIN = 520.0, 200.0, 30.0
+CPU_SECONDS = 3600.0
+HERE = Path(__file__).resolve().parent
+
+EXAMPLES = """examples:
+  python -m benchmarks cpu                     every case on the CPU; writes benchmarks/results and docs/performance.md
+  python -m benchmarks cpu --only attention    the cases of one op (any expression of pytest's -k)
+  python -m benchmarks gpu                     kernel tests, then every case on the GPU, in under nine minutes
+  python -m benchmarks cpu --quick             tiny shapes: does everything run? its figures mean nothing
+  python -m benchmarks page                    tables and plots again, from the JSON that is there
+"""
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure the ops and the training step beside what people use today.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("device", choices=["cpu", "gpu", "page"], help="what to measure on, or to write the page alone")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes and few rounds, written under build/")
+    parser.add_argument("--only", default="", help="cases whose names match, as in pytest's -k")
+    options = parser.parse_args()
+    if options.device == "page":
+        from .page import write_page
+
+        write_page()
+        return 0
+    if options.device == "gpu" and not torch.cuda.is_available():
+        print(
+            "error: no CUDA GPU that PyTorch can use is on this machine; `make bench` measures the CPU", file=sys.stderr
+        )
+        return 2
+    return _measure("cuda" if options.device == "gpu" else "cpu", options.quick, options.only)
+
+
+def _measure(device: str, quick: bool, only: str) -> int:
+    started = time.monotonic()
+    tests = 0
+    if device == "cuda":
+        tests = _pytest(["tests/kernels", "-q", "-n", "4", "-p", "benchmarks.importable"], timeout=GPU_TEST_SECONDS)
+        if tests:
+            print("error: the kernels' tests failed; figures of wrong kernels are worth nothing", file=sys.stderr)
+            return tests
+    left = GPU_SECONDS - GPU_MARGIN - (time.monotonic() - started) if device == "cuda" else CPU_SECONDS
+    settings = Settings(device=device, quick=quick, seconds=left)
+    if quick:
+        from .settings import QUICK_RESULTS
+
+        settings = Settings(device=device, quick=True, seconds=left, results=QUICK_RESULTS)
+    arguments = [
+        "benchmarks",
+        "-q",
+        "-p",
+        "benchmarks.importable",
+        "-p",
+        "no:xdist",
+        "--benchmark-columns=median,iqr,rounds",
+    ]
+    code = _pytest([*arguments, *(["-k", only] if only else [])], settings.environment())
+    from .page import print_tables, write_page
+
+    print_tables(settings.results)
+    if not quick:
+        write_page()
+    return code
+
+
+def _pytest(arguments: list[str], environment: dict[str, str] | None = None, timeout: float | None = None) -> int:
+    command = [sys.executable, "-m", "pytest", "--timeout", "0", *arguments]
+    try:
+        return subprocess.run(command, cwd=REPOSITORY, env=os.environ | (environment or {}), timeout=timeout).returncode
+    except subprocess.TimeoutExpired:
+        print(f"error: {' '.join(arguments[:1])} did not end within {timeout:.0f} s", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The JSON that a run leaves: the machine, the versions, the commit, and every case with its samples."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import rates
+from .importable import REPOSITORY
+from .settings import Settings
+
+PACKAGES = ("torch", "triton", "transformers", "numpy", "pytest-benchmark")
+
+
+class Results:
+    """A run's record; `add` writes it out each time."""
+
+    def __init__(self, settings: Settings, machine: dict[str, Any], measured: dict[str, float]) -> None:
+        self.settings = settings
+        self.deadline = time.monotonic() + settings.seconds
+        self.rates = measured
+        self.record: dict[str, Any] = {
+            "machine": machine,
+            "versions": versions(),
+            "commit": commit(),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "quick": settings.quick,
+            "rates": measured,
+            "cases": [],
+            "skipped": {},
+        }
+
+    @classmethod
+    def start(cls, settings: Settings) -> Results:
+        """Measures the machine's rates and opens the record."""
+        return cls(settings, describe_machine(settings.device), rates.measure(settings.device, settings.quick))
+
+    @property
+    def path(self) -> Path:
+        """The JSON's, named by the machine."""
+        return self.settings.results / f"{self.record['machine']['slug']}.json"
+
+    def seconds_left(self) -> float:
+        """Until no further case is to start."""
+        return self.deadline - time.monotonic()
+
+    def add(self, case: dict[str, Any]) -> None:
+        """Takes a case in."""
+        self.record["cases"].append(case)
+        self._write()
+
+    def skip(self, case: str, reason: str) -> None:
+        """Says why a case has no figures."""
+        self.record["skipped"][case] = reason
+        self._write()
+
+    def finish(self) -> None:
+        """Measures the rates once more: the better of two is the machine's, should something else have run during the first."""
+        again = rates.measure(self.settings.device, self.settings.quick)
+        self.record["rates"] = {name: max(value, again[name]) for name, value in self.rates.items()}
+        self._write()
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_suffix(".tmp")
+        draft.write_text(json.dumps(_rounded(self.record), indent=1) + "\n", encoding="utf-8")
+        os.replace(draft, self.path)
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits are more than any clock here has."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """What ran the cases, without the host's name or paths."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    flags: set[str] = set()
+    if cpuinfo.exists():
+        text = cpuinfo.read_text()
+        if found := re.search(r"^model name\s*:\s*(.+)$", text, re.M):
+            processor = found[1].strip()
+        if found := re.search(r"^flags\s*:\s*(.+)$", text, re.M):
+            flags = set(found[1].split())
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    machine: dict[str, Any] = {
+        "device": device,
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "instructions": [flag for flag in wanted if flag in flags],
+        "system": platform.system(),
+    }
+    name = f"{processor} {machine['threads']} threads"
+    if device == "cuda":
+        name = machine["gpu"] = torch.cuda.get_device_name()
+        machine["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
+    machine["name"] = name
+    machine["slug"] = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return machine
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what the figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str:
+    """The checkout's, with "+changes" where files that are tracked differ from it; "unknown" outside of a checkout."""
+    try:
+        git = ["git", "-C", str(REPOSITORY)]
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!docs"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

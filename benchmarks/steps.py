@@ -1,0 +1,204 @@
+"""The training step of a masked LM as each side runs it: ours packed, transformers' padded with labels of -100 where nothing is predicted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bertfast.config import BertConfig
+from bertfast.model import BertForMaskedLM
+from bertfast.packed import PackedBatch
+from bertfast.training.optimizer import build_optimizer
+from bertfast.training.precision import Masters
+
+from .lengths import Lengths
+from .peers import reason
+from .timing import Side, synchronize
+
+MASKED_SHARE = 0.15
+# Some of the gradients that sides are compared by: of the tied table, of the first and of the last layer.
+COMPARED = (
+    "bert.embeddings.word_embeddings.weight",
+    "bert.encoder.layer.0.attention.self.query.weight",
+    "bert.encoder.layer.{last}.output.dense.weight",
+    "cls.predictions.bias",
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch in both forms."""
+
+    packed: PackedBatch
+    padded: dict[str, Tensor]
+
+
+def make_batch(lengths: Lengths, vocab_size: int, device: str) -> Batch:
+    """Random ids, 15 % of them masked, packed and padded to the longest; every id is as likely, since no op's work depends on it."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab_size, (lengths.tokens,), generator=draw)
+    masked = (
+        torch.randperm(lengths.tokens, generator=draw)[: max(1, round(MASKED_SHARE * lengths.tokens))].sort().values
+    )
+    labels = torch.randint(vocab_size, masked.shape, generator=draw)
+    packed = PackedBatch(
+        input_ids=ids,
+        segment_ids=torch.zeros_like(ids),
+        position_ids=torch.cat([torch.arange(length) for length in lengths.values]),
+        cu_seqlens=lengths.cu_seqlens("cpu"),
+        max_seqlen=lengths.longest,
+        masked_positions=masked,
+        masked_labels=labels,
+    ).to(torch.device(device))
+    real, rows = lengths.mask("cpu"), lengths.rows("cpu")
+    padded_ids, padded_labels = torch.zeros(real.numel(), dtype=torch.long), torch.full((real.numel(),), -100)
+    padded_ids[rows] = ids
+    padded_labels[rows[masked]] = labels
+    padded = {
+        "input_ids": padded_ids.view(real.shape),
+        "labels": padded_labels.view(real.shape),
+        "token_type_ids": torch.zeros(real.shape, dtype=torch.long),
+        "attention_mask": real.long(),
+    }
+    return Batch(packed, {name: value.to(device) for name, value in padded.items()})
+
+
+def useful_flops(config: BertConfig, lengths: Lengths, masked: int) -> float:
+    """FLOPs of a forward and a backward that no side can leave out: the products of real tokens, pairs and masked positions.
+
+    A backward is twice its forward: each product has the gradients of both of its factors.
+    """
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    dense = layers * (4 * hidden * hidden + 2 * hidden * config.intermediate_size)
+    attention = layers * 2 * hidden * lengths.squares
+    head = masked * (hidden * hidden + hidden * config.vocab_size)
+    return 3.0 * 2.0 * (dense * lengths.tokens + attention + head)
+
+
+def our_side(config: BertConfig, batch: Batch, dtype: torch.dtype, device: str) -> Side:
+    """The step of `bertfast pretrain`: in bfloat16 the weights are bfloat16 and the optimizer updates float32 masters."""
+    torch.manual_seed(0)
+    model = BertForMaskedLM(config).to(device).train()
+    masters = Masters(model, "bf16" if dtype == torch.bfloat16 else "fp32")
+    optimizer = build_optimizer(masters, 1e-4)
+    seeds = iter(range(1 << 62))
+
+    def differentiate() -> Tensor:
+        loss = model(batch.packed, seed=next(seeds)).loss
+        loss.backward()
+        return loss
+
+    def step() -> float:
+        start = time.perf_counter()
+        differentiate()
+        masters.take_gradients()
+        synchronize(device)
+        part = time.perf_counter() - start
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        masters.refresh()
+        return part
+
+    return Side("bertfast", "ours", step, _probe(model, differentiate, config))
+
+
+def peer_sides(
+    config: BertConfig, batch: Batch, dtype: torch.dtype, device: str, compiled: bool
+) -> tuple[list[Side], dict[str, str]]:
+    """transformers' BertForMaskedLM with each of its attentions, and compiled; in bfloat16 under autocast, and with bfloat16 weights.
+
+    Weights in bfloat16 have no float32 masters, so small updates are lost; the side is there because it is fast.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        return [], {"transformers": reason(error)}
+    casts = ["autocast", "bfloat16 weights"] if dtype == torch.bfloat16 else [""]
+    variants = [("eager", False), ("sdpa", False)] + ([("sdpa", True)] if compiled else [])
+    sides, missing = [], {}
+    for cast in casts:
+        for attention, is_compiled in variants:
+            name = f"transformers {attention}" + (", compiled" if is_compiled else "") + (f", {cast}" if cast else "")
+            try:
+                side = _peer(transformers, config, batch, device, name, attention, is_compiled, cast)
+            except Exception as error:  # a compiler fails in many ways; the record says how, and the other peers remain
+                missing[name] = reason(error)
+            else:
+                sides.append(side)
+    return sides, missing
+
+
+def _peer(
+    transformers: Any,
+    config: BertConfig,
+    batch: Batch,
+    device: str,
+    name: str,
+    attention: str,
+    is_compiled: bool,
+    cast: str,
+) -> Side:
+    torch.manual_seed(0)
+    ours = BertForMaskedLM(config)
+    shape = transformers.BertConfig(**config.to_dict())
+    shape._attn_implementation = attention
+    model = transformers.BertForMaskedLM(shape)
+    wanted = {name for name, _ in model.named_parameters()}
+    model.load_state_dict({name: value for name, value in ours.state_dict().items() if name in wanted}, strict=False)
+    model = model.to(device, torch.bfloat16 if cast == "bfloat16 weights" else torch.float32).train()
+    optimizer = build_optimizer(model, 1e-4)
+    forward = torch.compile(model) if is_compiled else model
+    padded = dict(batch.padded)
+    if bool(padded["attention_mask"].all()):
+        del padded["attention_mask"]  # a user whose batch is full gives none
+
+    def differentiate() -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=cast == "autocast"):
+            loss = forward(**padded).loss
+        loss.backward()
+        return loss
+
+    def step() -> float:
+        start = time.perf_counter()
+        differentiate()
+        synchronize(device)
+        part = time.perf_counter() - start
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return part
+
+    differentiate()  # compiles, or fails, now
+    _clear(model.parameters())
+    # The compiled model's parameters are the plain one's: it is compared without compiling it a second time for evaluation.
+    return Side(name, "peer", step, None if is_compiled else _probe(model, differentiate, config))
+
+
+def _probe(
+    model: nn.Module, differentiate: Callable[[], Tensor], config: BertConfig
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Loss and gradients without dropout."""
+    names = [name.format(last=config.num_hidden_layers - 1) for name in COMPARED]
+
+    def probe() -> tuple[Tensor, ...]:
+        _clear(model.parameters())
+        model.eval()
+        loss = differentiate()
+        model.train()
+        parameters = dict(model.named_parameters())
+        gradients = [parameters[name].grad for name in names]
+        assert all(gradient is not None for gradient in gradients)
+        found = loss.detach(), *(gradient.clone() for gradient in gradients if gradient is not None)
+        _clear(model.parameters())
+        return found
+
+    return probe
+
+
+def _clear(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None

@@ -1,0 +1,113 @@
+"""The benchmarks run, check what they compare, and keep what they measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import lengths, page, steps, timing
+from benchmarks.settings import Settings
+from bertfast.config import BertConfig
+from support import REPOSITORY
+
+
+def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_gpu_run_says_so_and_fails() -> None:
+    done = bench("benchmarks", "gpu")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no CUDA GPU" in done.stderr
+
+
+@pytest.mark.parametrize("case", ["test_attention[no-dropout-float32-mixed]", "test_step[mixed-float32]"])
+def test_a_case_leaves_its_samples_and_its_ratios(case: str, tmp_path: Path) -> None:
+    settings = Settings(device="cpu", quick=True, results=tmp_path)
+    name, variant = case.rstrip("]").split("[")
+    file = f"benchmarks/{name}.py"
+    done = bench(
+        "pytest", file, "-q", "-p", "no:xdist", "-k", " and ".join(variant.split("-")), **settings.environment()
+    )
+    assert done.returncode == 0, done.stdout
+    (record,) = page.load_results(tmp_path)
+    assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert record["cases"]
+    for found in record["cases"]:
+        ours = [side for side in found["sides"].values() if side["kind"] == "ours"]
+        assert len(ours) == 1
+        assert ours[0]["ratio"]["median"] == 1.0
+        assert len(ours[0]["seconds"]) == 2
+        assert all(error < 1e-3 for error in found["errors"].values())
+        assert len(found["errors"]) >= 2
+    lines = [line for op in page.OPS for line in page.rows(record, op)]
+    assert len(lines) == len(record["cases"])
+
+
+def sides(values: dict[str, list[float]]) -> dict[str, timing.Samples]:
+    kinds = {"ours": "ours", "floor": "floor"}
+    return {name: timing.Samples(kinds.get(name, "peer"), seconds=seconds) for name, seconds in values.items()}
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    # The machine halves its speed midway; the ratio does not change.
+    found = timing.summarize(sides({"ours": [1.0, 1.0, 2.0, 2.0], "peer": [3.0, 3.0, 6.0, 6.0]}))
+    assert found["peer"]["ratio"]["median"] == 3.0
+    assert found["peer"]["noisy"]
+    assert not timing.summarize(sides({"ours": [1.0] * 4, "peer": [3.0] * 4}))["peer"]["noisy"]
+
+
+def test_sides_that_compute_something_else_are_refused() -> None:
+    def side(name: str, kind: str, value: float) -> timing.Side:
+        return timing.Side(name, kind, lambda: None, lambda: (torch.tensor([value, 1.0]),))
+
+    errors = timing.check_agreement([side("ours", "ours", 1.0), side("peer", "peer", 1.001)], 1e-2)
+    assert 0 < errors["peer"] < 1e-2
+    for wrong in (1.1, float("nan")):
+        with pytest.raises(AssertionError, match="compute different things"):
+            timing.check_agreement([side("ours", "ours", 1.0), side("peer", "peer", wrong)], 1e-2)
+
+
+def test_the_reference_point_is_sixteen_sequences_of_mean_48_padded_to_128() -> None:
+    point = lengths.Lengths("reference point", lengths.REFERENCE_POINT)
+    assert (len(point.values), point.tokens, point.longest, point.fill) == (16, 16 * 48, 128, 0.375)
+
+
+def test_the_wikitext_batch_follows_the_histogram() -> None:
+    counts = json.loads(lengths.HISTOGRAM.read_text())["paragraphs"]
+    total = sum(counts.values())
+    mean = sum(int(length) * count for length, count in counts.items()) / total
+    batch = lengths.wikitext(total)
+    assert sorted(batch.values) == sorted(int(n) for n, count in counts.items() for _ in range(count))
+    assert lengths.wikitext(64).tokens / 64 == pytest.approx(mean, rel=0.05)
+
+
+def test_useful_flops_count_what_the_model_multiplies() -> None:
+    """torch's own counter, on the products of the reference path: forward of the packed encoder and head, times three."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from bertfast import kernels
+    from bertfast.model import BertForMaskedLM
+
+    config = BertConfig.preset("bert-tiny", vocab_size=512)
+    packed = lengths.full(1, 64)  # one sequence: the reference pads nothing
+    batch = steps.make_batch(packed, config.vocab_size, "cpu")
+    model = BertForMaskedLM(config).eval()
+    with kernels.use_backend("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(batch.packed)
+    expected = 3 * counter.get_total_flops()
+    assert steps.useful_flops(config, packed, len(batch.packed.masked_labels)) == pytest.approx(expected, rel=0.02)
