@@ -1,12 +1,14 @@
 """Makes ``bertfast.kernels`` importable from a checkout that is not installed; also a pytest plugin (``-p benchmarks.importable``).
 
-The folder kernels/ becomes bertfast.kernels when the package is installed. A GPU machine with nothing installed gets the same through
-a link, outside of the source tree's own folders, that is put on the package's path.
+The folder kernels/ becomes bertfast.kernels when the package is installed. A GPU machine with nothing installed gets the installed layout as
+links under build/, for this process and for those that it starts.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
+from contextlib import suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -18,12 +20,14 @@ def make_importable() -> None:
 
     if importlib.util.find_spec("bertfast.kernels") is not None:
         return
-    links = REPOSITORY / "build" / "links"
-    links.mkdir(parents=True, exist_ok=True)
-    link = links / "kernels"
-    if not link.is_symlink():
-        link.symlink_to(REPOSITORY / "kernels", target_is_directory=True)
-    bertfast.__path__.append(str(links))
+    package = REPOSITORY / "build" / "links" / "bertfast"
+    package.mkdir(parents=True, exist_ok=True)
+    for target in (*(REPOSITORY / "bertfast").iterdir(), REPOSITORY / "kernels"):
+        with suppress(FileExistsError):  # of an earlier run, or of another process of this one
+            (package / target.name).symlink_to(target)
+    bertfast.__path__.append(str(package))
+    # The safe path keeps the checkout's own bertfast/, which has no kernels/, from coming first in children.
+    os.environ |= {"PYTHONPATH": str(package.parent), "PYTHONSAFEPATH": "1"}
 
 
 make_importable()

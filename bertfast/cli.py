@@ -336,8 +336,12 @@ def demo(
         bertfast demo --out demo-run
     """
     from bertfast.apps.demo import run_demo
+    from bertfast.training.pretrain import Interrupted
 
-    run_demo(out, seed=seed)
+    try:
+        run_demo(out, seed=seed)
+    except Interrupted as stopped:
+        raise typer.Exit(128 + stopped.args[0]) from None
 
 
 def _say_truncated(count: int, limit: int) -> None:

@@ -66,7 +66,8 @@ def sentence_pairs(
         while start < last:
             target = int(rng.integers(2, max_tokens + 1)) if rng.random() < SHORT_RATE else max_tokens
             end = start + 1
-            while end < last and sentences[end] - sentences[start] < target:
+            # Two sentences even where one would fill the target: alone it could only have a random partner.
+            while end < last and (end - start < 2 or sentences[end] - sentences[start] < target):
                 end += 1
             split = int(rng.integers(start + 1, end)) if end - start > 1 else end
             a = (int(sentences[start]), int(sentences[split]))

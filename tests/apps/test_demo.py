@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,20 @@ def test_a_seed_out_of_range_removes_nothing(
     assert done.code == 2
     assert len(done.errors) == 1
     assert (tmp_path / demo.MARKER).exists()
+
+
+def test_a_signal_ends_it_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pretrain = demo.pretrain
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        return pretrain(*arguments, on_log=lambda _: signal.raise_signal(signal.SIGTERM), **options)
+
+    monkeypatch.setattr(demo, "pretrain", stopped)
+    done = run_cli(monkeypatch, capfd, "demo", "--out", tmp_path / "run")
+    assert done.code == 128 + signal.SIGTERM
+    assert "Traceback" not in done.err
 
 
 def test_a_python_without_its_sources_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ from support import REPOSITORY
 def test_the_ops_are_registered_once_when_the_folder_is_found_as_kernels_too():
     program = """
 import sys
-sys.path.insert(0, "")
 import torch
 from bertfast import kernels as ours
+sys.path.insert(0, "")
 import kernels as found
 assert found is not ours and not hasattr(found, "attention") and not hasattr(found, "__version__")
 assert "kernels.attention" not in sys.modules

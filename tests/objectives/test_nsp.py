@@ -1,6 +1,7 @@
 """Segment pairs: truncation keeps both sides, lengths aim as published, single segments cover documents."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,18 @@ def test_most_pairs_fill_the_length_and_some_are_short():
     assert lengths.max() <= 100
     assert 0.05 < (lengths < 70).mean() < 0.5
     assert (lengths >= 90).mean() > 0.4
+
+
+@pytest.mark.parametrize("max_tokens", [8, 29, 61, 400])
+def test_half_of_the_partners_are_random_whatever_the_sentences_length(max_tokens):
+    sentences, documents = corpus(300, 20, 30)
+    spans = sentence_pairs(sentences, documents, max_tokens, np.random.default_rng(3))
+    # A document's last sentence, where it stands alone, can only have a random one.
+    assert 0.45 < spans.label.mean() < 0.55 + 1 / 20
+    following = spans.label == 0
+    a, b = (np.searchsorted(sentences[documents], start, "right") for start in (spans.a_start, spans.b_start))
+    assert (a == b)[following].all()
+    assert (a != b)[~following].all()
 
 
 def test_sentences_displaced_by_a_random_partner_come_again():
