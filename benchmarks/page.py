@@ -142,46 +142,59 @@ def _rate(name: str, value: float) -> str:
 
 def write_page() -> None:
     """docs/performance.md, and a plot of ratios for each machine."""
-    parts = [INTRODUCTION]
-    for record in load_results():
-        machine, versions = record["machine"], record["versions"]
-        command = "make gpu" if machine["device"] == "cuda" else "make bench"
-        parts.append(
-            f"\n## {machine['name']}\n\n"
-            f"`{command}` at commit `{record['commit']}`, {record['date']}; "
-            + ", ".join(f"{name} {version}" for name, version in versions.items())
-            + f"; {machine['threads']} threads"
-            + (f", with {', '.join(machine['instructions'])}" if machine["instructions"] else "")
-            + f". Measured rates: {', '.join(_rate(name, value) for name, value in record['rates'].items())}.\n\n"
-        )
-        plot = RESULTS / f"{machine['slug']}.svg"
-        draw_ratios(record, plot)
-        parts.append(f"![Ratios of the peers' times to ours](../{plot.relative_to(REPOSITORY)})\n")
-        for op, title in OPS.items():
-            lines = list(rows(record, op))
-            if not lines:
-                continue
-            model = next(case.get("model", "") for case in record["cases"] if case["op"] == op)
-            parts.append(f"\n### {title}\n\n" + (f"{model}; forward, backward and AdamW.\n\n" if model else ""))
-            parts.append(_markdown(HEADINGS, lines))
-            if op == "step":
-                parts.append("\nWithout the optimizer:\n\n" + _markdown(HEADINGS[:-1], list(step_parts(record))))
-            extra = [line[1:] for line in floors(record) if line[0] == op]
-            if extra:
-                parts.append("\nBeside the products alone:\n\n" + _markdown(["shape", "dtype", "our time"], extra))
-        gaps = [f"- {name}: {why}\n" for name, why in record["skipped"].items()] + [
-            f"- {case['op']}, {case['shape']}, {case['dtype']}: {name}: {why}\n"
-            for case in record["cases"]
-            for name, why in case["missing"].items()
-        ]
-        if gaps:
-            parts.append("\n### Not measured\n\n" + "".join(gaps))
-    if not any(record["machine"]["device"] == "cuda" for record in load_results()):
+    records = load_results()
+    for record in records:
+        draw_ratios(record, _plot(record))
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page_text(records), encoding="utf-8")
+
+
+def page_text(records: list[dict[str, Any]]) -> str:
+    """The page, in Markdown."""
+    parts = [INTRODUCTION, *(_section(record) for record in records)]
+    if not any(record["machine"]["device"] == "cuda" for record in records):
         parts.append(
             "\n## GPUs\n\nNothing was measured on a GPU yet. `make gpu` on a machine with one writes its section here.\n"
         )
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("".join(parts), encoding="utf-8")
+    return "".join(parts)
+
+
+def _plot(record: dict[str, Any]) -> Path:
+    return RESULTS / f"{record['machine']['slug']}.svg"
+
+
+def _section(record: dict[str, Any]) -> str:
+    """A machine's heading, plot and tables."""
+    machine = record["machine"]
+    command = "make gpu" if machine["device"] == "cuda" else "make bench"
+    parts = [
+        f"\n## {machine['name']}\n\n`{command}` at commit `{record['commit']}`, {record['date']}; ",
+        ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        f"; {machine['threads']} threads",
+        f", with {', '.join(machine['instructions'])}" if machine["instructions"] else "",
+        f". Measured rates: {', '.join(_rate(name, value) for name, value in record['rates'].items())}.\n\n",
+        f"![Ratios of the peers' times to ours](../{_plot(record).relative_to(REPOSITORY)})\n",
+    ]
+    for op, title in OPS.items():
+        lines = list(rows(record, op))
+        if not lines:
+            continue
+        model = next(case.get("model", "") for case in record["cases"] if case["op"] == op)
+        parts.append(f"\n### {title}\n\n" + (f"{model}; forward, backward and AdamW.\n\n" if model else ""))
+        parts.append(_markdown(HEADINGS, lines))
+        if op == "step":
+            parts.append("\nWithout the optimizer:\n\n" + _markdown(HEADINGS[:-1], list(step_parts(record))))
+        extra = [line[1:] for line in floors(record) if line[0] == op]
+        if extra:
+            parts.append("\nBeside the products alone:\n\n" + _markdown(["shape", "dtype", "our time"], extra))
+    gaps = [f"- {name}: {why}\n" for name, why in record["skipped"].items()] + [
+        f"- {case['op']}, {case['shape']}, {case['dtype']}: {name}: {why}\n"
+        for case in record["cases"]
+        for name, why in case["missing"].items()
+    ]
+    if gaps:
+        parts.append("\n### Not measured\n\n" + "".join(gaps))
+    return "".join(parts)
 
 
 def _markdown(headings: list[str], lines: list[list[str]]) -> str:

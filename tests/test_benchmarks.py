@@ -111,3 +111,7 @@ def test_useful_flops_count_what_the_model_multiplies() -> None:
         model(batch.packed)
     expected = 3 * counter.get_total_flops()
     assert steps.useful_flops(config, packed, len(batch.packed.masked_labels)) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_page_of_figures_is_what_the_committed_json_gives() -> None:
+    assert page.PAGE.read_text(encoding="utf-8") == page.page_text(page.load_results())
