@@ -19,16 +19,24 @@ try:
     # torch comes first: its OpenMP runtime is then the one that the extension shares.
     from bertfast import _C as _extension
 
-    NO_EXTENSION = ISA_ERROR = ""
-    try:
-        _extension.capabilities()
-    except ValueError as error:
-        ISA_ERROR = f"BERTFAST_CPU_ISA: {error}"
+    NO_EXTENSION = ""
 except ImportError as error:
     _extension = None
-    NO_EXTENSION, ISA_ERROR = f"the C++ extension bertfast._C is not built ({error})", ""
+    NO_EXTENSION = f"the C++ extension bertfast._C is not built ({error})"
 
 _C: Any = _extension
+
+
+def _isa_error() -> str:
+    try:
+        if _C is not None:
+            _C.capabilities()
+    except ValueError as error:
+        return f"BERTFAST_CPU_ISA: {error}"
+    return ""
+
+
+ISA_ERROR = _isa_error()
 BACKENDS = ("triton", "cpp", "reference")
 OPS = ("attention", "dropout", "gather_rows", "linear_cross_entropy")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -38,7 +38,7 @@ MARKER = "demo.json"
 VOCAB_SIZE = 3000
 # Positions are learned one by one: so little text teaches a few of them well, and 128 hardly at all.
 SEQ_LEN, BATCH_TOKENS = 32, 2048
-PRETRAIN = {"model": "bert-tiny", "steps": 3500, "warmup": 100, "lr": 2e-3, "checkpoint_every": 500, "log_every": 10}
+PRETRAIN = {"model": "bert-tiny", "steps": 4500, "warmup": 100, "lr": 2e-3, "checkpoint_every": 500, "log_every": 10}
 # The same for the pretrained and the not-pretrained encoder; of 2e-4, 5e-4 and 1e-3 the last is the best for either.
 FINETUNE = {"epochs": 10, "lr": 1e-3, "batch_size": 32, "max_length": 96}
 FROZEN = {"epochs": 30, "lr": 1e-2, "batch_size": 32, "max_length": 96}

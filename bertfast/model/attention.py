@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from bertfast import kernels
@@ -54,7 +57,16 @@ class BertAttention(nn.Module):
         self.output = ResidualOutput(config, config.hidden_size)
 
     def forward(
-        self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, seed: Tensor | None, output_seed: Tensor | None
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        seed: Tensor | None,
+        output_seed: Tensor | None,
+        rows: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """(tokens, hidden) to (tokens, hidden)."""
-        return self.output(self.self(x, cu_seqlens, max_seqlen, seed), x, output_seed)
+        """(tokens, hidden) to (tokens, hidden); with ``rows``, indexes of tokens, to those rows, one index's after another's."""
+        context = self.self(x, cu_seqlens, max_seqlen, seed)
+        if rows is not None:
+            context, x = (torch.cat([kernels.gather_rows(y, index) for index in rows]) for y in (context, x))
+        return self.output(context, x, output_seed)

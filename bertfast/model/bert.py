@@ -106,10 +106,19 @@ class PreTrainedModel(nn.Module):
 
 @dataclass
 class Encoded:
-    """What the encoder gives the heads: packed states, the pooled rows, and the way back to the padded form."""
+    """What the encoder gives the heads: packed states, the pooled rows, and the way back to the padded form.
+
+    Attributes:
+        states: the embeddings' output and each block's, (tokens, hidden); not the last block's where only the rows below were wanted.
+        pooled: (sequences, hidden), where there is a pooler.
+        predicted: (masked, hidden), the last block's rows at the masked positions that `BertModel.encode` was given.
+        padding: the way back, where the input was padded.
+        head_seed: of the dropout in a head, when training.
+    """
 
     states: list[Tensor]
     pooled: Tensor | None
+    predicted: Tensor | None
     padding: Padding | None
     head_seed: Tensor | None
 
@@ -176,8 +185,16 @@ class BertModel(PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         *,
         seed: int | Tensor | None = None,
+        masked_positions: Tensor | None = None,
+        every_row: bool = True,
     ) -> Encoded:
-        """`forward` for the heads: everything stays packed."""
+        """`forward` for the heads: everything stays packed.
+
+        Args:
+            masked_positions: of a `PackedBatch`, whose rows `Encoded.predicted` is to hold.
+            every_row: False where the heads read the pooled rows and those at masked_positions alone; the last block then computes no other
+                past its attention.
+        """
         padding = None
         embeds = None
         if isinstance(input_ids, PackedBatch):
@@ -191,9 +208,18 @@ class BertModel(PreTrainedModel):
             batch, padding, embeds = self._pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         first, *between, last = self._site_seeds(seed, batch.segment_ids.device)
         x = self.embeddings(batch.input_ids, batch.segment_ids, batch.position_ids, first, embeds)
-        states = self.encoder(x, batch.cu_seqlens, batch.max_seqlen, tuple(between))
-        pooled = None if self.pooler is None else self.pooler(states[-1], batch.cu_seqlens)
-        return Encoded(states, pooled, padding, last)
+        read = [] if self.pooler is None else [_first_tokens(batch.cu_seqlens)]
+        if masked_positions is not None:
+            read.append(masked_positions)
+        states = self.encoder(x, batch.cu_seqlens, batch.max_seqlen, tuple(between), None if every_row else read)
+        if every_row:
+            rows = [kernels.gather_rows(states[-1], index) for index in read]
+        else:
+            # A row that stands for no token is zeros, as a gathered one is.
+            missing = torch.cat(read)[:, None] < 0
+            rows = list(states.pop().masked_fill(missing, 0).split([len(index) for index in read]))
+        predicted = None if masked_positions is None else rows.pop()
+        return Encoded(states, None if self.pooler is None else self.pooler(rows[0]), predicted, padding, last)
 
     def _pack(
         self,
@@ -250,11 +276,25 @@ class BertModel(PreTrainedModel):
         return (base + torch.arange(sites, device=device) * SEED_INCREMENT).split(1)
 
 
+def _first_tokens(cu_seqlens: Tensor) -> Tensor:
+    """(sequences,) where each sequence starts; -1, for a row of zeros, where it is empty."""
+    starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    return torch.where(ends > starts, starts, -1)
+
+
 class _MaskedLM(PreTrainedModel):
     """What the two models with a masked-LM head share."""
 
     bert: BertModel
     cls: MLMHeads
+
+    def _encode(
+        self, batch: Any, *inputs: Tensor | None, output_hidden_states: bool, seed: int | Tensor | None
+    ) -> Encoded:
+        """The encoder's output; of a packed batch with masked positions, only what the heads read of it."""
+        positions = batch.masked_positions if isinstance(batch, PackedBatch) else None
+        every_row = positions is None or output_hidden_states
+        return self.bert.encode(batch, *inputs, seed=seed, masked_positions=positions, every_row=every_row)
 
     def _predict(
         self, encoded: Encoded, batch: Any, labels: Tensor | None, return_logits: bool
@@ -266,7 +306,8 @@ class _MaskedLM(PreTrainedModel):
                 raise BertfastError("a PackedBatch carries its own labels; give none beside it")
             if batch.masked_positions is None or batch.masked_labels is None:
                 return None, head.logits(encoded.last, table)
-            return head.loss(encoded.last, table, batch.masked_positions, batch.masked_labels), None
+            assert encoded.predicted is not None
+            return head.loss(encoded.predicted, table, batch.masked_labels), None
         loss = None
         if labels is not None:
             assert encoded.padding is not None
@@ -276,7 +317,7 @@ class _MaskedLM(PreTrainedModel):
                 )
             packed = encoded.padding.pack(labels)
             positions = (packed != IGNORE_INDEX).nonzero().squeeze(1)
-            loss = head.loss(encoded.last, table, positions, packed[positions])
+            loss = head.loss(kernels.gather_rows(encoded.last, positions), table, packed[positions])
         logits = encoded.outward(head.logits(encoded.last, table)) if return_logits else None
         return loss, logits
 
@@ -310,7 +351,8 @@ class BertForMaskedLM(_MaskedLM):
         the vocabulary-sized work beyond the masked positions, and with ``labels`` (sequences, positions; -100 where nothing is
         predicted; at padding they count for nothing) the mean loss.
         """
-        encoded = self.bert.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded = self._encode(*inputs, output_hidden_states=output_hidden_states, seed=seed)
         predicted, logits = self._predict(encoded, input_ids, labels, return_logits)
         loss, correct, count = predicted or (None, None, None)
         return MaskedLMOutput(
@@ -350,7 +392,8 @@ class BertForPreTraining(_MaskedLM):
         The loss is the sum of those there are labels for: ``labels`` and ``next_sentence_label`` (sequences,), or what the
         `PackedBatch` carries.
         """
-        encoded = self.bert.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded = self._encode(*inputs, output_hidden_states=output_hidden_states, seed=seed)
         predicted, logits = self._predict(encoded, input_ids, labels, return_logits)
         mlm_loss, correct, count = predicted or (None, None, None)
         if isinstance(input_ids, PackedBatch):
@@ -402,7 +445,8 @@ class BertForSequenceClassification(PreTrainedModel):
         The loss follows ``config.problem_type``; where that is None: squared error for one label, cross-entropy for integer labels,
         and binary cross-entropy of each label for float labels (sequences, labels). Other arguments as of `BertModel.forward`.
         """
-        encoded = self.bert.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded = self.bert.encode(*inputs, seed=seed, every_row=output_hidden_states)
         assert encoded.pooled is not None
         logits = self.classify(encoded.pooled, encoded.head_seed)
         if isinstance(input_ids, PackedBatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch.nn.functional as F
@@ -43,9 +43,20 @@ class BertLayer(nn.Module):
         self.intermediate = ActivatedLinear(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.output = ResidualOutput(config, config.intermediate_size)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: tuple[Tensor | None, ...]) -> Tensor:
-        """(tokens, hidden) to (tokens, hidden); ``seeds`` of the three dropouts, None for no dropout."""
-        x = self.attention(x, cu_seqlens, max_seqlen, seeds[0], seeds[1])
+    def forward(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        seeds: tuple[Tensor | None, ...],
+        rows: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """(tokens, hidden) to (tokens, hidden); ``seeds`` of the three dropouts, None for no dropout.
+
+        With ``rows``, indexes as `kernels.gather_rows` takes them, the output has those rows alone, one index's after another's:
+        past the attention no token meets another, so the others are not computed.
+        """
+        x = self.attention(x, cu_seqlens, max_seqlen, seeds[0], seeds[1], rows)
         return self.output(self.intermediate(x), x, seeds[2])
 
 
@@ -56,10 +67,20 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, seeds: tuple[Tensor | None, ...]) -> list[Tensor]:
-        """The input and the output of each block, each (tokens, hidden); ``seeds`` are three to a block."""
+    def forward(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        seeds: tuple[Tensor | None, ...],
+        rows: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The input and the output of each block, each (tokens, hidden); ``seeds`` are three to a block.
+
+        With ``rows`` the last block's output has those rows alone, as `BertLayer.forward` says.
+        """
         states = [x]
-        for number, layer in enumerate(self.layer):
-            own = seeds[SITES_PER_LAYER * number : SITES_PER_LAYER * (number + 1)]
-            states.append(layer(states[-1], cu_seqlens, max_seqlen, own))
+        for number, layer in enumerate(self.layer, 1):
+            own = seeds[SITES_PER_LAYER * (number - 1) : SITES_PER_LAYER * number]
+            states.append(layer(states[-1], cu_seqlens, max_seqlen, own, rows if number == len(self.layer) else None))
         return states

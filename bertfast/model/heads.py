@@ -19,10 +19,9 @@ class BertPooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """(tokens, hidden) to (sequences, hidden); an empty sequence pools a row of zeros."""
-        starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-        return torch.tanh(self.dense(kernels.gather_rows(x, torch.where(ends > starts, starts, -1))))
+    def forward(self, x: Tensor) -> Tensor:
+        """(sequences, hidden), each sequence's first token, to (sequences, hidden)."""
+        return torch.tanh(self.dense(x))
 
 
 class PredictionTransform(ActivatedLinear):
@@ -45,12 +44,12 @@ class MLMHead(nn.Module):
         self.transform = PredictionTransform(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def loss(self, x: Tensor, table: Tensor, positions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(self, x: Tensor, table: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss at the masked positions, the count of right predictions, and the count of predictions.
 
-        x (tokens, hidden), table (vocab, hidden), positions and labels (masked,): only these rows meet the vocabulary.
+        x (masked, hidden), table (vocab, hidden), labels (masked,): only these rows meet the vocabulary.
         """
-        h = self.transform(kernels.gather_rows(x, positions))
+        h = self.transform(x)
         bias: Tensor = self.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)

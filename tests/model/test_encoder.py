@@ -171,6 +171,26 @@ def test_the_loss_is_that_of_the_full_logits_at_the_masked_positions():
     assert output.mlm_count == len(batch.masked_labels)
 
 
+@pytest.mark.parametrize("cls", [BertForMaskedLM, BertForPreTraining, BertForSequenceClassification])
+@pytest.mark.parametrize("lengths", [LENGTHS, (7, 0, 23, 13)])
+def test_rows_that_no_head_reads_are_left_out_and_nothing_changes(cls, lengths):
+    model = built(cls).eval()
+    batch = with_slack(pretraining_batch(lengths))
+    batch.labels = torch.tensor([0, 1, 1, 0])
+    found, rows = [], []
+    model.bert.encoder.layer[-1].output.register_forward_hook(lambda *call: rows.append(call[2].shape[0]))
+    for every_row in (True, False):  # all hidden states are wanted, or the loss alone
+        model.zero_grad()
+        output = model(batch, output_hidden_states=every_row)
+        output.loss.backward()
+        found.append([output.loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    masked = 0 if cls is BertForSequenceClassification else len(batch.masked_positions)
+    pooled = 0 if cls is BertForMaskedLM else batch.num_sequences
+    assert rows == [batch.num_tokens, masked + pooled]
+    for full, less in zip(*found, strict=True):
+        torch.testing.assert_close(less, full)
+
+
 def test_without_next_sentence_labels_the_loss_is_the_masked_one():
     model, batch = built(BertForPreTraining).eval(), pretraining_batch()
     batch.next_sentence_labels = None
