@@ -69,15 +69,17 @@ def make_batch(lengths: Lengths, vocab_size: int, device: str) -> Batch:
 
 
 def useful_flops(config: BertConfig, lengths: Lengths, masked: int) -> float:
-    """FLOPs of a forward and a backward that no side can leave out: the products of real tokens, pairs and masked positions.
+    """FLOPs of a forward and a backward: the products of real tokens, of pairs in one sequence, and of masked positions.
 
-    A backward is twice its forward: each product has the gradients of both of its factors.
+    Of the last block only the masked positions' rows are counted past its attention. A backward is twice its forward: each product has
+    the gradients of both of its factors.
     """
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    dense = layers * (4 * hidden * hidden + 2 * hidden * config.intermediate_size)
+    hidden, layers, tokens = config.hidden_size, config.num_hidden_layers, lengths.tokens
+    after_attention = hidden * hidden + 2 * hidden * config.intermediate_size
+    dense = layers * 3 * hidden * hidden * tokens + after_attention * ((layers - 1) * tokens + masked)
     attention = layers * 2 * hidden * lengths.squares
     head = masked * (hidden * hidden + hidden * config.vocab_size)
-    return 3.0 * 2.0 * (dense * lengths.tokens + attention + head)
+    return 3.0 * 2.0 * (dense + attention + head)
 
 
 def our_side(config: BertConfig, batch: Batch, dtype: torch.dtype, device: str) -> Side:

@@ -18,10 +18,12 @@ from support import REPOSITORY
 
 
 def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    # pytest-benchmark measures nothing in a worker of xdist, which it knows by these variables.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=REPOSITORY,
-        env=os.environ | environment,
+        env=clean | environment,
         capture_output=True,
         text=True,
     )

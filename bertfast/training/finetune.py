@@ -229,6 +229,8 @@ def _train(
     config: FinetuneConfig, model: BertForSequenceClassification, train: _Data, dev: _Data, device: torch.device
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Tensor]]:
     """Every epoch's numbers, the best one's, and its weights in float32."""
+    pooler = model.bert.pooler
+    assert pooler is not None
     masters = Masters(model, config.precision)
     firsts: Tensor | None = None
     dev_firsts: Tensor | None = None
@@ -256,7 +258,7 @@ def _train(
                     loss = model(train.batch(rows).to(device), seed=seed).loss
                 else:
                     labels = torch.tensor([train.labels[row] for row in rows], device=device)
-                    logits = model.classify(_pool(model, firsts[rows]), torch.tensor([seed], device=device))
+                    logits = model.classify(pooler(firsts[rows]), torch.tensor([seed], device=device))
                     loss = torch.nn.functional.cross_entropy(logits.float(), labels)
                 loss.backward()
                 masters.take_gradients()
@@ -298,17 +300,11 @@ def _first_states(model: BertForSequenceClassification, data: _Data, device: tor
     return torch.cat(outputs)
 
 
-def _pool(model: BertForSequenceClassification, firsts: Tensor) -> Tensor:
-    """(sequences, hidden) from the states at [CLS], with gradients of the pooler where it is trained."""
-    assert model.bert.pooler is not None
-    return model.bert.pooler(firsts, torch.arange(len(firsts) + 1, dtype=torch.int32, device=firsts.device))
-
-
-@torch.no_grad()
 def _score(model: BertForSequenceClassification, dev: _Data, firsts: Tensor | None, device: torch.device) -> Scores:
     model.eval()
     if firsts is not None:
-        logits = model.classify(_pool(model, firsts))
+        assert model.bert.pooler is not None
+        logits = model.classify(model.bert.pooler(firsts))
     else:
         parts = [model(dev.batch(rows).to(device)).logits for rows in batches_by_tokens(dev.inputs, EVAL_TOKENS)]
         logits = torch.cat(parts)
