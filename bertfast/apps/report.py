@@ -33,7 +33,8 @@ def write_report(path: Path, facts: dict[str, Any]) -> None:
     gain = by_name["pretrained, fine-tuned"]["accuracy"] - by_name["not pretrained, fine-tuned"]["accuracy"]
     rows = "".join(
         f"<tr><td>{escape(row['name'])}</td><td class=number>{row['accuracy']:.3f}</td>"
-        f"<td class=number>{row['low']:.3f} to {row['high']:.3f}</td><td class=number>{row['seconds']:.0f}</td></tr>"
+        f"<td class=number>{row['low']:.3f} to {row['high']:.3f}</td><td class=number>{runs_of(row)}</td>"
+        f"<td class=number>{row['seconds']:.0f}</td></tr>"
         for row in methods
     )
     fills = "".join(
@@ -64,9 +65,9 @@ seed {facts["seed"]}, {facts["seconds"]:.0f} s in all</p>
 <h2>Accuracy on held-out files</h2>
 <figure>{_svg(lambda axes: _accuracy(axes, methods), 2.6)}<figcaption>Bars are 95 % intervals over the {corpus["dev"]} held-out docstrings
 (they do not cover the choice of files or of seed).</figcaption></figure>
-<table><tr><th>method<th class=number>accuracy<th class=number>95 % interval<th class=number>seconds</tr>{rows}</table>
+<table><tr><th>method<th class=number>accuracy<th class=number>95 % interval<th class=number>runs<th class=number>seconds</tr>{rows}</table>
 <p class=quiet>{corpus["train"]} docstrings of {corpus["train_files"]} files to train on, {corpus["dev"]} of {corpus["dev_files"]} other files to test on. The pretrained and
-the not-pretrained encoder have the same shape, settings and number of updates. The best epoch was chosen on the held-out docstrings for
+the not-pretrained encoder have the same shape, settings, seeds and number of updates; their accuracy is the mean of the runs shown. The best epoch was chosen on the held-out docstrings for
 every encoder alike, so the encoders' scores are a little optimistic beside TF-IDF's. Parts:
 {escape(", ".join(corpus["labels"]))}.</p>
 
@@ -90,6 +91,11 @@ bertfast fill {escape(str(path.parent / "pretrained"))} "Return the [MASK] of th
 </html>
 """
     path.write_text(page, encoding="utf-8")
+
+
+def runs_of(row: dict[str, Any]) -> str:
+    """The accuracy of each run, where a method was run more than once."""
+    return " ".join(f"{accuracy:.3f}" for accuracy in row["runs"]) if len(row["runs"]) > 1 else ""
 
 
 def _svg(draw: Callable[[Any], None], height: float) -> str:

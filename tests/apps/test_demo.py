@@ -53,12 +53,17 @@ def test_everything_is_kept_together(made: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_both_encoders_are_trained_alike(made: tuple[Path, dict[str, Any]]) -> None:
-    out, _ = made
-    settings = [
-        json.loads((out / name / "metrics.json").read_text())["settings"] for name in ("classifier", "from-scratch")
-    ]
-    differing = {name for name in settings[0] if settings[0][name] != settings[1][name]}
-    assert differing == {"out", "from_scratch"}
+    out, facts = made
+    seeds = []
+    for number in range(demo.RESTARTS):
+        folders = [f"restarts/{name}-{number}" if number else name for name in ("classifier", "from-scratch")]
+        one, other = (json.loads((out / name / "metrics.json").read_text())["settings"] for name in folders)
+        assert {name for name in one if one[name] != other[name]} == {"out", "from_scratch"}
+        seeds.append(one["seed"])
+    assert len(set(seeds)) == demo.RESTARTS
+    for row in facts["methods"][3:]:
+        assert len(row["runs"]) == demo.RESTARTS
+        assert row["accuracy"] == pytest.approx(sum(row["runs"]) / demo.RESTARTS)
 
 
 class Checker(html.parser.HTMLParser):
