@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bertfast import kernels
 from bertfast.kernels import reference
 from bertfast.kernels.philox import as_seed, dropout_threshold
-from support import DEVICE, assert_close_to_float64, boundaries, forced
+from support import COMPILE_BACKEND, DEVICE, assert_close_to_float64, boundaries, forced
 
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 128)
 BACKENDS = ("reference", "cpp")
@@ -220,7 +220,7 @@ def test_torch_compile_takes_it_without_a_graph_break(backend):
 
     with forced(backend):
         wanted = torch.autograd.grad(loss(*qkv), qkv)
-        got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*qkv), qkv)
+        got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*qkv), qkv)
     for x, y in zip(got, wanted, strict=True):
         torch.testing.assert_close(x, y)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast import kernels
-from support import DEVICE, assert_close_to_float64, forced
+from support import COMPILE_BACKEND, DEVICE, assert_close_to_float64, forced
 
 BACKENDS = ("reference", "cpp")
 
@@ -194,7 +194,7 @@ def test_torch_compile_takes_it_without_a_graph_break(backend):
 
     with forced(backend):
         wanted = torch.autograd.grad(loss(*leaves), leaves)
-        got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*leaves), leaves)
+        got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*leaves), leaves)
     for x, y in zip(got, wanted, strict=True):
         torch.testing.assert_close(x, y)
 
