@@ -26,7 +26,7 @@ from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer, train_wordpiece
 from bertfast.errors import BertfastError
-from bertfast.hub import load_tokenizer
+from bertfast.hub import load_tokenizer, make_folder
 from bertfast.model import BertForPreTraining
 from bertfast.packed import PackedBatch
 from bertfast.training.fill import MaskFiller
@@ -128,10 +128,7 @@ def _claim(out: Path) -> None:
         if not (out / MARKER).is_file():
             raise BertfastError(f"{out}: exists and is no earlier demo's folder; choose another --out")
         shutil.rmtree(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BertfastError(f"{out}: cannot be made ({error})") from error
+    make_folder(out)
 
 
 def _corpus(out: Path, console: Console, facts: dict[str, Any]) -> tuple[corpus.Task, list[str]]:

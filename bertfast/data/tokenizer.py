@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.trainers import WordPieceTrainer
 
 from bertfast.errors import BertfastError
-from bertfast.hub import write_atomically
+from bertfast.hub import make_folder, write_atomically
 from bertfast.hub.tokenizer import SPECIAL_TOKENS, wordpiece_tokenizer
 
 
@@ -55,10 +55,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, model_max_length: i
         BertfastError: the folder cannot be written to.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BertfastError(f"{folder}: cannot be made ({error})") from error
+    make_folder(folder)
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True))
     lowercase = getattr(tokenizer.normalizer, "lowercase", True)
     settings = {

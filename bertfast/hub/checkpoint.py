@@ -188,6 +188,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise BertfastError(f"{path}: cannot be written ({error}); what was there before is untouched") from error
 
 
+def make_folder(folder: Path) -> None:
+    """Makes ``folder`` and those above it, unless it is there.
+
+    Raises:
+        BertfastError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BertfastError(f"{folder}: cannot be made ({error})") from error
+
+
+def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors stores them: contiguous, on the CPU, with no graph."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
 def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
     """Writes ``config.json`` and ``model.safetensors`` in Hugging Face's format, creating the folder.
 
@@ -195,11 +212,8 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
         BertfastError: the folder cannot be written to.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BertfastError(f"{folder}: cannot be made ({error})") from error
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    make_folder(folder)
+    weights = plain(model.state_dict())
     config = json.dumps(model.config.to_dict(type(model).__name__), indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
     write_atomically(folder / "config.json", lambda path: path.write_text(config, encoding="utf-8"))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bertfast.errors import BertfastError
 from bertfast.hub import write_atomically
-from bertfast.hub.checkpoint import WEIGHTS, read_safetensors
+from bertfast.hub.checkpoint import WEIGHTS, plain, read_safetensors
 
 STATE_TENSORS, STATE_VALUES = "training_state.safetensors", "training_state.json"
 NAME = re.compile(r"step-(\d{8})")
@@ -93,8 +93,8 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(_plain(weights), temporary / WEIGHTS, metadata={"format": "pt"})
-        save_file(_plain(moments), temporary / STATE_TENSORS)
+        save_file(plain(weights), temporary / WEIGHTS, metadata={"format": "pt"})
+        save_file(plain(moments), temporary / STATE_TENSORS)
         for name, text in {**model_files, STATE_VALUES: json.dumps({"step": step, **values}, indent=2)}.items():
             (temporary / name).write_text(text, encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
@@ -143,10 +143,6 @@ def load_checkpoint(folder: Path) -> TrainingState:
             f"{path}: is no training state ({error}); delete {folder} to resume from the checkpoint before it"
         ) from error
     return TrainingState(read_safetensors(folder / WEIGHTS), read_safetensors(folder / STATE_TENSORS), values)
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _flush(path: Path) -> None:

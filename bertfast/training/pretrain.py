@@ -25,7 +25,7 @@ from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
-from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, load_weights, write_atomically
+from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, load_weights, make_folder, write_atomically
 from bertfast.model import BertForMaskedLM, BertForPreTraining
 
 from .checkpoint import (
@@ -316,10 +316,7 @@ def _claim(run: Path, config: PretrainConfig, resume: bool) -> bool:
     # Hidden files are what a run killed in its first moments leaves.
     occupied = run.exists() and (not run.is_dir() or any(not path.name.startswith(".") for path in run.iterdir()))
     if not occupied:
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BertfastError(f"{run}: cannot be made ({error})") from error
+        make_folder(run)
         write_atomically(run / "config.yaml", lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
         return True
     if not resume:
