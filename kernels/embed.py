@@ -280,6 +280,7 @@ def _embed(
     seed: Tensor,
     eps: float,
     threshold: int,
+    padding_idx: int,
     sparse_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -393,7 +394,9 @@ def _sum_rows(rows: Tensor, ids: Tensor, size: int, dtype: torch.dtype, backend:
 
 
 @_embed.register_fake
-def _(input_ids, position_ids, segment_ids, word, position, segment, weight, bias, seed, eps, threshold, sparse_grad, backend):
+def _(
+    input_ids, position_ids, segment_ids, word, position, segment, weight, bias, seed, eps, threshold, padding_idx, sparse_grad, backend
+):  # fmt: skip
     return _outputs(input_ids, word)
 
 
@@ -408,7 +411,7 @@ def _(rows, ids, size, dtype, backend):
 
 
 def _setup(ctx, inputs, output) -> None:
-    *tensors, _, ctx.threshold, ctx.sparse_grad, ctx.backend = inputs
+    *tensors, _, ctx.threshold, ctx.padding_idx, ctx.sparse_grad, ctx.backend = inputs
     _, mean, rstd = output
     ctx.save_for_backward(*tensors, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
@@ -421,18 +424,25 @@ def _backward(ctx, dout, *_):
     for number, (ids, table) in enumerate(zip(ids_and_tables[:3], ids_and_tables[3:], strict=True)):
         if table is None or not ctx.needs_input_grad[3 + number]:
             gradients.append(None)
-        elif ctx.sparse_grad and number == 0:
-            gradients.append(_sparse_rows(dsum, ids, table, ctx.backend))
-        else:
-            gradients.append(_sum_rows(dsum, ids, table.shape[0], table.dtype, ctx.backend))
+            continue
+        padding_idx, sparse = (ctx.padding_idx, ctx.sparse_grad) if number == 0 else (-1, False)
+        gradients.append(_table_gradient(dsum, ids, table, padding_idx, sparse, ctx.backend))
     dweight, dbias = dparameters.unbind()
-    return None, None, None, *gradients, dweight.to(weight.dtype), dbias.to(bias.dtype), *(None,) * 5
+    return None, None, None, *gradients, dweight.to(weight.dtype), dbias.to(bias.dtype), *(None,) * 6
 
 
-def _sparse_rows(rows: Tensor, ids: Tensor, table: Tensor, backend: str) -> Tensor:
-    """`_sum_rows` of the ids that there are, as a sparse tensor of the table's shape."""
+def _table_gradient(
+    rows: Tensor, ids: Tensor, table: Tensor, padding_idx: int, sparse: bool, backend: str
+) -> Tensor:
+    """The sums of rows by id, none for padding_idx (-1: no such id); as a sparse tensor of the ids that there are, if wanted."""
+    if not sparse:
+        gradient = _sum_rows(rows, ids, table.shape[0], table.dtype, backend)
+        if padding_idx >= 0:
+            gradient[padding_idx] = 0
+        return gradient
     present, places = ids.unique(return_inverse=True)
     values = _sum_rows(rows, places, present.shape[0], table.dtype, backend)
+    values[present == padding_idx] = 0
     return torch.sparse_coo_tensor(present[None], values, table.shape, is_coalesced=True, check_invariants=False)
 
 
@@ -452,6 +462,7 @@ def embed(
     eps: float = 1e-12,
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
+    padding_idx: int | None = None,
     sparse_grad: bool = False,
 ) -> Tensor:
     """``dropout(LayerNorm(word[input_ids] + position[position_ids] + segment[segment_ids]))``.
@@ -465,6 +476,7 @@ def embed(
         eps: added to the variance.
         dropout_p: of the result, in [0, 1), rounded to a multiple of 1/65536.
         seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bits are those of `kernels.dropout`.
+        padding_idx: a row of the word table that takes no gradient, as in `torch.nn.Embedding`.
         sparse_grad: the word table's gradient is a sparse tensor of the rows that occur. Autograd adds it in place to a dense gradient of the
             same table (from a tied output layer), which spares a pass over the vocabulary; alone it is what ``sparse=True`` of
             `torch.nn.functional.embedding` gives, which few optimizers take.
@@ -491,13 +503,16 @@ def embed(
     check_scale_and_shift(weight, bias, word)
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it must be at least 0")
+    if padding_idx is not None and not 0 <= padding_idx < word.shape[0]:
+        raise ValueError(f"padding_idx is {padding_idx}; word has {word.shape[0]} rows, so it must be from 0 to {word.shape[0] - 1}")
     threshold = dropout_threshold(dropout_p)
     seed = as_seed(seed, word.device)
+    padding = -1 if padding_idx is None else padding_idx
     arguments = (input_ids, position_ids, segment_ids, word, position, segment, weight, bias, seed, eps, threshold)
     backend = dispatch.select("embed", word.device, word.dtype)
     if backend == "reference":
-        return reference.embed(*arguments, sparse_grad)
-    return _embed(*arguments, sparse_grad, backend)[0]
+        return reference.embed(*arguments, padding_idx, sparse_grad)
+    return _embed(*arguments, padding, sparse_grad, backend)[0]
 
 
 def _check_table(kind: str, ids: Tensor, table: Tensor, input_ids: Tensor, word: Tensor) -> None:

@@ -103,11 +103,12 @@ def embed(
     seed: Tensor,
     eps: float,
     threshold: int,
+    padding_idx: int | None,
     sparse_grad: bool,
 ) -> Tensor:
     """The normalised sum of embeddings, dropped out; see `bertfast.kernels.embed`."""
     dtype = torch.promote_types(word.dtype, torch.float32)
-    s = F.embedding(input_ids, word, sparse=sparse_grad).to(dtype)
+    s = F.embedding(input_ids, word, padding_idx, sparse=sparse_grad).to(dtype)
     for ids, table in ((position_ids, position), (segment_ids, segment)):
         if ids is not None and table is not None:
             s = s + table[ids].to(dtype)

@@ -59,3 +59,34 @@ def forced(backend: str, dtype: torch.dtype = torch.float32):  # type: ignore[no
     if reason:
         pytest.skip(f"{backend}: {reason}")
     return kernels.use_backend(backend)
+
+
+BACKENDS = ("reference", "cpp", "triton")
+
+
+def differentiate(call, leaves, douts, backend, dtype):  # type: ignore[no-untyped-def]
+    """Outputs of ``call(*leaves)`` on ``backend`` in ``dtype``, then the gradients of the leaves (None where there is none).
+
+    Floating leaves are cast; a float64 run on the reference gives what the others are held against.
+    """
+    copies = [
+        x.detach().to(dtype).requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves
+    ]
+    wrt = [x for x in copies if isinstance(x, Tensor) and x.requires_grad]
+    with forced(backend, dtype):
+        outs = call(*copies)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        gradients = torch.autograd.grad(outs, wrt, [d.to(dtype) for d in douts])
+    return [*(out.detach() for out in outs), *gradients]
+
+
+def assert_matches_float64(call, leaves, douts, backend, dtype):  # type: ignore[no-untyped-def]
+    """``call`` and its gradients on ``backend`` equal the float64 reference; inputs are first rounded to ``dtype``."""
+    leaves = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves]
+    douts = [d.to(dtype) for d in douts]
+    got = differentiate(call, leaves, douts, backend, dtype)
+    wanted = differentiate(call, leaves, douts, "reference", torch.float64)
+    for mine, other in zip(got, wanted, strict=True):
+        assert mine.dtype == dtype
+        assert mine.shape == other.shape
+        assert_close_to_float64(mine.to_dense(), other.to_dense())
