@@ -267,9 +267,9 @@ def _stepper(model: torch.nn.Module, loss: Callable[[PackedBatch], torch.Tensor]
 
     def step(batch: PackedBatch) -> None:
         loss(batch).backward()
-        clip_gradients(model.parameters(), 1.0)
+        clip_gradients(optimizer, 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
 
     return step
 

@@ -22,10 +22,11 @@ class ResidualOutput(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor, seed: Tensor | None) -> Tensor:
         """x (tokens, in_features), residual (tokens, hidden); no dropout where seed is None."""
-        x = self.dense(x)
-        if seed is not None:
-            x = kernels.dropout(x, self.dropout_p, seed=seed)
-        return self.LayerNorm(x + residual)
+        x = self.dense(x).to(residual.dtype)  # under autocast the residual stays in float32
+        norm, p = self.LayerNorm, 0.0 if seed is None else self.dropout_p
+        return kernels.add_layer_norm(
+            x, residual, norm.weight, norm.bias, eps=norm.eps, dropout_p=p, seed=0 if seed is None else seed
+        )
 
 
 class SelfAttention(nn.Module):

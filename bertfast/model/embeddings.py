@@ -21,6 +21,8 @@ class BertEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout_p = config.hidden_dropout_prob
+        # Whether the word table's gradient is sparse, as `kernels.embed` says: for training in which the tied output layer gives a dense one.
+        self.sparse_grad = False
 
     def forward(
         self,
@@ -31,15 +33,31 @@ class BertEmbeddings(nn.Module):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """(tokens,) ids, or (tokens, hidden) word embeddings in their place, to (tokens, hidden); no dropout where seed is None."""
-        _check_range("token_type_ids", segment_ids, self.token_type_embeddings.num_embeddings, "type_vocab_size")
-        _check_range("position_ids", position_ids, self.position_embeddings.num_embeddings, "max_position_embeddings")
-        if inputs_embeds is None:
-            assert input_ids is not None
-            _check_range("input_ids", input_ids, self.word_embeddings.num_embeddings, "vocab_size")
-            inputs_embeds = self.word_embeddings(input_ids)
-        total = inputs_embeds + self.token_type_embeddings(segment_ids) + self.position_embeddings(position_ids)
-        normed = self.LayerNorm(total)
-        return normed if seed is None else kernels.dropout(normed, self.dropout_p, seed=seed)
+        word, position, segment = self.word_embeddings, self.position_embeddings, self.token_type_embeddings
+        _check_range("token_type_ids", segment_ids, segment.num_embeddings, "type_vocab_size")
+        _check_range("position_ids", position_ids, position.num_embeddings, "max_position_embeddings")
+        norm = self.LayerNorm
+        if inputs_embeds is not None:
+            total = inputs_embeds + segment(segment_ids) + position(position_ids)
+            normed = kernels.add_layer_norm(total, None, norm.weight, norm.bias, eps=norm.eps)
+            return normed if seed is None else kernels.dropout(normed, self.dropout_p, seed=seed)
+        assert input_ids is not None
+        _check_range("input_ids", input_ids, word.num_embeddings, "vocab_size")
+        return kernels.embed(
+            input_ids,
+            position_ids,
+            segment_ids,
+            word.weight,
+            position.weight,
+            segment.weight,
+            norm.weight,
+            norm.bias,
+            eps=norm.eps,
+            dropout_p=0.0 if seed is None else self.dropout_p,
+            seed=0 if seed is None else seed,
+            padding_idx=word.padding_idx,
+            sparse_grad=self.sparse_grad and not torch.compiler.is_compiling(),
+        )
 
 
 def _check_range(name: str, ids: Tensor, size: int, limit: str) -> None:

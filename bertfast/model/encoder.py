@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bertfast import kernels
 from bertfast.config import BertConfig
 
 from .attention import BertAttention, ResidualOutput
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-}
+GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # and how `kernels.bias_gelu` calls them
 SITES_PER_LAYER = 3  # dropouts: attention probabilities, attention output, feed-forward output
 
 
@@ -27,11 +22,15 @@ class ActivatedLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int, activation: str) -> None:
         super().__init__()
         self.dense = nn.Linear(in_features, out_features)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(tokens, in_features) to (tokens, out_features)."""
-        return self.activation(self.dense(x))
+        if self.activation == "relu":
+            return F.relu(self.dense(x))
+        return kernels.bias_gelu(
+            F.linear(x, self.dense.weight), self.dense.bias, approximate=GELUS[self.activation]
+        )
 
 
 class BertLayer(nn.Module):

@@ -33,7 +33,8 @@ class PredictionTransform(ActivatedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(masked, hidden) to (masked, hidden)."""
-        return self.LayerNorm(super().forward(x))
+        norm = self.LayerNorm
+        return kernels.add_layer_norm(super().forward(x), None, norm.weight, norm.bias, eps=norm.eps)
 
 
 class MLMHead(nn.Module):

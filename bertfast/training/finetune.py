@@ -261,8 +261,7 @@ def _train(
                     logits = model.classify(pooler(firsts[rows]), torch.tensor([seed], device=device))
                     loss = torch.nn.functional.cross_entropy(logits.float(), labels)
                 loss.backward()
-                masters.take_gradients()
-                clip_gradients(masters.weights, 1.0)
+                clip_gradients(optimizer, 1.0)
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise BertfastError(
@@ -270,8 +269,7 @@ def _train(
                     )
                 set_rate(optimizer, config.lr * linear_schedule(step, warmup, total))
                 optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                masters.refresh()
+                optimizer.zero_grad()
                 losses += value
                 bar.advance(step + 1, f"epoch {epoch}  loss {value:.3f}")
             scores = _score(model, dev, dev_firsts, device)

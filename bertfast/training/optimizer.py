@@ -2,19 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bertfast import kernels
+
+from .precision import Masters
+
 BETAS, EPSILON = (0.9, 0.999), 1e-6  # Devlin et al., "BERT", appendix A.2
 
 
-def build_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
+class AdamW(torch.optim.Optimizer):
+    """AdamW whose clipping, update and bfloat16 copy are one pass over the weights (`kernels.adamw`).
+
+    Args:
+        groups: of float32 parameters, as torch's optimizers take them; each with its ``weight_decay``.
+        lr: the learning rate.
+        lower: for float32 masters, each one's parameter in bfloat16: where the master has no gradient of its own, that parameter's is read, and
+            the new weights are written to it too.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, lower: dict[Tensor, Tensor] | None = None) -> None:
+        super().__init__(groups, {"lr": lr, "betas": BETAS, "eps": EPSILON, "weight_decay": 0.0})
+        self.lower = lower or {}
+        self.gradient_scale: float | Tensor = 1.0
+
+    def gradient(self, weight: Tensor) -> Tensor | None:
+        """What the next step reads for a weight."""
+        return weight.grad if weight.grad is not None or weight not in self.lower else self.lower[weight].grad
+
+    def gradients(self) -> list[Tensor]:
+        """What the next step reads, in the order of the groups' parameters."""
+        found = [self.gradient(weight) for group in self.param_groups for weight in group["params"]]
+        return [gradient for gradient in found if gradient is not None]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Updates every parameter that has a gradient, which is multiplied by ``gradient_scale`` first, for this step alone."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            # One call for the tensors of one age and one gradient dtype: nearly always all of them.
+            batches: dict[tuple[int, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
+            for weight in group["params"]:
+                gradient = self.gradient(weight)
+                if gradient is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["step"] = torch.zeros(())
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+                state["step"] += 1
+                row = (weight, gradient, state["exp_avg"], state["exp_avg_sq"])
+                copy = (self.lower[weight],) if weight in self.lower else ()
+                batches[int(state["step"]), gradient.dtype].append(row + copy)
+            for (age, _), rows in batches.items():
+                kernels.adamw(
+                    *zip(*rows, strict=True),
+                    lr=group["lr"],
+                    step=age,
+                    betas=group["betas"],
+                    eps=group["eps"],
+                    weight_decay=group["weight_decay"],
+                    gradient_scale=self.gradient_scale,
+                )
+        self.gradient_scale = 1.0
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops the gradients, those of the lower-precision parameters too."""
+        super().zero_grad(set_to_none)
+        for parameter in self.lower.values():
+            parameter.grad = None
+
+
+def build_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.01) -> AdamW:
     """AdamW over the parameters that require gradients, without decay on biases and norms.
 
     Args:
-        model: its parameters of one dimension (biases, LayerNorm weights) are not decayed.
+        model: its parameters of one dimension (biases, LayerNorm weights) are not decayed; or the `Masters` of a model.
         lr: the peak rate.
         weight_decay: of the others, decoupled (Loshchilov and Hutter, 2019).
     """
@@ -23,8 +95,7 @@ def build_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.01) -> 
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPSILON, fused=True)
+    return AdamW([group for group in groups if group["params"]], lr, model.lower if isinstance(model, Masters) else None)
 
 
 def linear_schedule(step: int, warmup: int, total: int) -> float:
@@ -40,6 +111,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scales the gradients down to a joint norm of ``max_norm`` where they exceed it; returns the norm they had."""
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+def clip_gradients(optimizer: AdamW, max_norm: float) -> Tensor:
+    """Lets the next step scale the gradients down to a joint norm of ``max_norm`` where they exceed it; returns the norm they have."""
+    norm = kernels.gradient_norm(optimizer.gradients())
+    optimizer.gradient_scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return norm

@@ -11,8 +11,8 @@ PRECISIONS = ("fp32", "bf16")
 class Masters(nn.Module):
     """Float32 copies of a model's parameters, under the same names; the optimizer works on these.
 
-    In fp32 they are the model's parameters themselves, and nothing is copied. In bf16 the model itself is cast, `take_gradients` hands its
-    gradients over in float32, and `refresh` writes the updated weights back.
+    In fp32 they are the model's parameters themselves, and nothing is copied. In bf16 the model itself is cast; the optimizer reads its
+    gradients and writes the new weights to it (``lower``). Only gradients of several parts are added up in float32, by `accumulate`.
 
     Args:
         model: in float32.
@@ -21,23 +21,21 @@ class Masters(nn.Module):
 
     def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__()
-        self.copies = precision == "bf16"
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names = [name for name, _ in named]
-        if self.copies:
+        self.lower: dict[Tensor, Tensor] = {}
+        if precision == "bf16":
             self.weights = nn.ParameterList([nn.Parameter(p.detach().clone()) for _, p in named])
             model.bfloat16()
             # A frozen buffer or parameter is cast too: forward sees one dtype.
+            self.lower = dict(zip(self.weights, (p for _, p in named), strict=True))
         else:
             self.weights = nn.ParameterList([p for _, p in named])
-        self.compute = [p for _, p in named]
 
     @torch.no_grad()
-    def take_gradients(self) -> None:
-        """Moves the model's accumulated gradients to the masters, in float32."""
-        if not self.copies:
-            return
-        for master, parameter in zip(self.weights, self.compute, strict=True):
+    def accumulate(self) -> None:
+        """Moves the model's gradients to the masters, in float32, on top of what is there."""
+        for master, parameter in self.lower.items():
             gradient = parameter.grad
             if gradient is None:
                 continue
@@ -47,9 +45,8 @@ class Masters(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Writes the masters into the model's weights."""
-        if self.copies:
-            computed: list[Tensor] = list(self.compute)
-            torch._foreach_copy_(computed, list(self.weights))
+        if self.lower:
+            torch._foreach_copy_(list(self.lower.values()), list(self.lower))
 
     def named(self) -> dict[str, Tensor]:
         """The masters by the model's parameter names."""

@@ -133,6 +133,8 @@ class _Trainer:
     ) -> None:
         self.config, self.run, self.model, self.batches, self.device = config, run, model.train(), batches, device
         self.on_log = on_log
+        # The tied output layer's gradient is dense; on the CPU the embeddings' rows are added to it in place.
+        model.bert.embeddings.sparse_grad = device.type == "cpu"
         self.masters = Masters(model, config.precision)
         self.optimizer = build_optimizer(self.masters, config.lr, config.weight_decay)
         self.tokens, self.seconds = 0, 0.0
@@ -158,13 +160,13 @@ class _Trainer:
                     epoch, batch = next(parts)
                     output = self.model(batch.to(self.device), seed=dropout_seed(config.seed, step, part))
                     (output.loss / config.accumulation).backward()
-                    self.masters.take_gradients()
+                    if config.accumulation > 1:
+                        self.masters.accumulate()
                     window.add(output, batch.num_tokens, batch.num_sequences)
-                norm = clip_gradients(self.masters.weights, config.clip_norm)
+                norm = clip_gradients(self.optimizer, config.clip_norm)
                 self._refuse_nan(step + 1, output.loss, norm)
                 self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-                self.masters.refresh()
+                self.optimizer.zero_grad()
                 self.tokens += window.step_tokens()
 
                 done = step + 1

@@ -10,7 +10,15 @@ from torch import nn
 
 from bertfast.config import BertConfig
 from bertfast.model import BertForPreTraining
-from bertfast.training.optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
+from bertfast.training.optimizer import (
+    BETAS,
+    EPSILON,
+    AdamW,
+    build_optimizer,
+    clip_gradients,
+    linear_schedule,
+    set_rate,
+)
 from bertfast.training.precision import Masters
 
 
@@ -69,11 +77,32 @@ def test_set_rate_reaches_every_group() -> None:
 
 def test_clipping_scales_the_joint_norm() -> None:
     a, b = (nn.Parameter(torch.zeros(3)) for _ in range(2))
+    optimizer = AdamW([{"params": [a, b]}], 1e-3)
     a.grad, b.grad = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
-    assert clip_gradients([a, b], 10.0) == 5.0
-    torch.testing.assert_close(a.grad, torch.tensor([3.0, 0.0, 0.0]))
-    assert clip_gradients([a, b], 1.0) == 5.0
-    torch.testing.assert_close(b.grad, torch.tensor([0.0, 0.8, 0.0]))
+    assert clip_gradients(optimizer, 10.0) == 5.0
+    assert optimizer.gradient_scale == 1.0
+    assert clip_gradients(optimizer, 1.0) == 5.0
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[b]["exp_avg"], torch.tensor([0.0, 0.08, 0.0]))
+    assert optimizer.gradient_scale == 1.0
+
+
+def test_a_step_is_that_of_torchs_adamw_with_clipping() -> None:
+    mine, theirs = small_model(), small_model()
+    optimizer = build_optimizer(mine, 1e-2)
+    other = torch.optim.AdamW(build_optimizer(theirs, 1e-2).param_groups, 1e-2, betas=BETAS, eps=EPSILON)
+    for step in range(3):
+        for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            q.grad = p.grad.clone()
+        clip_gradients(optimizer, 1.0)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+        other.step()
+        optimizer.zero_grad()
+        assert all(p.grad is None for p in mine.parameters())
+    for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
 def test_masters_of_float32_are_the_weights_themselves() -> None:
@@ -88,23 +117,21 @@ def test_masters_keep_updates_that_bfloat16_would_lose() -> None:
         model.weight.fill_(1.0)
     masters = Masters(model, "bf16")
     assert model.weight.dtype == torch.bfloat16
-    optimizer = torch.optim.SGD(masters.parameters(), lr=1e-4)
+    optimizer = build_optimizer(masters, 1e-4, weight_decay=0.0)
     for _ in range(100):  # each of these is far below bfloat16's spacing at 1
         model.weight.grad = torch.ones_like(model.weight)
-        masters.take_gradients()
-        assert model.weight.grad is None
         optimizer.step()
         optimizer.zero_grad()
-        masters.refresh()
+        assert model.weight.grad is None
     torch.testing.assert_close(masters.named()["weight"], torch.full((8, 8), 0.99))
-    torch.testing.assert_close(model.weight.detach(), torch.full((8, 8), 0.99).bfloat16())
+    assert torch.equal(model.weight, masters.named()["weight"].bfloat16())
 
 
 def test_masters_add_up_the_gradients_of_accumulated_parts_in_float32() -> None:
     model = nn.Linear(2, 1, bias=False)
     masters = Masters(model, "bf16")
+    optimizer = build_optimizer(masters, 1e-4)
     for value in (1.0, 2.0**-12):  # their sum is no bfloat16
         model.weight.grad = torch.full((1, 2), value, dtype=torch.bfloat16)
-        masters.take_gradients()
-    assert masters.weights[0].grad is not None
-    assert masters.weights[0].grad.tolist() == [[1.0 + 2.0**-12] * 2]
+        masters.accumulate()
+    assert [gradient.tolist() for gradient in optimizer.gradients()] == [[[1.0 + 2.0**-12] * 2]]

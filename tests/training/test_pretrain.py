@@ -230,10 +230,9 @@ def test_accumulated_batches_are_one_update(place: Path, tmp_path: Path, monkeyp
     seen: list[torch.Tensor] = []
     update, iterate = module.clip_gradients, module.Batches.iterate
 
-    def look(weights: Any, norm: float) -> Any:
-        weights = list(weights)
-        seen[:] = [weight.grad.clone() for weight in weights]
-        return update(weights, norm)
+    def look(optimizer: Any, norm: float) -> Any:
+        seen[:] = [gradient.clone() for gradient in optimizer.gradients()]
+        return update(optimizer, norm)
 
     def gradients(out: str, accumulation: int, first: int = 0) -> list[torch.Tensor]:
         monkeypatch.setattr(module.Batches, "iterate", lambda self, start: iterate(self, start + first))
