@@ -86,7 +86,6 @@ def our_side(config: BertConfig, batch: Batch, dtype: torch.dtype, device: str) 
     """The step of `bertfast pretrain`: in bfloat16 the weights are bfloat16 and the optimizer updates float32 masters."""
     torch.manual_seed(0)
     model = BertForMaskedLM(config).to(device).train()
-    model.bert.embeddings.sparse_grad = device == "cpu"
     masters = Masters(model, "bf16" if dtype == torch.bfloat16 else "fp32")
     optimizer = build_optimizer(masters, 1e-4)
     seeds = iter(range(1 << 62))

@@ -412,9 +412,7 @@ def add_layer_norm(
     if backend == "reference":
         out, summed = reference.add_layer_norm(x, residual, weight, bias, seed, eps, threshold, rms)
     else:
-        out, summed, _, _ = _add_layer_norm(
-            x, residual, weight, bias, seed, eps, threshold, rms, prenorm, backend
-        )
+        out, summed, _, _ = _add_layer_norm(x, residual, weight, bias, seed, eps, threshold, rms, prenorm, backend)
     return (out, summed) if prenorm else out
 
 
@@ -426,6 +424,8 @@ def check_scale_and_shift(weight: Tensor, bias: Tensor | None, x: Tensor) -> Non
         check_tensor(name, parameter, ("hidden",))
         check_device(name, parameter, "x", x)
         if parameter.shape[0] != x.shape[-1]:
-            raise ValueError(f"{name} has {parameter.shape[0]} entries and x {x.shape[-1]} columns; they must be the same")
+            raise ValueError(
+                f"{name} has {parameter.shape[0]} entries and x {x.shape[-1]} columns; they must be the same"
+            )
     if bias is not None:
         check_like("bias", bias, "weight", weight)

@@ -357,9 +357,7 @@ def _embed_backward(
             torch.get_num_threads(),
         )
     else:
-        dparameters = _backward_triton(
-            dout, tables, ids, weight.contiguous(), mean, rstd, seed, threshold, dsum
-        )
+        dparameters = _backward_triton(dout, tables, ids, weight.contiguous(), mean, rstd, seed, threshold, dsum)
     return dsum, dparameters
 
 
@@ -401,7 +399,9 @@ def _(
 
 
 @_embed_backward.register_fake
-def _(dout, input_ids, position_ids, segment_ids, word, position, segment, weight, mean, rstd, seed, threshold, backend):
+def _(
+    dout, input_ids, position_ids, segment_ids, word, position, segment, weight, mean, rstd, seed, threshold, backend
+):
     return _gradients(dout)
 
 
@@ -431,9 +431,7 @@ def _backward(ctx, dout, *_):
     return None, None, None, *gradients, dweight.to(weight.dtype), dbias.to(bias.dtype), *(None,) * 6
 
 
-def _table_gradient(
-    rows: Tensor, ids: Tensor, table: Tensor, padding_idx: int, sparse: bool, backend: str
-) -> Tensor:
+def _table_gradient(rows: Tensor, ids: Tensor, table: Tensor, padding_idx: int, sparse: bool, backend: str) -> Tensor:
     """The sums of rows by id, none for padding_idx (-1: no such id); as a sparse tensor of the ids that there are, if wanted."""
     if not sparse:
         gradient = _sum_rows(rows, ids, table.shape[0], table.dtype, backend)
@@ -504,7 +502,9 @@ def embed(
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it must be at least 0")
     if padding_idx is not None and not 0 <= padding_idx < word.shape[0]:
-        raise ValueError(f"padding_idx is {padding_idx}; word has {word.shape[0]} rows, so it must be from 0 to {word.shape[0] - 1}")
+        raise ValueError(
+            f"padding_idx is {padding_idx}; word has {word.shape[0]} rows, so it must be from 0 to {word.shape[0] - 1}"
+        )
     threshold = dropout_threshold(dropout_p)
     seed = as_seed(seed, word.device)
     padding = -1 if padding_idx is None else padding_idx
@@ -520,7 +520,9 @@ def _check_table(kind: str, ids: Tensor, table: Tensor, input_ids: Tensor, word:
     check_integers(f"{kind}_ids", ids, ("tokens",), torch.int64)
     check_device(f"{kind}_ids", ids, "word", word)
     if ids.shape != input_ids.shape:
-        raise ValueError(f"{kind}_ids has {ids.shape[0]} entries and input_ids {input_ids.shape[0]}; they must be the same")
+        raise ValueError(
+            f"{kind}_ids has {ids.shape[0]} entries and input_ids {input_ids.shape[0]}; they must be the same"
+        )
     check_tensor(name, table, ("size", "hidden"))
     check_like(name, table, "word", word)
     if table.shape[1] != word.shape[1]:

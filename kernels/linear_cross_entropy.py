@@ -433,8 +433,9 @@ def _backward(ctx, dloss, *_):
         type(dloss) is Tensor and dloss.device.type == "cpu" and dloss.item() == 1.0
     ):  # a real tensor, not a traced one
         # The usual case: hand the gradients over with no pass over a vocabulary-sized tensor. The caller may now write
-        # into them, so that a second backward through a retained graph makes its own.
+        # into them, so that a second backward through a retained graph makes its own; `data`, so that autograd lets it.
         ctx.gradients_now = False
+        dhidden, dweight, dbias = dhidden.data, dweight.data, dbias.data
     else:
         dhidden, dweight, dbias = (gradient * dloss.to(gradient.dtype) for gradient in (dhidden, dweight, dbias))
     return dhidden, dweight, dbias if inputs[2] is not None else None, *(None,) * 7

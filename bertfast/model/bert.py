@@ -34,6 +34,7 @@ from .outputs import (
     MaskedLMOutput,
     SequenceClassifierOutput,
 )
+from .tying import tie
 
 # splitmix64's increment: the seeds of a forward's dropouts stay far apart.
 SEED_INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -114,6 +115,7 @@ class Encoded:
         predicted: (masked, hidden), the last block's rows at the masked positions that `BertModel.encode` was given.
         padding: the way back, where the input was padded.
         head_seed: of the dropout in a head, when training.
+        table: the word embeddings, as a tied output layer reads them.
     """
 
     states: list[Tensor]
@@ -121,6 +123,7 @@ class Encoded:
     predicted: Tensor | None
     padding: Padding | None
     head_seed: Tensor | None
+    table: Tensor
 
     @property
     def last(self) -> Tensor:
@@ -187,6 +190,7 @@ class BertModel(PreTrainedModel):
         seed: int | Tensor | None = None,
         masked_positions: Tensor | None = None,
         every_row: bool = True,
+        tied: bool = False,
     ) -> Encoded:
         """`forward` for the heads: everything stays packed.
 
@@ -194,6 +198,7 @@ class BertModel(PreTrainedModel):
             masked_positions: of a `PackedBatch`, whose rows `Encoded.predicted` is to hold.
             every_row: False where the heads read the pooled rows and those at masked_positions alone; the last block then computes no other
                 past its attention.
+            tied: an output layer reads `Encoded.table`.
         """
         padding = None
         embeds = None
@@ -207,7 +212,13 @@ class BertModel(PreTrainedModel):
         else:
             batch, padding, embeds = self._pack(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         first, *between, last = self._site_seeds(seed, batch.segment_ids.device)
-        x = self.embeddings(batch.input_ids, batch.segment_ids, batch.position_ids, first, embeds)
+        table = self.embeddings.word_embeddings.weight
+        # On a GPU the pass that tying spares is nothing, and a sparse gradient would stall the queue.
+        tied = tied and embeds is None and table.requires_grad and torch.is_grad_enabled()
+        pair = (
+            tie(table) if tied and table.device.type == "cpu" and not torch.compiler.is_compiling() else (None, table)
+        )
+        x = self.embeddings(batch.input_ids, batch.segment_ids, batch.position_ids, first, embeds, pair[0])
         read = [] if self.pooler is None else [_first_tokens(batch.cu_seqlens)]
         if masked_positions is not None:
             read.append(masked_positions)
@@ -219,7 +230,7 @@ class BertModel(PreTrainedModel):
             missing = torch.cat(read)[:, None] < 0
             rows = list(states.pop().masked_fill(missing, 0).split([len(index) for index in read]))
         predicted = None if masked_positions is None else rows.pop()
-        return Encoded(states, None if self.pooler is None else self.pooler(rows[0]), predicted, padding, last)
+        return Encoded(states, None if self.pooler is None else self.pooler(rows[0]), predicted, padding, last, pair[1])
 
     def _pack(
         self,
@@ -294,13 +305,13 @@ class _MaskedLM(PreTrainedModel):
         """The encoder's output; of a packed batch with masked positions, only what the heads read of it."""
         positions = batch.masked_positions if isinstance(batch, PackedBatch) else None
         every_row = positions is None or output_hidden_states
-        return self.bert.encode(batch, *inputs, seed=seed, masked_positions=positions, every_row=every_row)
+        return self.bert.encode(batch, *inputs, seed=seed, masked_positions=positions, every_row=every_row, tied=True)
 
     def _predict(
         self, encoded: Encoded, batch: Any, labels: Tensor | None, return_logits: bool
     ) -> tuple[tuple[Tensor, Tensor, Tensor] | None, Tensor | None]:
         """(loss, correct, count) if there are labels, and the logits if the input is padded and they are wanted."""
-        head, table = self.cls.predictions, self.bert.embeddings.word_embeddings.weight
+        head, table = self.cls.predictions, encoded.table
         if isinstance(batch, PackedBatch):
             if labels is not None:
                 raise BertfastError("a PackedBatch carries its own labels; give none beside it")

@@ -21,8 +21,6 @@ class BertEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout_p = config.hidden_dropout_prob
-        # Whether the word table's gradient is sparse, as `kernels.embed` says: for training in which the tied output layer gives a dense one.
-        self.sparse_grad = False
 
     def forward(
         self,
@@ -31,8 +29,12 @@ class BertEmbeddings(nn.Module):
         position_ids: Tensor,
         seed: Tensor | None,
         inputs_embeds: Tensor | None = None,
+        tied: Tensor | None = None,
     ) -> Tensor:
-        """(tokens,) ids, or (tokens, hidden) word embeddings in their place, to (tokens, hidden); no dropout where seed is None."""
+        """(tokens,) ids, or (tokens, hidden) word embeddings in their place, to (tokens, hidden); no dropout where seed is None.
+
+        ``tied`` is the word table as `tie` gives it, which takes a sparse gradient.
+        """
         word, position, segment = self.word_embeddings, self.position_embeddings, self.token_type_embeddings
         _check_range("token_type_ids", segment_ids, segment.num_embeddings, "type_vocab_size")
         _check_range("position_ids", position_ids, position.num_embeddings, "max_position_embeddings")
@@ -47,7 +49,7 @@ class BertEmbeddings(nn.Module):
             input_ids,
             position_ids,
             segment_ids,
-            word.weight,
+            word.weight if tied is None else tied,
             position.weight,
             segment.weight,
             norm.weight,
@@ -56,7 +58,7 @@ class BertEmbeddings(nn.Module):
             dropout_p=0.0 if seed is None else self.dropout_p,
             seed=0 if seed is None else seed,
             padding_idx=word.padding_idx,
-            sparse_grad=self.sparse_grad and not torch.compiler.is_compiling(),
+            sparse_grad=tied is not None,
         )
 
 

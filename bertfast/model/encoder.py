@@ -28,9 +28,7 @@ class ActivatedLinear(nn.Module):
         """(tokens, in_features) to (tokens, out_features)."""
         if self.activation == "relu":
             return F.relu(self.dense(x))
-        return kernels.bias_gelu(
-            F.linear(x, self.dense.weight), self.dense.bias, approximate=GELUS[self.activation]
-        )
+        return kernels.bias_gelu(F.linear(x, self.dense.weight), self.dense.bias, approximate=GELUS[self.activation])
 
 
 class BertLayer(nn.Module):

@@ -28,6 +28,7 @@ from bertfast.model import BertForSequenceClassification
 from bertfast.packed import PackedBatch
 
 from .evaluate import Scores, score
+from .memory import keep_freed_memory
 from .metrics import LiveBar
 from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
 from .precision import PRECISIONS, Masters
@@ -229,6 +230,7 @@ def _train(
     config: FinetuneConfig, model: BertForSequenceClassification, train: _Data, dev: _Data, device: torch.device
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Tensor]]:
     """Every epoch's numbers, the best one's, and its weights in float32."""
+    keep_freed_memory()
     pooler = model.bert.pooler
     assert pooler is not None
     masters = Masters(model, config.precision)

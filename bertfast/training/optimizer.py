@@ -95,7 +95,9 @@ def build_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.01) -> 
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return AdamW([group for group in groups if group["params"]], lr, model.lower if isinstance(model, Masters) else None)
+    return AdamW(
+        [group for group in groups if group["params"]], lr, model.lower if isinstance(model, Masters) else None
+    )
 
 
 def linear_schedule(step: int, warmup: int, total: int) -> float:

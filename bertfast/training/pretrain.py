@@ -37,6 +37,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import PretrainConfig
+from .memory import keep_freed_memory
 from .metrics import LiveBar, MetricsLog
 from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
 from .precision import Masters
@@ -133,8 +134,6 @@ class _Trainer:
     ) -> None:
         self.config, self.run, self.model, self.batches, self.device = config, run, model.train(), batches, device
         self.on_log = on_log
-        # The tied output layer's gradient is dense; on the CPU the embeddings' rows are added to it in place.
-        model.bert.embeddings.sparse_grad = device.type == "cpu"
         self.masters = Masters(model, config.precision)
         self.optimizer = build_optimizer(self.masters, config.lr, config.weight_decay)
         self.tokens, self.seconds = 0, 0.0
@@ -142,6 +141,7 @@ class _Trainer:
         self.last: dict[str, Any] = {}
 
     def train(self, resume: bool) -> PretrainResult:
+        keep_freed_memory()
         config = self.config
         assert config.warmup is not None
         start = self._restore() if resume else 0

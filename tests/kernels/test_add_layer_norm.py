@@ -121,7 +121,18 @@ def test_the_custom_ops_pass_opcheck(threshold, prenorm):
     x, residual, weight, bias, dout, dsummed = (t.cpu() for t in parts(5, 12))
     seed = torch.tensor([5])
     with forced("cpp"):
-        arguments = (x.requires_grad_(), residual, weight.requires_grad_(), bias, seed, 1e-5, threshold, False, prenorm, "cpp")
+        arguments = (
+            x.requires_grad_(),
+            residual,
+            weight.requires_grad_(),
+            bias,
+            seed,
+            1e-5,
+            threshold,
+            False,
+            prenorm,
+            "cpp",
+        )
         torch.library.opcheck(torch.ops.bertfast.add_layer_norm.default, arguments)
         _, _, mean, rstd = torch.ops.bertfast.add_layer_norm(*arguments)
         backward = (dout, dsummed if prenorm else None, x.detach(), residual, weight.detach(), mean, rstd, seed)

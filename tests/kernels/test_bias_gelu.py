@@ -52,7 +52,9 @@ def test_any_form_matches_float64(backend, rows, features, dtype, approximate, g
 def test_the_whole_line_of_floats_is_right(backend, approximate):
     """From one edge of float32 to the other, where powers of x overflow and Phi is 0 or 1."""
     small = torch.linspace(-12, 12, 4001)
-    large = torch.logspace(2, 12 if backend == "reference" else 38, 75)  # PyTorch's own gradient is NaN where x^3 overflows
+    large = torch.logspace(
+        2, 12 if backend == "reference" else 38, 75
+    )  # PyTorch's own gradient is NaN where x^3 overflows
     x = torch.cat([small, large, -large, torch.zeros(1)]).to(DEVICE)[None].requires_grad_()
     wide = x.detach().double().requires_grad_()
     with forced(backend):

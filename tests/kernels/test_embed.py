@@ -58,7 +58,9 @@ def test_it_is_the_normalised_sum_then_dropout(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tokens", [1, 300])
 def test_a_row_that_many_tokens_share_gets_the_sum_of_their_gradients(monkeypatch, backend, tokens):
-    monkeypatch.setattr(import_module("bertfast.kernels.embed"), "RUN", 16)  # Triton's runs: several to a row, and rows across their borders
+    monkeypatch.setattr(
+        import_module("bertfast.kernels.embed"), "RUN", 16
+    )  # Triton's runs: several to a row, and rows across their borders
     leaves, dout = parts(tokens, 16, vocab=3)
     assert_matches_float64(kernels.embed, leaves, [dout], backend, torch.float32)
 
