@@ -12,5 +12,18 @@ if __name__ == "bertfast.kernels":
     from .dropout import dropout
     from .gather_rows import gather_rows
     from .linear_cross_entropy import linear_cross_entropy
+    from .positions import RelativePositions, alibi, alibi_slopes, deberta_buckets, t5_buckets
 
-    __all__ = ["BackendError", "attention", "dropout", "gather_rows", "linear_cross_entropy", "use_backend"]
+    __all__ = [
+        "BackendError",
+        "RelativePositions",
+        "alibi",
+        "alibi_slopes",
+        "attention",
+        "deberta_buckets",
+        "dropout",
+        "gather_rows",
+        "linear_cross_entropy",
+        "t5_buckets",
+        "use_backend",
+    ]
