@@ -13,7 +13,17 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = ("attention", "dropout", "gather_rows", "linear_cross_entropy", "isa")
+KERNELS = (
+    "adamw",
+    "add_layer_norm",
+    "attention",
+    "bias_gelu",
+    "dropout",
+    "embed",
+    "gather_rows",
+    "linear_cross_entropy",
+    "isa",
+)
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {"baseline": []}
 if X86:
@@ -90,7 +100,7 @@ setup(
         Extension(
             "bertfast._C",
             sources=["csrc/bindings.cpp", *(f"csrc/{name}.cpp" for name in KERNELS)],
-            depends=["csrc/kernels.h", "csrc/ops.h", "csrc/philox.h", "csrc/simd.h"],
+            depends=[f"csrc/{name}.h" for name in ("kernels", "layer_norm", "ops", "philox", "simd")],
             language="c++",
             optional=True,
         )

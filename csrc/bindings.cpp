@@ -303,6 +303,216 @@ void cross_entropy_rows(const std::string &dtype, Address logits, Address bias, 
   });
 }
 
+void check_rows(int64_t rows, int64_t width, int64_t threshold, int64_t threads) {
+  require_sizes({{"rows", rows}, {"the width", width}, {"threshold", threshold}});
+  require(width > 0 && threshold < 65536 && threads > 0, "the width and threads must be above 0 and threshold below 65536");
+}
+
+template <typename T>
+AddLayerNorm<T> norm_of(Address x, Address residual, Address weight, Address bias, Address out, Address summed, Address mean,
+                        Address rstd, int64_t rows, int64_t hidden, float eps, bool rms, int64_t threshold, int64_t seed,
+                        int64_t threads) {
+  return {pointer<const T>(x),
+          pointer<const T>(residual),
+          pointer<const float>(weight),
+          pointer<const float>(bias),
+          pointer<T>(out),
+          pointer<T>(summed),
+          pointer<float>(mean),
+          pointer<float>(rstd),
+          rows,
+          hidden,
+          eps,
+          rms,
+          static_cast<uint32_t>(threshold),
+          static_cast<uint64_t>(seed),
+          static_cast<int>(threads)};
+}
+
+void add_layer_norm_forward(const std::string &dtype, Address x, Address residual, Address weight, Address bias, Address out,
+                            Address summed, Address mean, Address rstd, int64_t rows, int64_t hidden, float eps, bool rms,
+                            int64_t threshold, int64_t seed, int64_t threads) {
+  check_rows(rows, hidden, threshold, threads);
+  for (auto [address, name] : {std::pair{x, "x"}, {weight, "weight"}, {out, "out"}, {mean, "mean"}, {rstd, "rstd"}})
+    require_pointer(address, rows, name);
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().add_layer_norm_forward(norm_of<T>(x, residual, weight, bias, out, summed, mean, rstd, rows, hidden, eps, rms,
+                                               threshold, seed, threads));
+  });
+}
+
+void add_layer_norm_backward(const std::string &dtype, Address dout, Address dsummed, Address x, Address residual,
+                             Address weight, Address mean, Address rstd, Address dx, Address dresidual, Address dparameters,
+                             int64_t rows, int64_t hidden, bool rms, int64_t threshold, int64_t seed, int64_t threads) {
+  check_rows(rows, hidden, threshold, threads);
+  for (auto [address, name] : {std::pair{dout, "dout"}, {x, "x"}, {weight, "weight"}, {mean, "mean"}, {rstd, "rstd"}, {dx, "dx"}})
+    require_pointer(address, rows, name);
+  require_pointer(dparameters, 1, "dparameters");
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().add_layer_norm_backward({norm_of<T>(x, residual, weight, 0, 0, 0, mean, rstd, rows, hidden, 0, rms, threshold,
+                                                 seed, threads),
+                                      pointer<const T>(dout), pointer<const T>(dsummed), pointer<T>(dx),
+                                      pointer<T>(dresidual), pointer<float>(dparameters)});
+  });
+}
+
+void bias_gelu_forward(const std::string &dtype, Address x, Address bias, Address out, int64_t rows, int64_t features, bool tanh,
+                       bool gated, int64_t threads) {
+  check_rows(rows, features, 0, threads);
+  require_pointer(x, rows, "x"), require_pointer(out, rows, "out");
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().bias_gelu_forward({pointer<const T>(x), pointer<const float>(bias), pointer<T>(out), rows, features, tanh, gated,
+                                static_cast<int>(threads)});
+  });
+}
+
+void bias_gelu_backward(const std::string &dtype, Address dout, Address x, Address bias, Address dx, Address dbias, int64_t rows,
+                        int64_t features, bool tanh, bool gated, int64_t threads) {
+  check_rows(rows, features, 0, threads);
+  for (auto [address, name] : {std::pair{dout, "dout"}, {x, "x"}, {dx, "dx"}}) require_pointer(address, rows, name);
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().bias_gelu_backward({{pointer<const T>(x), pointer<const float>(bias), nullptr, rows, features, tanh, gated,
+                                  static_cast<int>(threads)},
+                                 pointer<const T>(dout), pointer<T>(dx), pointer<float>(dbias)});
+  });
+}
+
+using Three = std::array<Address, 3>;
+
+// A table comes with its ids, and every id is within it.
+void check_embed(int64_t tokens, int64_t hidden, const Three &tables, const Three &ids, const std::array<int64_t, 3> &sizes,
+                 int64_t threshold, int64_t threads) {
+  check_rows(tokens, hidden, threshold, threads);
+  require_pointer(tables[0], 1, "the word table");
+  for (int i = 0; i < 3; ++i) {
+    if (!tables[i]) continue;
+    require_pointer(ids[i], tokens, "a table's ids");
+    const int64_t *values = pointer<const int64_t>(ids[i]);
+    for (int64_t token = 0; token < tokens; ++token)
+      require(values[token] >= 0 && values[token] < sizes[i],
+              "an id is " + std::to_string(values[token]) + " and its table has " + std::to_string(sizes[i]) + " rows");
+  }
+}
+
+template <typename T>
+Embed<T> embed_of(const Three &tables, const Three &ids, Address weight, Address bias, Address out, Address mean, Address rstd,
+                  int64_t tokens, int64_t hidden, float eps, int64_t threshold, int64_t seed, int64_t threads) {
+  return {{pointer<const T>(tables[0]), pointer<const T>(tables[1]), pointer<const T>(tables[2])},
+          {pointer<const int64_t>(ids[0]), pointer<const int64_t>(ids[1]), pointer<const int64_t>(ids[2])},
+          pointer<const float>(weight),
+          pointer<const float>(bias),
+          pointer<T>(out),
+          pointer<float>(mean),
+          pointer<float>(rstd),
+          tokens,
+          hidden,
+          eps,
+          static_cast<uint32_t>(threshold),
+          static_cast<uint64_t>(seed),
+          static_cast<int>(threads)};
+}
+
+void embed_forward(const std::string &dtype, const Three &tables, const Three &ids, const std::array<int64_t, 3> &sizes,
+                   Address weight, Address bias, Address out, Address mean, Address rstd, int64_t tokens, int64_t hidden,
+                   float eps, int64_t threshold, int64_t seed, int64_t threads) {
+  check_embed(tokens, hidden, tables, ids, sizes, threshold, threads);
+  for (auto [address, name] : {std::pair{weight, "weight"}, {out, "out"}, {mean, "mean"}, {rstd, "rstd"}})
+    require_pointer(address, tokens, name);
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().embed_forward(
+        embed_of<T>(tables, ids, weight, bias, out, mean, rstd, tokens, hidden, eps, threshold, seed, threads));
+  });
+}
+
+void embed_backward(const std::string &dtype, Address dout, const Three &tables, const Three &ids,
+                    const std::array<int64_t, 3> &sizes, Address weight, Address mean, Address rstd, Address dsum,
+                    Address dparameters, int64_t tokens, int64_t hidden, int64_t threshold, int64_t seed, int64_t threads) {
+  check_embed(tokens, hidden, tables, ids, sizes, threshold, threads);
+  for (auto [address, name] : {std::pair{dout, "dout"}, {weight, "weight"}, {mean, "mean"}, {rstd, "rstd"}, {dsum, "dsum"}})
+    require_pointer(address, tokens, name);
+  require_pointer(dparameters, 1, "dparameters");
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().embed_backward(
+        {embed_of<T>(tables, ids, weight, 0, 0, mean, rstd, tokens, hidden, 0, threshold, seed, threads),
+         pointer<const T>(dout), pointer<float>(dsum), pointer<float>(dparameters)});
+  });
+}
+
+void sum_row_groups(const std::string &dtype, Address rows, Address order, Address starts, Address targets, Address out,
+                    int64_t count, int64_t groups, int64_t size, int64_t hidden, int64_t threads) {
+  check_rows(count, hidden, 0, threads);
+  require_sizes({{"groups", groups}, {"the size of out", size}});
+  for (auto [address, name] : {std::pair{rows, "rows"}, {order, "order"}}) require_pointer(address, count, name);
+  for (auto [address, name] : {std::pair{starts, "starts"}, {targets, "targets"}, {out, "out"}})
+    require_pointer(address, groups, name);
+  for (int64_t i = 0; i < count; ++i)
+    require(pointer<const int64_t>(order)[i] >= 0 && pointer<const int64_t>(order)[i] < count, "order goes beyond the rows");
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t *start = pointer<const int64_t>(starts) + g, target = pointer<const int64_t>(targets)[g];
+    require(start[0] >= 0 && start[0] <= start[1] && start[1] <= count, "starts must rise within the rows");
+    require(target >= 0 && target < size, "targets go beyond out");
+  }
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().sum_row_groups(pointer<const float>(rows), pointer<const int64_t>(order), pointer<const int64_t>(starts),
+                            pointer<const int64_t>(targets), pointer<T>(out), groups, hidden, static_cast<int>(threads));
+  });
+}
+
+template <typename T>
+std::vector<AdamwTensor<T>> adamw_tensors(const std::vector<std::array<Address, 5>> &addresses, const std::vector<int64_t> &sizes) {
+  std::vector<AdamwTensor<T>> tensors;
+  for (size_t i = 0; i < addresses.size(); ++i) {
+    const auto &[weight, gradient, mean, square, copy] = addresses[i];
+    tensors.push_back({pointer<float>(weight), pointer<const T>(gradient), pointer<float>(mean), pointer<float>(square),
+                       pointer<bf16>(copy), sizes[i]});
+  }
+  return tensors;
+}
+
+void check_adamw(const std::vector<std::array<Address, 5>> &addresses, const std::vector<int64_t> &sizes, int needed,
+                 int64_t threads) {
+  require(addresses.size() == sizes.size(), "there must be a size for each tensor");
+  require(threads > 0, "threads must be above 0");
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    require_sizes({{"a tensor's size", sizes[i]}});
+    for (int part = 0; part < 4; ++part)
+      if (part == 1 || part < needed) require_pointer(addresses[i][part], sizes[i], "an address");
+  }
+}
+
+void adamw(const std::string &dtype, const std::vector<std::array<Address, 5>> &addresses, const std::vector<int64_t> &sizes,
+           const std::array<float, 8> &rates, int64_t threads) {
+  check_adamw(addresses, sizes, 4, threads);
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const auto tensors = adamw_tensors<T>(addresses, sizes);
+    const auto &[rate, correction1, correction2, scale, beta1, beta2, eps, decay] = rates;
+    ops<T>().adamw(tensors.data(), static_cast<int64_t>(tensors.size()),
+                   {rate, correction1, correction2, scale, beta1, beta2, eps, decay}, static_cast<int>(threads));
+  });
+}
+
+double sum_of_squares(const std::string &dtype, const std::vector<Address> &addresses, const std::vector<int64_t> &sizes,
+                      int64_t threads) {
+  std::vector<std::array<Address, 5>> rows;
+  for (Address address : addresses) rows.push_back({0, address, 0, 0, 0});
+  check_adamw(rows, sizes, 0, threads);
+  double total = 0;
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const auto tensors = adamw_tensors<T>(rows, sizes);
+    total = ops<T>().sum_of_squares(tensors.data(), static_cast<int64_t>(tensors.size()), static_cast<int>(threads));
+  });
+  return total;
+}
+
 py::dict capabilities() {
   std::vector<std::string> names;
   for (const Kernels *kernels : runnable()) names.push_back(kernels->name);
@@ -327,6 +537,15 @@ PYBIND11_MODULE(_C, module) {
   module.def("gather_rows", &gather_rows);
   module.def("scatter_rows", &scatter_rows);
   module.def("cross_entropy_rows", &cross_entropy_rows);
+  module.def("add_layer_norm_forward", &add_layer_norm_forward);
+  module.def("add_layer_norm_backward", &add_layer_norm_backward);
+  module.def("bias_gelu_forward", &bias_gelu_forward);
+  module.def("bias_gelu_backward", &bias_gelu_backward);
+  module.def("embed_forward", &embed_forward);
+  module.def("embed_backward", &embed_backward);
+  module.def("sum_row_groups", &sum_row_groups);
+  module.def("adamw", &adamw);
+  module.def("sum_of_squares", &sum_of_squares);
   module.def("capabilities", &capabilities, "The instruction sets that run here, best first, and the one that is used.");
   module.def("set_isa", [](const std::string &name) { selected = find(name); }, "Uses that instruction set from now on.");
 }

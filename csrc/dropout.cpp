@@ -7,17 +7,15 @@ namespace bertfast::BERTFAST_ISA {
 
 template <typename T>
 void dropout(const T *x, T *out, int64_t n, uint32_t threshold, uint64_t seed, int threads) {
-  constexpr int64_t step = kBlock * kLanes;
+  constexpr int64_t step = 8 * kBlockLanes;
   const float scale = keep_scale(threshold);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t start = 0; start < n; start += step) {
-    uint32_t words[4 * kBlock];
-    philox_block(seed, start / kLanes, 0, 0, true, words);
-    uint16_t lanes[step];
-    std::memcpy(lanes, words, sizeof lanes);
-    const int64_t count = n - start < step ? n - start : step;
-    for (int64_t i = 0; i < count; ++i)
-      from_float(lanes[i] >= threshold ? to_float(x[start + i]) * scale : 0.0f, out[start + i]);
+    uint16_t buffer[step + 2 * kBlockLanes];
+    const int64_t end = std::min(n, start + step);
+    const uint16_t *lanes = flat_lanes(seed, start, end - start, buffer) - start;
+    for (int64_t i = start; i < end; i += kWidth)
+      store_some(out + i, keep(load_some(x + i, end - i), lanes + i, threshold, scale), end - i);
   }
 }
 

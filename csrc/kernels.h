@@ -19,5 +19,24 @@ template <typename T>
 void cross_entropy_rows(T *logits, const float *bias, const int64_t *labels, float *loss, float *lse, uint8_t *correct,
                         int64_t rows, int64_t vocab, int64_t ignore_index, float label_smoothing, float z_loss,
                         const float *grad_scale, float *dbias, int threads);
+template <typename T>
+void add_layer_norm_forward(const AddLayerNorm<T> &);
+template <typename T>
+void add_layer_norm_backward(const AddLayerNormBackward<T> &);
+template <typename T>
+void bias_gelu_forward(const BiasGelu<T> &);
+template <typename T>
+void bias_gelu_backward(const BiasGeluBackward<T> &);
+template <typename T>
+void embed_forward(const Embed<T> &);
+template <typename T>
+void embed_backward(const EmbedBackward<T> &);
+template <typename T>
+void sum_row_groups(const float *rows, const int64_t *order, const int64_t *starts, const int64_t *targets, T *out,
+                    int64_t groups, int64_t hidden, int threads);
+template <typename T>
+void adamw(const AdamwTensor<T> *tensors, int64_t count, const AdamwRates &rates, int threads);
+template <typename T>
+double sum_of_squares(const AdamwTensor<T> *tensors, int64_t count, int threads);
 
 }  // namespace bertfast::BERTFAST_ISA

@@ -46,6 +46,85 @@ struct bf16 {
   uint16_t bits;
 };
 
+// `residual`, `bias` and `summed` may be null; an RMSNorm has no mean.
+template <typename T>
+struct AddLayerNorm {
+  const T *x, *residual;
+  const float *weight, *bias;
+  T *out, *summed;
+  float *mean, *rstd;
+  int64_t rows, hidden;
+  float eps;
+  bool rms;
+  uint32_t threshold;
+  uint64_t seed;
+  int threads;
+};
+
+template <typename T>
+struct AddLayerNormBackward {
+  AddLayerNorm<T> forward;  // its `mean` and `rstd` are read
+  const T *dout, *dsummed;  // dsummed may be null
+  T *dx, *dresidual;        // dresidual may be null
+  float *dparameters;       // of the weight, then of the bias
+};
+
+// x has `features` columns, or twice as many when `gated`; so has the bias, which may be null.
+template <typename T>
+struct BiasGelu {
+  const T *x;
+  const float *bias;
+  T *out;
+  int64_t rows, features;
+  bool tanh, gated;
+  int threads;
+};
+
+template <typename T>
+struct BiasGeluBackward {
+  BiasGelu<T> forward;
+  const T *dout;
+  T *dx;
+  float *dbias;  // may be null
+};
+
+// Word, position and segment tables with their ids; a null table is left out.
+template <typename T>
+struct Embed {
+  const T *tables[3];
+  const int64_t *ids[3];
+  const float *weight, *bias;
+  T *out;
+  float *mean, *rstd;
+  int64_t tokens, hidden;
+  float eps;
+  uint32_t threshold;
+  uint64_t seed;
+  int threads;
+};
+
+template <typename T>
+struct EmbedBackward {
+  Embed<T> forward;  // its `mean` and `rstd` are read
+  const T *dout;
+  float *dsum;         // (tokens, hidden), of the tables' rows
+  float *dparameters;  // of the weight, then of the bias
+};
+
+// One parameter of an AdamW step; `copy`, a lower-precision copy of the updated weights, may be null.
+template <typename T>
+struct AdamwTensor {
+  float *weight;
+  const T *gradient;
+  float *mean, *square;
+  bf16 *copy;
+  int64_t n;
+};
+
+struct AdamwRates {
+  float rate, correction1, correction2, gradient_scale, beta1, beta2, eps, weight_decay;
+};
+
 template <typename T>
 struct Ops {
   void (*attention_forward)(const AttentionForward<T> &);
@@ -56,6 +135,16 @@ struct Ops {
   void (*cross_entropy_rows)(T *logits, const float *bias, const int64_t *labels, float *loss, float *lse, uint8_t *correct,
                              int64_t rows, int64_t vocab, int64_t ignore_index, float label_smoothing, float z_loss,
                              const float *grad_scale, float *dbias, int threads);
+  void (*add_layer_norm_forward)(const AddLayerNorm<T> &);
+  void (*add_layer_norm_backward)(const AddLayerNormBackward<T> &);
+  void (*bias_gelu_forward)(const BiasGelu<T> &);
+  void (*bias_gelu_backward)(const BiasGeluBackward<T> &);
+  void (*embed_forward)(const Embed<T> &);
+  void (*embed_backward)(const EmbedBackward<T> &);
+  void (*sum_row_groups)(const float *rows, const int64_t *order, const int64_t *starts, const int64_t *targets, T *out,
+                         int64_t groups, int64_t hidden, int threads);
+  void (*adamw)(const AdamwTensor<T> *tensors, int64_t count, const AdamwRates &rates, int threads);
+  double (*sum_of_squares)(const AdamwTensor<T> *tensors, int64_t count, int threads);
 };
 
 // One instruction set's kernels.

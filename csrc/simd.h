@@ -2,9 +2,15 @@
 // GCC's and Clang's vector extensions say them once for every instruction set.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include "ops.h"
 
@@ -23,6 +29,8 @@ constexpr int kColumns = 2;
 
 typedef float vec __attribute__((vector_size(kWidth * 4)));
 typedef int32_t ivec __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t hvec __attribute__((vector_size(kWidth * 2)));
+typedef uint64_t wide __attribute__((vector_size(kWidth * 4)));
 
 inline vec load(const float *p) {
   vec v;
@@ -88,6 +96,65 @@ inline void from_float(float value, bf16 &out) {
   std::memcpy(&bits, &value, sizeof bits);
   uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   out.bits = static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
+}
+
+template <typename V, typename T>
+inline V bits_of(const T &x) {
+  static_assert(sizeof(V) == sizeof(T));
+  V v;
+  std::memcpy(&v, &x, sizeof v);
+  return v;
+}
+
+inline vec load(const bf16 *p) {
+  hvec half;
+  std::memcpy(&half, p, sizeof half);
+  return bits_of<vec>(__builtin_convertvector(half, ivec) << 16);
+}
+
+inline void store(bf16 *p, vec v) {
+  const ivec bits = bits_of<ivec>(v);
+  ivec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  rounded = v != v ? ivec{} + 0x7fc0 : rounded;
+  const hvec half = __builtin_convertvector(rounded, hvec);
+  std::memcpy(p, &half, sizeof half);
+}
+
+// A whole vector where `left` elements or more remain; otherwise those that remain, and zeros.
+template <typename T>
+inline vec load_some(const T *p, int64_t left) {
+  if (left >= kWidth) return load(p);
+  T part[kWidth] = {};
+  std::memcpy(part, p, left * sizeof(T));
+  return load(part);
+}
+
+template <typename T>
+inline void store_some(T *p, vec v, int64_t left) {
+  if (left >= kWidth) return store(p, v);
+  T part[kWidth];
+  store(part, v);
+  std::memcpy(p, part, left * sizeof(T));
+}
+
+// v with the lanes from `left` on zeroed.
+inline vec first_lanes(vec v, int64_t left) {
+  for (int i = 0; i < kWidth; ++i)
+    if (i >= left) v[i] = 0;
+  return v;
+}
+
+// The 64-bit products of the low halves of each lane.
+inline wide multiply_low_halves(wide a, wide b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<wide>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<wide>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#elif defined(__SSE2__)
+  return reinterpret_cast<wide>(_mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#else
+  return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
 }
 
 }  // namespace bertfast::BERTFAST_ISA

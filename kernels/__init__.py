@@ -1,4 +1,4 @@
-"""The hot ops: variable-length attention, dropout, row gather, and the fused linear cross-entropy.
+"""The hot ops of a BERT training step.
 
 Each op is one file with its Triton kernels, its `torch.library` registration and its public function; `reference.py` says
 in plain PyTorch what it computes, `csrc/` holds its C++ twin, and `dispatch.py` decides which one runs.
@@ -7,9 +7,13 @@ in plain PyTorch what it computes, `csrc/` holds its C++ twin, and `dispatch.py`
 # From the repository's root this folder can also be found as the top-level name ``kernels``, where transformers looks for Hugging
 # Face's package of that name. It must then find nothing: registering the ops twice would destroy the first registration.
 if __name__ == "bertfast.kernels":
+    from .adamw import adamw, gradient_norm
+    from .add_layer_norm import add_layer_norm
     from .attention import attention
+    from .bias_gelu import bias_gelu
     from .dispatch import BackendError, use_backend
     from .dropout import dropout
+    from .embed import embed
     from .gather_rows import gather_rows
     from .linear_cross_entropy import linear_cross_entropy
     from .positions import RelativePositions, alibi, alibi_slopes, deberta_buckets, t5_buckets
@@ -17,12 +21,17 @@ if __name__ == "bertfast.kernels":
     __all__ = [
         "BackendError",
         "RelativePositions",
+        "adamw",
+        "add_layer_norm",
         "alibi",
         "alibi_slopes",
         "attention",
+        "bias_gelu",
         "deberta_buckets",
         "dropout",
+        "embed",
         "gather_rows",
+        "gradient_norm",
         "linear_cross_entropy",
         "t5_buckets",
         "use_backend",

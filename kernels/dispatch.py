@@ -38,7 +38,16 @@ def _isa_error() -> str:
 
 ISA_ERROR = _isa_error()
 BACKENDS = ("triton", "cpp", "reference")
-OPS = ("attention", "dropout", "gather_rows", "linear_cross_entropy")
+OPS = (
+    "adamw",
+    "add_layer_norm",
+    "attention",
+    "bias_gelu",
+    "dropout",
+    "embed",
+    "gather_rows",
+    "linear_cross_entropy",
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 128)
 MINIMUM_CAPABILITY = (8, 0)
@@ -144,6 +153,11 @@ def explain(
             reasons = ["the interpreter is for tests: it runs only when forced"]
         others[backend] = "; ".join(reasons) or f"{taken} comes before it"
     return taken, others
+
+
+def address(x: torch.Tensor | None) -> int:
+    """Where a tensor's data begins, for the C++ extension; 0 stands for none."""
+    return 0 if x is None else x.data_ptr()
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -23,3 +23,24 @@ def attention_lanes(seed, rows, head, first_key, KEYS: tl.constexpr):
     zero = c0 * 0
     w0, w1, w2, w3 = tl.philox(seed, c0, c1, zero + head.to(tl.uint32), zero)
     return interleave_lanes(w0, w1, w2, w3)
+
+
+@triton.jit
+def flat_lanes(seed, first, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr):
+    """(len(first), COLUMNS) lanes of the flat elements from ``first`` (int64) on; ALIGNED where each is a multiple of 8."""
+    if ALIGNED:
+        counters = (first // 8)[:, None] + tl.arange(0, COLUMNS // 8)[None, :]
+    else:
+        elements = first[:, None] + tl.arange(0, COLUMNS)[None, :]
+        counters = elements // 8
+    low = (counters & 0xFFFFFFFF).to(tl.uint32)
+    high = (counters >> 32).to(tl.uint32)
+    zero = low * 0
+    w0, w1, w2, w3 = tl.philox(seed, low, high, zero, zero)
+    if ALIGNED:
+        lanes = interleave_lanes(w0, w1, w2, w3)
+    else:
+        lane = elements % 8
+        word = tl.where(lane < 4, tl.where(lane < 2, w0, w1), tl.where(lane < 6, w2, w3))
+        lanes = tl.where(lane % 2 == 0, word & 0xFFFF, word >> 16)
+    return lanes

@@ -89,6 +89,61 @@ def dropout(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
     return torch.where(keep, x * keep_scale(threshold), 0.0)
 
 
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    seed: Tensor,
+    eps: float,
+    threshold: int,
+    rms: bool,
+) -> tuple[Tensor, Tensor]:
+    """The norm of dropout(x) + residual, and that sum; see `bertfast.kernels.add_layer_norm`."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    s = dropout(x.to(dtype), seed, threshold)
+    if residual is not None:
+        s = s + residual.to(dtype)
+    centred = s if rms else s - s.mean(-1, keepdim=True)
+    normed = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.to(dtype)
+    return (normed if bias is None else normed + bias.to(dtype)).to(x.dtype), s.to(x.dtype)
+
+
+def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str, gated: bool) -> Tensor:
+    """gelu(x + bias), gated or not; see `bertfast.kernels.bias_gelu`."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if bias is not None:
+        wide = wide + bias.to(wide.dtype)
+    if not gated:
+        return F.gelu(wide, approximate=approximate).to(x.dtype)
+    first, second = wide.chunk(2, -1)
+    return (F.gelu(first, approximate=approximate) * second).to(x.dtype)
+
+
+def embed(
+    input_ids: Tensor,
+    position_ids: Tensor | None,
+    segment_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor | None,
+    segment: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor,
+    eps: float,
+    threshold: int,
+    sparse_grad: bool,
+) -> Tensor:
+    """The normalised sum of embeddings, dropped out; see `bertfast.kernels.embed`."""
+    dtype = torch.promote_types(word.dtype, torch.float32)
+    s = F.embedding(input_ids, word, sparse=sparse_grad).to(dtype)
+    for ids, table in ((position_ids, position), (segment_ids, segment)):
+        if ids is not None and table is not None:
+            s = s + table[ids].to(dtype)
+    normed, _ = add_layer_norm(s, None, weight, bias, seed, eps, 0, False)
+    return dropout(normed, seed, threshold).to(word.dtype)
+
+
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """x[index], a zero row where the index is -1; see `bertfast.kernels.gather_rows`."""
     if x.shape[0] == 0:
@@ -120,3 +175,26 @@ def linear_cross_entropy(
         return losses, correct
     total = losses.sum()
     return (total / counted.sum().clamp(min=1) if reduction == "mean" else total), correct
+
+
+def adamw(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    copies: list[Tensor],
+    rates: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """One step in place; see `bertfast.kernels.adamw`."""
+    lr, correction1, correction2, gradient_scale = rates.unbind()
+    for number, (w, g, m, v) in enumerate(zip(weights, gradients, means, squares, strict=True)):
+        g = g.to(w.dtype) * gradient_scale
+        m.mul_(beta1).add_(g * (1 - beta1))
+        v.mul_(beta2).add_(g.square() * (1 - beta2))
+        w.mul_(1 - lr * weight_decay).sub_(lr / correction1 * m / ((v / correction2).sqrt() + eps))
+        if copies:
+            copies[number].copy_(w)

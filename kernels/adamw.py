@@ -1,0 +1,205 @@
+"""AdamW over many tensors in one pass, and the joint norm of their gradients.
+
+For each float32 weight w with gradient g, first moment m and second moment v, all of one shape:
+
+    g = gradient_scale g;   m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2
+    w = (1 - lr weight_decay) w - lr / (1 - beta1^step) m / (sqrt(v / (1 - beta2^step)) + eps)
+
+Gradients may be in lower precision than the weights, and a bfloat16 copy of the new weights is written in the same pass: training in bfloat16 with
+float32 masters then reads each gradient once and casts nothing. Clipping is the ``gradient_scale``, so it costs no pass either.
+
+Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import dispatch, reference
+from .checks import check_device, check_tensor
+from .triton_compat import tl, triton
+
+# --- Triton ---
+
+BLOCK = 2048
+
+
+@triton.jit
+def _adamw_kernel(
+    weight_ptr,
+    gradient_ptr,
+    mean_ptr,
+    square_ptr,
+    copy_ptr,
+    rates_ptr,
+    n,
+    beta1,
+    beta2,
+    eps,
+    weight_decay,
+    COPY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    rate, correction1 = tl.load(rates_ptr), tl.load(rates_ptr + 1)
+    correction2, scale = tl.load(rates_ptr + 2), tl.load(rates_ptr + 3)
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < n
+    g = tl.load(gradient_ptr + place, inside, 0.0).to(tl.float32) * scale
+    m = tl.load(mean_ptr + place, inside, 0.0) * beta1 + g * (1 - beta1)
+    v = tl.load(square_ptr + place, inside, 0.0) * beta2 + g * g * (1 - beta2)
+    w = tl.load(weight_ptr + place, inside, 0.0) * (1 - rate * weight_decay)
+    w -= rate / correction1 * m / (tl.sqrt(v / correction2) + eps)
+    tl.store(mean_ptr + place, m, inside)
+    tl.store(square_ptr + place, v, inside)
+    tl.store(weight_ptr + place, w, inside)
+    if COPY:
+        tl.store(copy_ptr + place, w.to(copy_ptr.dtype.element_ty), inside)
+
+
+# --- torch.library ---
+
+
+@torch.library.custom_op("bertfast::adamw", mutates_args=("weights", "means", "squares", "copies"))
+def _adamw(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    copies: list[Tensor],
+    rates: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    backend: str,
+) -> None:
+    """``rates`` (4,) float32: lr, 1 - beta1^step, 1 - beta2^step, gradient_scale."""
+    gradients = [g.contiguous() for g in gradients]
+    if backend == "cpp":
+        tensors = [weights, gradients, means, squares, copies or [None] * len(weights)]
+        dispatch._C.adamw(
+            dispatch.dtype_name(gradients[0].dtype),
+            [[dispatch.address(x) for x in row] for row in zip(*tensors, strict=True)],
+            [w.numel() for w in weights],
+            [*rates.tolist(), beta1, beta2, eps, weight_decay],
+            torch.get_num_threads(),
+        )
+        return
+    for number, (w, g, m, v) in enumerate(zip(weights, gradients, means, squares, strict=True)):
+        if w.numel():
+            _adamw_kernel[(triton.cdiv(w.numel(), BLOCK),)](
+                w, g, m, v, copies[number] if copies else w, rates, w.numel(), beta1, beta2, eps, weight_decay,
+                COPY=bool(copies), BLOCK=BLOCK,
+            )  # fmt: skip
+
+
+@_adamw.register_fake
+def _(weights, gradients, means, squares, copies, rates, beta1, beta2, eps, weight_decay, backend):
+    return None
+
+
+def adamw(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    means: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    copies: Sequence[Tensor] = (),
+    *,
+    lr: float | Tensor,
+    step: int | Tensor,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    gradient_scale: float | Tensor = 1.0,
+) -> None:
+    """One AdamW step, in place on ``weights``, ``means`` and ``squares``; ``copies`` get the new weights.
+
+    Args:
+        weights, means, squares: float32, contiguous, of one shape each by each.
+        gradients: of the weights' shapes and of one dtype, float32 or lower.
+        copies: contiguous, of the weights' shapes and of one lower dtype; empty for none.
+        lr: the learning rate.
+        step: how many steps this makes, from 1. As a tensor on the weights' device, like lr and gradient_scale, it is not read by the host, so that a
+            CUDA graph can replay the call.
+        betas: decay rates of the moments, in [0, 1).
+        eps: added to the root of the second moment.
+        weight_decay: decoupled.
+        gradient_scale: what the gradients are multiplied by first, as for clipping.
+
+    Raises:
+        TypeError: a dtype that does not fit.
+        ValueError: shapes, devices or options that do not fit.
+        BackendError: the forced backend cannot serve the call.
+    """
+    _check_lists(weights, gradients, means, squares, copies)
+    if not (0.0 <= betas[0] < 1.0 and 0.0 <= betas[1] < 1.0):
+        raise ValueError(f"betas are {betas}; each must be at least 0 and below 1")
+    if not eps >= 0 or not weight_decay >= 0:
+        raise ValueError(f"eps is {eps} and weight_decay {weight_decay}; both must be at least 0")
+    if not isinstance(step, Tensor) and step < 1:
+        raise ValueError(f"step is {step}; the first is 1")
+    if not weights:
+        return
+    device = weights[0].device
+    rates = [lr, 1 - betas[0] ** step, 1 - betas[1] ** step, gradient_scale]
+    if any(isinstance(rate, Tensor) for rate in rates):
+        packed = torch.stack([torch.as_tensor(rate, dtype=torch.float32, device=device).reshape(()) for rate in rates])
+    else:
+        packed = torch.tensor(rates, dtype=torch.float32, device=device)
+    backend = dispatch.select("adamw", device, gradients[0].dtype)
+    lists = [list(tensors) for tensors in (weights, gradients, means, squares, copies)]
+    with torch.no_grad():
+        if backend == "reference":
+            reference.adamw(*lists, packed, *betas, eps, weight_decay)
+        else:
+            _adamw(*lists, packed, *betas, eps, weight_decay, backend)
+
+
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The joint Euclidean norm of tensors of one floating dtype and device, () float32; its sums are kept wide, and it is the same each time."""
+    for number, gradient in enumerate(gradients):
+        check_tensor(f"gradients[{number}]", gradient)
+    if not gradients:
+        return torch.zeros(())
+    gradients = [gradient.detach() for gradient in gradients]
+    device, dtype = gradients[0].device, gradients[0].dtype
+    if dispatch.select("adamw", device, dtype) == "cpp" and all(g.dtype == dtype for g in gradients):
+        gradients = [gradient.contiguous() for gradient in gradients]
+        sizes = [gradient.numel() for gradient in gradients]
+        addresses = [gradient.data_ptr() for gradient in gradients]
+        total = dispatch._C.sum_of_squares(dispatch.dtype_name(dtype), addresses, sizes, torch.get_num_threads())
+        return torch.tensor(total, dtype=torch.float64).sqrt().float()
+    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+    return torch.stack(list(norms)).norm()
+
+
+def _check_lists(
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    means: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    copies: Sequence[Tensor],
+) -> None:
+    lists = {"weights": weights, "gradients": gradients, "means": means, "squares": squares, "copies": copies}
+    for name, tensors in lists.items():
+        if len(tensors) != len(weights) and not (name == "copies" and not tensors):
+            raise ValueError(f"there are {len(tensors)} {name} and {len(weights)} weights; there must be as many")
+        for number, tensor in enumerate(tensors):
+            label = f"{name}[{number}]"
+            check_tensor(label, tensor)
+            check_device(label, tensor, "weights[0]", weights[0])
+            if tensor.shape != weights[number].shape:
+                raise ValueError(
+                    f"{label} has shape {tuple(tensor.shape)} and weights[{number}] {tuple(weights[number].shape)}; "
+                    "they must be the same"
+                )
+            wanted = tensors[0].dtype if name in ("gradients", "copies") else torch.float32
+            if tensor.dtype != wanted:
+                raise TypeError(f"{label} is {tensor.dtype}; it must be {wanted}")
+            if name == "copies" and tensor.dtype != torch.bfloat16:
+                raise TypeError(f"{label} is {tensor.dtype}; it must be torch.bfloat16")
+            if name != "gradients" and not tensor.is_contiguous():
+                raise ValueError(f"{label} is not contiguous; it is updated in place, so it must be")

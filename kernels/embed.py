@@ -1,0 +1,518 @@
+"""The embedding layer: ``out = dropout(LayerNorm(word[input_ids] + position[position_ids] + segment[segment_ids]))``.
+
+ids (tokens,), tables (size, hidden), out (tokens, hidden). One pass gathers the rows, adds them and normalises the sum. The backward makes the sum again,
+writes its gradient once, (tokens, hidden), and adds those rows into the tables' gradients group by group: tokens are sorted by id, and each row
+of a table is the sum of its group in the order of the tokens, made by one program. Nothing is added twice to one place, so no atomics
+are needed and the bits are the same each time; and nothing of a table's size stands in memory but the gradient itself, or,
+with ``sparse_grad``, not even that.
+
+Source: Devlin et al., "BERT", section 3 and figure 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import dispatch, reference
+from .add_layer_norm import check_scale_and_shift, tile_options
+from .checks import check_device, check_integers, check_like, check_tensor
+from .dispatch import address
+from .layer_norm_triton import moments, norm_backward
+from .philox import as_seed, dropout_threshold, keep_scale
+from .philox_triton import flat_lanes
+from .triton_compat import tl, triton
+
+# --- Triton ---
+
+PROGRAMS = 256  # of a backward, each with its own sums over its tokens
+RUN = 256  # sorted tokens whose rows one program adds up at most, before the runs of one id are added
+COLUMNS = 256
+
+
+@triton.jit
+def _load_embeddings(
+    word_ptr,
+    position_ptr,
+    segment_ptr,
+    input_ids_ptr,
+    position_ids_ptr,
+    segment_ids_ptr,
+    token,
+    hidden,
+    column,
+    real,
+    POSITION: tl.constexpr,
+    SEGMENT: tl.constexpr,
+):
+    """The sum of one token's rows, (1, columns) float32."""
+    s = tl.load(word_ptr + tl.load(input_ids_ptr + token) * hidden + column[None, :], real, 0.0).to(tl.float32)
+    if POSITION:
+        row = tl.load(position_ids_ptr + token) * hidden
+        s += tl.load(position_ptr + row + column[None, :], real, 0.0).to(tl.float32)
+    if SEGMENT:
+        row = tl.load(segment_ids_ptr + token) * hidden
+        s += tl.load(segment_ptr + row + column[None, :], real, 0.0).to(tl.float32)
+    return s
+
+
+@triton.jit
+def _embed_forward_kernel(
+    word_ptr,
+    position_ptr,
+    segment_ptr,
+    input_ids_ptr,
+    position_ids_ptr,
+    segment_ids_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    mean_ptr,
+    rstd_ptr,
+    seed_ptr,
+    hidden,
+    eps,
+    threshold,
+    keep_scale,
+    POSITION: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    token = tl.program_id(0)
+    column = tl.arange(0, COLUMNS)
+    inside = column < hidden
+    real = inside[None, :]
+    s = _load_embeddings(
+        word_ptr, position_ptr, segment_ptr, input_ids_ptr, position_ids_ptr, segment_ids_ptr, token, hidden, column, real,
+        POSITION, SEGMENT,
+    )  # fmt: skip
+    mean, rstd = moments(s, real, hidden, eps, False)
+    out = (s - mean[:, None]) * rstd[:, None]
+    out *= tl.load(weight_ptr + column, inside, 0.0).to(tl.float32)[None, :]
+    out += tl.load(bias_ptr + column, inside, 0.0).to(tl.float32)[None, :]
+    first = token.to(tl.int64) * hidden + tl.zeros((1,), tl.int64)
+    if DROPOUT:
+        kept = flat_lanes(tl.load(seed_ptr), first, COLUMNS, ALIGNED).to(tl.int32) >= threshold
+        out = tl.where(kept, out * keep_scale, 0.0)
+    tl.store(out_ptr + first[:, None] + column[None, :], out.to(out_ptr.dtype.element_ty), real)
+    tl.store(mean_ptr + token + tl.arange(0, 1), mean)
+    tl.store(rstd_ptr + token + tl.arange(0, 1), rstd)
+
+
+@triton.jit
+def _embed_backward_kernel(
+    dout_ptr,
+    word_ptr,
+    position_ptr,
+    segment_ptr,
+    input_ids_ptr,
+    position_ids_ptr,
+    segment_ids_ptr,
+    weight_ptr,
+    mean_ptr,
+    rstd_ptr,
+    dsum_ptr,
+    partial_ptr,
+    seed_ptr,
+    tokens,
+    hidden,
+    threshold,
+    keep_scale,
+    POSITION: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The gradient of every PROGRAMS-th token's sum, and this program's part of the sums for the weight and the bias."""
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    column = tl.arange(0, COLUMNS)
+    inside = column < hidden
+    real = inside[None, :]
+    weight = tl.load(weight_ptr + column, inside, 0.0).to(tl.float32)[None, :]
+    dweight = tl.zeros((1, COLUMNS), tl.float32)
+    dbias = tl.zeros((1, COLUMNS), tl.float32)
+    for token in range(program, tokens, programs):
+        s = _load_embeddings(
+            word_ptr, position_ptr, segment_ptr, input_ids_ptr, position_ids_ptr, segment_ids_ptr, token, hidden, column,
+            real, POSITION, SEGMENT,
+        )  # fmt: skip
+        mean, rstd = tl.load(mean_ptr + token + tl.arange(0, 1)), tl.load(rstd_ptr + token + tl.arange(0, 1))
+        normal = tl.where(real, (s - mean[:, None]) * rstd[:, None], 0.0)
+        first = tl.zeros((1,), tl.int64) + token * hidden.to(tl.int64)
+        dy = tl.load(dout_ptr + first[:, None] + column[None, :], real, 0.0).to(tl.float32)
+        if DROPOUT:
+            kept = flat_lanes(tl.load(seed_ptr), first, COLUMNS, ALIGNED).to(tl.int32) >= threshold
+            dy = tl.where(kept, dy * keep_scale, 0.0)
+        dweight += dy * normal
+        dbias += dy
+        ds = norm_backward(normal, dy, weight, rstd, hidden, False)
+        tl.store(dsum_ptr + first[:, None] + column[None, :], ds, real)
+    place = partial_ptr + program * 2 * hidden + column[None, :]
+    tl.store(place, dweight, real)
+    tl.store(place + hidden, dbias, real)
+
+
+@triton.jit
+def _sum_runs_kernel(rows_ptr, order_ptr, ids_ptr, runs_ptr, count, hidden, RUN: tl.constexpr, COLUMNS: tl.constexpr):
+    """runs[i] = the sum of the rows of one id from sorted place i to the end of its block of RUN places; where i starts such a run."""
+    place = tl.program_id(0)
+    own = tl.load(ids_ptr + place)
+    if place % RUN != 0 and tl.load(ids_ptr + tl.maximum(place - 1, 0)) == own:
+        return
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    end = tl.minimum((place // RUN + 1) * RUN, count)
+    at = place
+    same = True
+    while same:
+        row = tl.load(order_ptr + at) * hidden
+        total += tl.load(rows_ptr + row + column, column < hidden, 0.0)
+        at += 1
+        same = at < end
+        if same:
+            same = tl.load(ids_ptr + at) == own
+    tl.store(runs_ptr + place.to(tl.int64) * hidden + column, total, column < hidden)
+
+
+@triton.jit
+def _add_runs_kernel(runs_ptr, ids_ptr, out_ptr, count, hidden, RUN: tl.constexpr, COLUMNS: tl.constexpr):
+    """out[id] = the sum of the id's runs, in order; by the program at the id's first place."""
+    place = tl.program_id(0)
+    own = tl.load(ids_ptr + place)
+    if place != 0 and tl.load(ids_ptr + tl.maximum(place - 1, 0)) == own:
+        return
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    at = place
+    same = True
+    while same:
+        total += tl.load(runs_ptr + at.to(tl.int64) * hidden + column, column < hidden, 0.0)
+        at = (at // RUN + 1) * RUN
+        same = at < count
+        if same:
+            same = tl.load(ids_ptr + at) == own
+    tl.store(out_ptr + own * hidden + column, total.to(out_ptr.dtype.element_ty), column < hidden)
+
+
+def _forward_triton(
+    tables: list[Tensor | None],
+    ids: list[Tensor | None],
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor,
+    eps: float,
+    threshold: int,
+    out: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+) -> None:
+    tokens, hidden = out.shape
+    if tokens:
+        _embed_forward_kernel[(tokens,)](
+            *_or_first(tables), *_or_first(ids), weight, bias, out, mean, rstd, seed, hidden, eps, threshold,
+            keep_scale(threshold), **_constants(tables, hidden, threshold),
+        )  # fmt: skip
+
+
+def _backward_triton(
+    dout: Tensor,
+    tables: list[Tensor | None],
+    ids: list[Tensor | None],
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    seed: Tensor,
+    threshold: int,
+    dsum: Tensor,
+) -> Tensor:
+    """Returns the gradients of weight and bias, (2, hidden) float32."""
+    tokens, hidden = dout.shape
+    partial = torch.empty(min(tokens, PROGRAMS), 2, hidden, device=dout.device)
+    if tokens:
+        _embed_backward_kernel[(partial.shape[0],)](
+            dout, *_or_first(tables), *_or_first(ids), weight, mean, rstd, dsum, partial, seed, tokens, hidden, threshold,
+            keep_scale(threshold), **_constants(tables, hidden, threshold),
+        )  # fmt: skip
+    return partial.sum(0)
+
+
+def _sum_rows_triton(rows: Tensor, order: Tensor, ids: Tensor, out: Tensor) -> None:
+    count, hidden = rows.shape
+    if count:
+        runs = torch.empty_like(rows)
+        grid = (count, triton.cdiv(hidden, COLUMNS))
+        _sum_runs_kernel[grid](rows, order, ids, runs, count, hidden, RUN=RUN, COLUMNS=COLUMNS)
+        _add_runs_kernel[grid](runs, ids, out, count, hidden, RUN=RUN, COLUMNS=COLUMNS)
+
+
+def _or_first(tensors: list[Tensor | None]) -> list[Tensor]:
+    """A kernel takes a pointer for every table; one that it does not read may be any."""
+    assert tensors[0] is not None
+    return [tensors[0] if x is None else x for x in tensors]
+
+
+def _constants(tables: list[Tensor | None], hidden: int, threshold: int) -> dict[str, int]:
+    return {
+        "POSITION": tables[1] is not None,
+        "SEGMENT": tables[2] is not None,
+        "DROPOUT": threshold > 0,
+        "ALIGNED": hidden % 8 == 0,
+        **tile_options(hidden),
+    }
+
+
+# --- torch.library ---
+
+
+@torch.library.custom_op("bertfast::embed", mutates_args=())
+def _embed(
+    input_ids: Tensor,
+    position_ids: Tensor | None,
+    segment_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor | None,
+    segment: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor,
+    eps: float,
+    threshold: int,
+    sparse_grad: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tables, ids = _contiguous(word, position, segment), _contiguous(input_ids, position_ids, segment_ids)
+    out, mean, rstd = _outputs(input_ids, word)
+    if backend == "cpp":
+        weight, bias = weight.float().contiguous(), bias.float().contiguous()
+        dispatch._C.embed_forward(
+            dispatch.dtype_name(word.dtype),
+            *_tables(tables, ids),
+            weight.data_ptr(),
+            bias.data_ptr(),
+            out.data_ptr(),
+            mean.data_ptr(),
+            rstd.data_ptr(),
+            *out.shape,
+            eps,
+            threshold,
+            int(seed),
+            torch.get_num_threads(),
+        )
+    else:
+        _forward_triton(tables, ids, weight.contiguous(), bias.contiguous(), seed, eps, threshold, out, mean, rstd)
+    return out, mean, rstd
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
+def _tables(tables: list[Tensor | None], ids: list[Tensor | None]) -> tuple[list[int], list[int], list[int]]:
+    """Addresses of tables and ids, and the tables' sizes, for the C++ extension."""
+    return [address(x) for x in tables], [address(x) for x in ids], [0 if x is None else x.shape[0] for x in tables]
+
+
+def _outputs(input_ids: Tensor, word: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    mean, rstd = (word.new_empty(input_ids.shape[0], dtype=torch.float32) for _ in range(2))
+    return word.new_empty(input_ids.shape[0], word.shape[1]), mean, rstd
+
+
+@torch.library.custom_op("bertfast::embed_backward", mutates_args=())
+def _embed_backward(
+    dout: Tensor,
+    input_ids: Tensor,
+    position_ids: Tensor | None,
+    segment_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor | None,
+    segment: Tensor | None,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    seed: Tensor,
+    threshold: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    dout = dout.contiguous()
+    tables, ids = _contiguous(word, position, segment), _contiguous(input_ids, position_ids, segment_ids)
+    dsum, dparameters = _gradients(dout)
+    if backend == "cpp":
+        weight = weight.float().contiguous()
+        dispatch._C.embed_backward(
+            dispatch.dtype_name(word.dtype),
+            dout.data_ptr(),
+            *_tables(tables, ids),
+            weight.data_ptr(),
+            mean.data_ptr(),
+            rstd.data_ptr(),
+            dsum.data_ptr(),
+            dparameters.data_ptr(),
+            *dout.shape,
+            threshold,
+            int(seed),
+            torch.get_num_threads(),
+        )
+    else:
+        dparameters = _backward_triton(
+            dout, tables, ids, weight.contiguous(), mean, rstd, seed, threshold, dsum
+        )
+    return dsum, dparameters
+
+
+def _gradients(dout: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of the sum of embeddings, (tokens, hidden), and of weight and bias, (2, hidden), both float32."""
+    return dout.new_empty(dout.shape, dtype=torch.float32), dout.new_empty(2, dout.shape[1], dtype=torch.float32)
+
+
+@torch.library.custom_op("bertfast::sum_rows", mutates_args=())
+def _sum_rows(rows: Tensor, ids: Tensor, size: int, dtype: torch.dtype, backend: str) -> Tensor:
+    """(size, hidden): row i is the sum, in order, of the rows (count, hidden) float32 whose id is i."""
+    out = torch.zeros(size, rows.shape[1], dtype=dtype, device=rows.device)
+    ordered, order = ids.sort(stable=True)
+    if backend == "cpp":
+        targets, lengths = ordered.unique_consecutive(return_counts=True)
+        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        dispatch._C.sum_row_groups(
+            dispatch.dtype_name(dtype),
+            rows.data_ptr(),
+            order.data_ptr(),
+            starts.data_ptr(),
+            targets.data_ptr(),
+            out.data_ptr(),
+            rows.shape[0],
+            targets.shape[0],
+            *out.shape,
+            torch.get_num_threads(),
+        )
+    else:
+        _sum_rows_triton(rows, order, ordered, out)
+    return out
+
+
+@_embed.register_fake
+def _(input_ids, position_ids, segment_ids, word, position, segment, weight, bias, seed, eps, threshold, sparse_grad, backend):
+    return _outputs(input_ids, word)
+
+
+@_embed_backward.register_fake
+def _(dout, input_ids, position_ids, segment_ids, word, position, segment, weight, mean, rstd, seed, threshold, backend):
+    return _gradients(dout)
+
+
+@_sum_rows.register_fake
+def _(rows, ids, size, dtype, backend):
+    return rows.new_empty(size, rows.shape[1], dtype=dtype)
+
+
+def _setup(ctx, inputs, output) -> None:
+    *tensors, _, ctx.threshold, ctx.sparse_grad, ctx.backend = inputs
+    _, mean, rstd = output
+    ctx.save_for_backward(*tensors, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd)
+
+
+def _backward(ctx, dout, *_):
+    *ids_and_tables, weight, bias, seed, mean, rstd = ctx.saved_tensors
+    dsum, dparameters = _embed_backward(dout, *ids_and_tables, weight, mean, rstd, seed, ctx.threshold, ctx.backend)
+    gradients: list[Tensor | None] = []
+    for number, (ids, table) in enumerate(zip(ids_and_tables[:3], ids_and_tables[3:], strict=True)):
+        if table is None or not ctx.needs_input_grad[3 + number]:
+            gradients.append(None)
+        elif ctx.sparse_grad and number == 0:
+            gradients.append(_sparse_rows(dsum, ids, table, ctx.backend))
+        else:
+            gradients.append(_sum_rows(dsum, ids, table.shape[0], table.dtype, ctx.backend))
+    dweight, dbias = dparameters.unbind()
+    return None, None, None, *gradients, dweight.to(weight.dtype), dbias.to(bias.dtype), *(None,) * 5
+
+
+def _sparse_rows(rows: Tensor, ids: Tensor, table: Tensor, backend: str) -> Tensor:
+    """`_sum_rows` of the ids that there are, as a sparse tensor of the table's shape."""
+    present, places = ids.unique(return_inverse=True)
+    values = _sum_rows(rows, places, present.shape[0], table.dtype, backend)
+    return torch.sparse_coo_tensor(present[None], values, table.shape, is_coalesced=True, check_invariants=False)
+
+
+_embed.register_autograd(_backward, setup_context=_setup)
+
+
+def embed(
+    input_ids: Tensor,
+    position_ids: Tensor | None,
+    segment_ids: Tensor | None,
+    word: Tensor,
+    position: Tensor | None,
+    segment: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-12,
+    dropout_p: float = 0.0,
+    seed: int | Tensor = 0,
+    sparse_grad: bool = False,
+) -> Tensor:
+    """``dropout(LayerNorm(word[input_ids] + position[position_ids] + segment[segment_ids]))``.
+
+    Args:
+        input_ids: (tokens,) int64.
+        position_ids, segment_ids: (tokens,) int64, or None, each with its table.
+        word: (vocab, hidden), floating point.
+        position, segment: (size, hidden) of word's dtype, or None for no such table.
+        weight, bias: (hidden,) of the LayerNorm, of one floating dtype.
+        eps: added to the variance.
+        dropout_p: of the result, in [0, 1), rounded to a multiple of 1/65536.
+        seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bits are those of `kernels.dropout`.
+        sparse_grad: the word table's gradient is a sparse tensor of the rows that occur. Autograd adds it in place to a dense gradient of the
+            same table (from a tied output layer), which spares a pass over the vocabulary; alone it is what ``sparse=True`` of
+            `torch.nn.functional.embedding` gives, which few optimizers take.
+
+    Returns:
+        (tokens, hidden), contiguous, of word's dtype.
+
+    Raises:
+        TypeError: a dtype that does not fit.
+        ValueError: a shape, device or option that does not fit; on the CPU an id beyond its table (on a GPU values are not read).
+        BackendError: the forced backend cannot serve the call.
+    """
+    check_integers("input_ids", input_ids, ("tokens",), torch.int64)
+    check_tensor("word", word, ("vocab", "hidden"))
+    if word.shape[1] == 0:
+        raise ValueError("word has no columns; it must have at least one")
+    for kind, ids, table in (
+        ("input", input_ids, word), ("position", position_ids, position), ("segment", segment_ids, segment)
+    ):  # fmt: skip
+        if (ids is None) != (table is None):
+            raise ValueError(f"{kind}_ids and the {kind} table go together; one is None")
+        if ids is not None and table is not None:
+            _check_table(kind, ids, table, input_ids, word)
+    check_scale_and_shift(weight, bias, word)
+    if not eps >= 0:
+        raise ValueError(f"eps is {eps}; it must be at least 0")
+    threshold = dropout_threshold(dropout_p)
+    seed = as_seed(seed, word.device)
+    arguments = (input_ids, position_ids, segment_ids, word, position, segment, weight, bias, seed, eps, threshold)
+    backend = dispatch.select("embed", word.device, word.dtype)
+    if backend == "reference":
+        return reference.embed(*arguments, sparse_grad)
+    return _embed(*arguments, sparse_grad, backend)[0]
+
+
+def _check_table(kind: str, ids: Tensor, table: Tensor, input_ids: Tensor, word: Tensor) -> None:
+    name = "word" if table is word else kind
+    check_integers(f"{kind}_ids", ids, ("tokens",), torch.int64)
+    check_device(f"{kind}_ids", ids, "word", word)
+    if ids.shape != input_ids.shape:
+        raise ValueError(f"{kind}_ids has {ids.shape[0]} entries and input_ids {input_ids.shape[0]}; they must be the same")
+    check_tensor(name, table, ("size", "hidden"))
+    check_like(name, table, "word", word)
+    if table.shape[1] != word.shape[1]:
+        raise ValueError(f"{name} has {table.shape[1]} columns and word {word.shape[1]}; they must be the same")
+    if not torch.compiler.is_compiling() and ids.device.type == "cpu" and ids.numel():
+        low, high = (int(value) for value in ids.aminmax())
+        if low < 0 or high >= table.shape[0]:
+            raise ValueError(
+                f"{kind}_ids holds {low if low < 0 else high}; {name} has {table.shape[0]} rows, so it must be from 0 to {table.shape[0] - 1}"
+            )
