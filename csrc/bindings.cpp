@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <stdexcept>
@@ -128,9 +129,44 @@ void check_strides(const char *name, int64_t token, int64_t head) {
   require(token >= 0 && head >= 0, std::string("the strides of ") + name + " must be at least 0");
 }
 
+// Addresses of bucket_of, bias, query_scores and key_scores (0: absent), and what `Positions` says of them.
+struct PositionTables {
+  std::array<Address, 4> tables;
+  int64_t buckets;
+  std::array<int64_t, 4> strides;
+};
+
+void check_positions(const PositionTables &positions, const AttentionSizes &size, int64_t window) {
+  require(window >= -1, "window is " + std::to_string(window) + "; it must be at least 0, or -1 for all keys");
+  const auto [bucket_of, bias, query_scores, key_scores] = positions.tables;
+  require_sizes({{"buckets", positions.buckets}});
+  for (int64_t stride : positions.strides) require(stride >= 0, "the strides of the tables must be at least 0");
+  require_pointer(bucket_of, size.max_seqlen && (bias || query_scores || key_scores), "bucket_of");
+  if (!bucket_of) return;
+  const int32_t *values = pointer<const int32_t>(bucket_of);
+  for (int64_t i = 0; i < 2 * size.max_seqlen - 1; ++i)
+    require(values[i] >= 0 && values[i] < positions.buckets, "bucket_of[" + std::to_string(i) + "] is " + std::to_string(values[i]) +
+                                                                 "; it must be from 0 to " + std::to_string(positions.buckets - 1));
+}
+
+template <typename T>
+Positions<T> positions_of(const PositionTables &positions, const AttentionSizes &size) {
+  const auto &[bucket_of, bias, query_scores, key_scores] = positions.tables;
+  const auto &strides = positions.strides;
+  return {pointer<const int32_t>(bucket_of),
+          pointer<const T>(bias),
+          pointer<const T>(query_scores),
+          pointer<const T>(key_scores),
+          positions.buckets,
+          size.max_seqlen,
+          {strides[0], strides[1]},
+          {strides[2], strides[3]}};
+}
+
 template <typename T>
 AttentionForward<T> forward_of(Address q, Address k, Address v, Address out, Address lse, Address cu_seqlens,
-                               const AttentionSizes &size, const std::array<int64_t, 6> &strides, float scale, int64_t seed) {
+                               const AttentionSizes &size, const std::array<int64_t, 6> &strides, float scale, int64_t seed,
+                               int64_t window, const PositionTables &positions) {
   return {pointer<const T>(q),
           pointer<const T>(k),
           pointer<const T>(v),
@@ -147,22 +183,26 @@ AttentionForward<T> forward_of(Address q, Address k, Address v, Address out, Add
           scale,
           static_cast<uint32_t>(size.threshold),
           static_cast<uint64_t>(seed),
-          static_cast<int>(size.threads)};
+          static_cast<int>(size.threads),
+          std::min(window, size.max_seqlen),
+          positions_of<T>(positions, size)};
 }
 
 void attention_forward(const std::string &dtype, Address q, Address k, Address v, Address out, Address lse, Address cu_seqlens,
                        int64_t sequences, int64_t heads, int64_t head_dim, int64_t q0, int64_t q1, int64_t k0, int64_t k1,
                        int64_t v0, int64_t v1, int64_t tokens, int64_t max_seqlen, float scale, int64_t threshold, int64_t seed,
-                       int64_t threads) {
+                       int64_t threads, int64_t window, std::array<Address, 4> tables, int64_t buckets,
+                       std::array<int64_t, 4> table_strides) {
   const AttentionSizes size{sequences, heads, head_dim, tokens, max_seqlen, threshold, threads};
-  check_attention(size, cu_seqlens);
+  const PositionTables positions{tables, buckets, table_strides};
+  check_attention(size, cu_seqlens), check_positions(positions, size, window);
   for (auto [address, name] : {std::pair{q, "q"}, {k, "k"}, {v, "v"}, {out, "out"}, {lse, "lse"}})
     require_pointer(address, tokens * heads, name);
   check_strides("q", q0, q1), check_strides("k", k0, k1), check_strides("v", v0, v1);
   with_dtype(dtype, [&](auto tag) {
     using T = decltype(tag);
     ops<T>().attention_forward(
-        forward_of<T>(q, k, v, out, lse, cu_seqlens, size, {q0, q1, k0, k1, v0, v1}, scale, seed));
+        forward_of<T>(q, k, v, out, lse, cu_seqlens, size, {q0, q1, k0, k1, v0, v1}, scale, seed, window, positions));
   });
 }
 
@@ -170,9 +210,13 @@ void attention_backward(const std::string &dtype, Address dout, Address q, Addre
                         Address dq, Address dk, Address dv, Address cu_seqlens, int64_t sequences, int64_t heads,
                         int64_t head_dim, int64_t q0, int64_t q1, int64_t k0, int64_t k1, int64_t v0, int64_t v1, int64_t d0,
                         int64_t d1, int64_t tokens, int64_t max_seqlen, float scale, int64_t threshold, int64_t seed,
-                        int64_t threads) {
+                        int64_t threads, int64_t window, std::array<Address, 4> tables, int64_t buckets,
+                        std::array<int64_t, 4> table_strides, std::array<Address, 3> table_gradients) {
   const AttentionSizes size{sequences, heads, head_dim, tokens, max_seqlen, threshold, threads};
-  check_attention(size, cu_seqlens);
+  const PositionTables positions{tables, buckets, table_strides};
+  check_attention(size, cu_seqlens), check_positions(positions, size, window);
+  for (size_t i = 0; i < table_gradients.size(); ++i)
+    require(!table_gradients[i] || tables[i + 1], "a gradient is wanted of a table that is absent");
   for (auto [address, name] : {std::pair{dout, "dout"}, {q, "q"}, {k, "k"}, {v, "v"}, {out, "out"}, {lse, "lse"}, {dq, "dq"},
                                {dk, "dk"}, {dv, "dv"}})
     require_pointer(address, tokens * heads, name);
@@ -180,12 +224,15 @@ void attention_backward(const std::string &dtype, Address dout, Address q, Addre
   with_dtype(dtype, [&](auto tag) {
     using T = decltype(tag);
     ops<T>().attention_backward(
-        {forward_of<T>(q, k, v, out, lse, cu_seqlens, size, {q0, q1, k0, k1, v0, v1}, scale, seed),
+        {forward_of<T>(q, k, v, out, lse, cu_seqlens, size, {q0, q1, k0, k1, v0, v1}, scale, seed, window, positions),
          pointer<const T>(dout),
          pointer<T>(dq),
          pointer<T>(dk),
          pointer<T>(dv),
-         {d0, d1}});
+         {d0, d1},
+         pointer<T>(table_gradients[0]),
+         pointer<T>(table_gradients[1]),
+         pointer<T>(table_gradients[2])});
   });
 }
 

@@ -5,6 +5,16 @@
 
 namespace bertfast {
 
+// What relative positions add to the scores (see kernels/positions.py); a null table is absent.
+template <typename T>
+struct Positions {
+  const int32_t *bucket_of;  // of a query and a key, at query - key + max_seqlen - 1
+  const T *bias;             // (heads, buckets)
+  const T *query_scores, *key_scores;
+  int64_t buckets, max_seqlen;
+  int64_t query_stride[2], key_stride[2];
+};
+
 // Sizes and strides are counted in elements; `threshold` is of Philox lanes (0: no dropout).
 template <typename T>
 struct AttentionForward {
@@ -19,6 +29,8 @@ struct AttentionForward {
   uint32_t threshold;
   uint64_t seed;
   int threads;
+  int64_t window;  // keys that a query sees on each side; -1: all
+  Positions<T> positions;
 };
 
 template <typename T>
@@ -27,6 +39,7 @@ struct AttentionBackward {
   const T *dout;
   T *dq, *dk, *dv;
   int64_t d_stride[2];
+  T *dbias, *dquery_scores, *dkey_scores;  // contiguous; null: not wanted
 };
 
 struct bf16 {

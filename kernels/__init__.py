@@ -16,17 +16,23 @@ if __name__ == "bertfast.kernels":
     from .embed import embed
     from .gather_rows import gather_rows
     from .linear_cross_entropy import linear_cross_entropy
+    from .positions import RelativePositions, alibi, alibi_slopes, deberta_buckets, t5_buckets
 
     __all__ = [
         "BackendError",
+        "RelativePositions",
         "adamw",
         "add_layer_norm",
+        "alibi",
+        "alibi_slopes",
         "attention",
         "bias_gelu",
+        "deberta_buckets",
         "dropout",
         "embed",
         "gather_rows",
         "gradient_norm",
         "linear_cross_entropy",
+        "t5_buckets",
         "use_backend",
     ]

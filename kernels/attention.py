@@ -1,16 +1,20 @@
-"""Variable-length bidirectional attention: ``out = dropout(softmax(scale Q Kᵀ)) V`` of each sequence by itself.
+"""Variable-length bidirectional attention: ``out = dropout(softmax(scale Q Kᵀ + terms)) V`` of each sequence by itself.
 
 q, k, v and out (tokens, heads, head_dim): a packed batch, where sequence b is rows ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``. No padding is
 computed, and the score matrix never stands in memory: it is made tile by tile with an online softmax, and made again in the
 backward from the saved log-sum-exp, with the dropout mask counted instead of stored.
 
+The terms of relative positions are read from small tables as each tile is made (see `positions.py`); with a window, tiles of keys that no query
+of the tile sees are skipped. A call that asks for neither runs the same code as if there were neither.
+
 Sources: Vaswani et al., "Attention Is All You Need", section 3.2.1; Dao et al., "FlashAttention", section 3.1 and appendix B (the tiled
-forward and backward); Milakov and Gimelshein, "Online normalizer calculation for softmax".
+forward and backward); Beltagy et al., "Longformer", section 3.1 (the window); Milakov and Gimelshein, "Online normalizer calculation for softmax".
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +24,7 @@ from . import dispatch, reference
 from .checks import check_cu_seqlens, check_device, check_integers, check_like, check_tensor
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import attention_lanes
+from .positions import RelativePositions, check_positions
 from .triton_compat import tl, triton
 from .triton_dot import dot
 
@@ -303,9 +308,13 @@ def _forward_triton(
     max_seqlen: int,
     scale: float,
     threshold: int,
+    window: int,
+    positions: RelativePositions | None,
     out: Tensor,
     lse: Tensor,
 ) -> None:
+    if window >= 0 or positions is not None:
+        raise dispatch.BackendError("the Triton kernels take neither a window nor positions; force another backend")
     tokens, heads, head_dim = q.shape
     # Slack rows are known to the device alone, so everything is zeroed: cheap beside the attention, and no synchronisation.
     out.zero_(), lse.zero_()
@@ -331,11 +340,12 @@ def _backward_triton(
     max_seqlen: int,
     scale: float,
     threshold: int,
-    dq: Tensor,
-    dk: Tensor,
-    dv: Tensor,
+    window: int,
+    positions: RelativePositions | None,
+    gradients: tuple[Tensor, ...],
 ) -> None:
     tokens, heads, head_dim = q.shape
+    dq, dk, dv, *_ = gradients
     dq.zero_(), dk.zero_(), dv.zero_()
     sequences = cu_seqlens.shape[0] - 1
     if 0 in (max_seqlen, heads, sequences):
@@ -368,12 +378,18 @@ def _attention(
     v: Tensor,
     cu_seqlens: Tensor,
     seed: Tensor,
+    buckets: Tensor | None,
+    bias: Tensor | None,
+    query_scores: Tensor | None,
+    key_scores: Tensor | None,
     max_seqlen: int,
     scale: float,
     threshold: int,
+    window: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     q, k, v = (_rows_contiguous(x) for x in (q, k, v))
+    positions = _kernel_positions(buckets, bias, query_scores, key_scores)
     tokens, heads, head_dim = q.shape
     out = torch.empty(tokens, heads, head_dim, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
@@ -398,9 +414,11 @@ def _attention(
             threshold,
             int(seed),
             torch.get_num_threads(),
+            window,
+            *_addresses_and_sizes(positions),
         )
     else:
-        _forward_triton(q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, out, lse)
+        _forward_triton(q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, window, positions, out, lse)
     return out, lse
 
 
@@ -414,16 +432,24 @@ def _attention_backward(
     lse: Tensor,
     cu_seqlens: Tensor,
     seed: Tensor,
+    buckets: Tensor | None,
+    bias: Tensor | None,
+    query_scores: Tensor | None,
+    key_scores: Tensor | None,
+    wanted: Sequence[bool],
     max_seqlen: int,
     scale: float,
     threshold: int,
+    window: int,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q, k, v = (_rows_contiguous(x) for x in (q, k, v))
+    positions = _kernel_positions(buckets, bias, query_scores, key_scores)
     dout, out, lse = dout.contiguous(), out.contiguous(), lse.contiguous()
     tokens, heads, head_dim = q.shape
-    dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    gradients = _empty_gradients(q, (bias, query_scores, key_scores), wanted)
     if backend == "cpp":
+        dq, dk, dv, *tables = gradients
         dispatch._C.attention_backward(
             dispatch.dtype_name(q.dtype),
             dout.data_ptr(),
@@ -449,33 +475,82 @@ def _attention_backward(
             threshold,
             int(seed),
             torch.get_num_threads(),
+            window,
+            *_addresses_and_sizes(positions),
+            [x.data_ptr() for x in tables],
         )
     else:
-        _backward_triton(dout, q, k, v, out, lse, cu_seqlens, seed, max_seqlen, scale, threshold, dq, dk, dv)
-    return dq, dk, dv
+        _backward_triton(
+            dout, q, k, v, out, lse, cu_seqlens, seed, max_seqlen, scale, threshold, window, positions, gradients
+        )
+    return gradients
+
+
+def _kernel_positions(
+    buckets: Tensor | None, bias: Tensor | None, query_scores: Tensor | None, key_scores: Tensor | None
+) -> RelativePositions | None:
+    """The tables as the kernels follow them: any stride of tokens and heads, the buckets of a row adjacent."""
+    if buckets is None:
+        return None
+    scores = (None if x is None else _rows_contiguous(x) for x in (query_scores, key_scores))
+    return RelativePositions(buckets.contiguous(), None if bias is None else bias.contiguous(), *scores)
+
+
+def _table_sizes(positions: RelativePositions | None) -> tuple[int, list[int]]:
+    """How many buckets there are, and the strides of tokens and heads in query_scores and in key_scores; zeros for what is absent."""
+    if positions is None:
+        return 0, [0] * 4
+    count = next(x.shape[-1] for x in positions.tables if x is not None)
+    strides = [(0, 0) if x is None else x.stride()[:2] for x in (positions.query_scores, positions.key_scores)]
+    return count, [*strides[0], *strides[1]]
+
+
+def _addresses_and_sizes(positions: RelativePositions | None) -> tuple[list[int], int, list[int]]:
+    tensors = (positions.buckets, *positions.tables) if positions else (None,) * 4
+    return [0 if x is None else x.data_ptr() for x in tensors], *_table_sizes(positions)
+
+
+def _empty_gradients(
+    q: Tensor, tables: tuple[Tensor | None, ...], wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Room for the gradients of q, k, v and the tables; of no elements for a table whose gradient is not wanted."""
+    dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
+    dbias, dquery, dkey = (
+        q.new_empty(x.shape if x is not None and want else 0) for x, want in zip(tables, wanted, strict=True)
+    )
+    return dq, dk, dv, dbias, dquery, dkey
 
 
 @_attention.register_fake
-def _(q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, backend):
+def _(
+    q, k, v, cu_seqlens, seed, buckets, bias, query_scores, key_scores, max_seqlen, scale, threshold, window, backend
+):
     return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
 @_attention_backward.register_fake
-def _(dout, q, k, v, out, lse, cu_seqlens, seed, max_seqlen, scale, threshold, backend):
-    return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
+def _(
+    dout, q, k, v, out, lse, cu_seqlens, seed, buckets, bias, query_scores, key_scores, wanted, max_seqlen, scale,
+    threshold, window, backend,
+):  # fmt: skip
+    return _empty_gradients(q, (bias, query_scores, key_scores), wanted)
 
 
 def _setup(ctx, inputs, output) -> None:
-    q, k, v, cu_seqlens, seed, *ctx.constants = inputs
-    ctx.save_for_backward(q, k, v, *output, cu_seqlens, seed)
+    q, k, v, cu_seqlens, seed, buckets, *tables = inputs[:9]
+    ctx.constants = inputs[9:]
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens, seed, buckets, *tables)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dout, _dlse):
     if dout is None:
-        return (None,) * 9
-    return *_attention_backward(dout, *ctx.saved_tensors, *ctx.constants), None, None, None, None, None, None
+        return (None,) * 14
+    wanted = ctx.needs_input_grad[6:9]
+    dq, dk, dv, *tables = _attention_backward(dout, *ctx.saved_tensors, wanted, *ctx.constants)
+    tables = [gradient if want else None for gradient, want in zip(tables, wanted, strict=True)]
+    return dq, dk, dv, None, None, None, *tables, *(None,) * 5
 
 
 _attention.register_autograd(_backward, setup_context=_setup)
@@ -496,6 +571,8 @@ def attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
+    window: int | None = None,
+    positions: RelativePositions | None = None,
 ) -> Tensor:
     """Bidirectional attention within each sequence of a packed batch.
 
@@ -509,6 +586,9 @@ def attention(
         dropout_p: of the probabilities, in [0, 1), rounded to a multiple of 1/65536.
         seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bit of a score is a function of the seed, the query's
             row in the batch, the head and the key's position in its sequence.
+        window: a query at position i sees the keys from i - window to i + window alone; None is all of its sequence.
+        positions: what the relative positions add to the scores; each of its tables gets a gradient. On a GPU that gradient, and it alone,
+            takes a scratch of (tokens, heads, max_seqlen) in q's dtype, and the values of its buckets are trusted.
 
     Returns:
         (tokens, heads, head_dim), contiguous, of q's dtype; sums are kept in float32.
@@ -533,9 +613,18 @@ def attention(
         scale = q.shape[2] ** -0.5
     elif not math.isfinite(scale):
         raise ValueError(f"scale is {scale}; it must be finite")
+    if window is not None and window < 0:
+        raise ValueError(f"window is {window}; it must be at least 0, or None for all keys")
+    if window is None or window >= max_seqlen - 1:
+        window = -1
+    if positions is not None:
+        check_positions(positions, q, max_seqlen)
+        if all(table is None for table in positions.tables):
+            positions = None
     threshold = dropout_threshold(dropout_p)
     seed = as_seed(seed, q.device)
     backend = dispatch.select("attention", q.device, q.dtype, q.shape[2])
     if backend == "reference":
-        return reference.attention(q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold)
-    return _attention(q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, backend)[0]
+        return reference.attention(q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, window, positions)
+    tensors = (positions.buckets, *positions.tables) if positions else (None,) * 4
+    return _attention(q, k, v, cu_seqlens, seed, *tensors, max_seqlen, scale, threshold, window, backend)[0]

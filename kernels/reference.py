@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .philox import flat_lanes, keep_scale, philox_lanes
+from .positions import RelativePositions
 
 
 def attention(
@@ -22,13 +23,18 @@ def attention(
     max_seqlen: int,
     scale: float,
     threshold: int,
+    window: int = -1,
+    positions: RelativePositions | None = None,
 ) -> Tensor:
-    """softmax(scale Q Kᵀ) V of each sequence by itself; see `bertfast.kernels.attention`."""
+    """softmax(scale Q Kᵀ + terms of the positions) V of each sequence by itself, a window of -1 being none; see `bertfast.kernels.attention`."""
     tokens, heads = q.shape[:2]
     sequences = cu_seqlens.shape[0] - 1
     token = torch.arange(tokens, device=q.device)
     if tokens == 0 or sequences == 0 or max_seqlen == 0:
-        return torch.where(token[:, None, None] < 0, q + k + v, 0.0)  # zeros, with every input in the graph
+        tables = [x.sum() for x in positions.tables if x is not None] if positions else []
+        return torch.where(
+            token[:, None, None] < 0, q + k + v + sum(tables), 0.0
+        )  # zeros, with every input in the graph
 
     # To the padded form (sequences, positions, heads, head_dim), zeros where there is no token.
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -40,7 +46,12 @@ def attention(
 
     with torch.autocast(q.device.type, enabled=False):
         scores = torch.einsum("bihd,bjhd->bhij", q_pad, k_pad) * scale
-    scores = scores.masked_fill(~real[:, None, None, :], torch.finfo(dtype).min)
+    if positions is not None:
+        scores = scores + _position_scores(positions, row, real, max_seqlen, dtype)
+    seen = real[:, None, None, :]
+    if window >= 0:
+        seen = seen & ((position[:, None] - position).abs() <= window)
+    scores = scores.masked_fill(~seen, torch.finfo(dtype).min)
     probabilities = scores.softmax(-1)
     if threshold:
         head = torch.arange(heads, device=q.device)
@@ -52,6 +63,24 @@ def attention(
     sequence = torch.searchsorted(ends, token, right=True).clamp(max=sequences - 1)
     out = out_pad[sequence, (token - starts[sequence]).clamp(0, max_seqlen - 1)]
     return torch.where((token < ends[-1])[:, None, None], out, 0.0)
+
+
+def _position_scores(
+    positions: RelativePositions, row: Tensor, real: Tensor, max_seqlen: int, dtype: torch.dtype
+) -> Tensor:
+    """What relative positions add to the scores; broadcasts to (sequences, heads, queries, keys). ``row`` and ``real`` are (sequences, positions)."""
+    position = torch.arange(max_seqlen, device=row.device)
+    bucket = positions.buckets.long()[position[:, None] - position + max_seqlen - 1]
+    terms = torch.zeros((), dtype=dtype, device=row.device)
+    if positions.bias is not None:
+        terms = terms + positions.bias.to(dtype)[:, bucket]
+    for table, by_query in ((positions.query_scores, True), (positions.key_scores, False)):
+        if table is not None:
+            padded = torch.where(real[..., None, None], table[row], 0.0).to(dtype).transpose(1, 2)
+            index = bucket if by_query else bucket.T
+            picked = padded.gather(3, index.expand(*padded.shape[:2], -1, -1))
+            terms = terms + (picked if by_query else picked.transpose(2, 3))
+    return terms
 
 
 def dropout(x: Tensor, seed: Tensor, threshold: int) -> Tensor:

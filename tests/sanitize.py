@@ -21,6 +21,7 @@ BUILD = REPOSITORY / "build" / "sanitize"
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"
 BYTES = {"float32": 4, "bfloat16": 2}
 THREADS = 2
+BUCKETS = 5
 
 
 def build() -> Path:
@@ -93,8 +94,18 @@ class Arrays:
         return self._keep(np.empty(int(np.prod(shape)) * BYTES[self.dtype], np.uint8))
 
 
-def attention(ext: Any, dtype: str, lengths: list[int], heads: int, head_dim: int, slack: int, threshold: int) -> None:
-    """Forward and backward on q, k, v that lie in one projection of their own strides."""
+def attention(
+    ext: Any,
+    dtype: str,
+    lengths: list[int],
+    heads: int,
+    head_dim: int,
+    slack: int,
+    threshold: int,
+    window: int = -1,
+    tables: str = "",
+) -> None:
+    """Forward and backward on q, k, v that lie in one projection of their own strides, with the tables named: b(ias), q(uery), k(ey) scores."""
     a = Arrays(dtype, 1)
     tokens = sum(lengths) + slack
     stride = 3 * heads * head_dim
@@ -104,11 +115,17 @@ def attention(ext: Any, dtype: str, lengths: list[int], heads: int, head_dim: in
     cu = a.integers(np.cumsum([0, *lengths]), np.int32)
     longest = max(lengths, default=0)
     sizes = (len(lengths), heads, head_dim, *(stride, head_dim) * 3)
-    rest = (tokens, longest, 0.25, threshold, -7, THREADS)
+    shapes = {"b": (heads, BUCKETS), "q": (tokens, heads, BUCKETS), "k": (tokens, heads, BUCKETS)}
+    bucket_of = a.integers(a.rng.integers(0, BUCKETS, max(2 * longest - 1, 0)), np.int32)
+    addresses = [bucket_of, *(a.values(*shape) if name in tables else 0 for name, shape in shapes.items())]
+    positions = (window, addresses if tables else [0] * 4, BUCKETS, [heads * BUCKETS, BUCKETS] * 2)
+    rest = (tokens, longest, 0.25, threshold, -7, THREADS, *positions)
     ext.attention_forward(dtype, q, k, v, out, lse, cu, *sizes, *rest)
     gradients = [a.room(tokens, heads, head_dim) for _ in range(3)]
+    table_gradients = [a.room(*shape) if name in tables else 0 for name, shape in shapes.items()]
     dout = a.values(tokens, heads, head_dim)
-    ext.attention_backward(dtype, dout, q, k, v, out, lse, *gradients, cu, *sizes, heads * head_dim, head_dim, *rest)
+    strides = (heads * head_dim, head_dim)
+    ext.attention_backward(dtype, dout, q, k, v, out, lse, *gradients, cu, *sizes, *strides, *rest, table_gradients)
 
 
 def rows(ext: Any, dtype: str, count: int, masked: int, hidden: int) -> None:
@@ -156,6 +173,9 @@ def drive(ext: Any) -> int:
                     for slack, threshold in ((0, 0), (3, 6554)):
                         attention(ext, dtype, lengths, 2, head_dim, slack, threshold)
                         calls += 2
+                for window, tables in ((-1, "bqk"), (0, ""), (7, "b"), (64, "qk"), (2**62, "q"), (100, "k")):
+                    attention(ext, dtype, lengths, 3, 16, 2, 6554, window, tables)
+                    calls += 2
             for shape in ((0, 0, 5), (1, 1, 1), (7, 3, 16), (33, 33, 65)):
                 rows(ext, dtype, *shape)
                 calls += 3

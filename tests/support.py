@@ -44,6 +44,26 @@ def boundaries(lengths: list[int], device: torch.device = DEVICE) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
 
 
+def random_positions(  # type: ignore[no-untyped-def]
+    tables: str,
+    tokens: int,
+    heads: int,
+    max_seqlen: int,
+    dtype: torch.dtype = torch.float32,
+    buckets: int = 7,
+    seed: int = 1,
+):
+    """RelativePositions with a bucket drawn for each distance and normal values in the tables named: b(ias), q(uery) and k(ey) scores."""
+    from bertfast import kernels
+
+    generator = torch.Generator().manual_seed(seed)
+    bucket_of = torch.randint(buckets, (max(2 * max_seqlen - 1, 0),), generator=generator, dtype=torch.int32)
+    shapes = {"b": (heads, buckets), "q": (tokens, heads, buckets), "k": (tokens, heads, buckets)}
+    values = {name: torch.randn(*shape, generator=generator).to(DEVICE, dtype) for name, shape in shapes.items()}
+    wanted = [values[name].requires_grad_() if name in tables else None for name in shapes]
+    return kernels.RelativePositions(bucket_of.to(DEVICE), *wanted)
+
+
 def missing_backend(name: str, dtype: torch.dtype = torch.float32) -> str:
     """Why ``name`` cannot serve on this machine's test device; empty when it can."""
     from bertfast.kernels import dispatch

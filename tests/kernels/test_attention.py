@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bertfast import kernels
 from bertfast.kernels import reference
 from bertfast.kernels.philox import as_seed, dropout_threshold
-from support import COMPILE_BACKEND, DEVICE, assert_close_to_float64, boundaries, forced
+from support import COMPILE_BACKEND, DEVICE, assert_close_to_float64, boundaries, forced, random_positions
 
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 128)
 BACKENDS = ("reference", "cpp")
@@ -24,22 +24,33 @@ def inputs(lengths, heads, head_dim, dtype, slack=0, seed=0):
     return [x.detach().requires_grad_() for x in qkv.unbind(1)], dout, boundaries(lengths)
 
 
+def tables_of(positions):
+    return [x for x in positions.tables if x is not None] if positions else []
+
+
 def run(qkv, dout, cu_seqlens, max_seqlen, **options):
+    """The output, then the gradients of q, k, v and of the tables of the positions."""
     out = kernels.attention(*qkv, cu_seqlens, max_seqlen, **options)
-    return [out.detach(), *torch.autograd.grad(out, qkv, dout)]
+    return [out.detach(), *torch.autograd.grad(out, [*qkv, *tables_of(options.get("positions"))], dout)]
 
 
-def float64_run(qkv, dout, cu_seqlens, max_seqlen, scale=None, dropout_p=0.0, seed=0):
+def float64_run(qkv, dout, cu_seqlens, max_seqlen, scale=None, dropout_p=0.0, seed=0, window=None, positions=None):
     qkv = [x.detach().double().requires_grad_() for x in qkv]
     scale = qkv[0].shape[2] ** -0.5 if scale is None else scale
     threshold = dropout_threshold(dropout_p)
-    out = reference.attention(*qkv, cu_seqlens, as_seed(seed, DEVICE), max_seqlen, scale, threshold)
-    return [out.detach(), *torch.autograd.grad(out, qkv, dout.double())]
+    window = -1 if window is None else window
+    if positions is not None:
+        wide = [None if x is None else x.detach().double().requires_grad_() for x in positions.tables]
+        positions = kernels.RelativePositions(positions.buckets, *wide)
+    out = reference.attention(*qkv, cu_seqlens, as_seed(seed, DEVICE), max_seqlen, scale, threshold, window, positions)
+    return [out.detach(), *torch.autograd.grad(out, [*qkv, *tables_of(positions)], dout.double())]
 
 
-def check(backend, lengths, heads, head_dim, dtype, slack=0, **options):
+def check(backend, lengths, heads, head_dim, dtype, slack=0, tables="", **options):
     qkv, dout, cu_seqlens = inputs(lengths, heads, head_dim, dtype, slack)
     max_seqlen = max(lengths, default=0)
+    if tables:
+        options["positions"] = random_positions(tables, sum(lengths) + slack, heads, max_seqlen, dtype)
     with forced(backend, dtype):
         actual = run(qkv, dout, cu_seqlens, max_seqlen, **options)
     for got, wanted in zip(actual, float64_run(qkv, dout, cu_seqlens, max_seqlen, **options), strict=True):
@@ -54,6 +65,47 @@ def test_the_reference_equals_scaled_dot_product_attention_of_each_sequence():
         q1, k1, v1 = (x[start:end].transpose(0, 1) for x in (q, k, v))
         wanted = torch.nn.functional.scaled_dot_product_attention(q1, k1, v1).transpose(0, 1)
         torch.testing.assert_close(out[start:end], wanted)
+
+
+def explicit_scores(q, k, positions, start, length, scale, window=None):
+    """The formula of the scores of one sequence, an element at a time."""
+    bias, query_scores, key_scores = positions.tables
+    longest = (len(positions.buckets) + 1) // 2
+    scores = torch.full((q.shape[1], length, length), float("-inf"), dtype=q.dtype)
+    for i in range(length):
+        for j in range(length):
+            if window is None or abs(i - j) <= window:
+                b = int(positions.buckets[i - j + longest - 1])
+                terms = bias[:, b] + query_scores[start + i, :, b] + key_scores[start + j, :, b]
+                scores[:, i, j] = scale * (q[start + i] * k[start + j]).sum(-1) + terms
+    return scores
+
+
+@pytest.mark.parametrize("window", [None, 0, 2])
+def test_the_reference_adds_the_terms_of_the_formula_and_sees_the_window(window):
+    (q, k, v), _, cu_seqlens = inputs([3, 6], 2, 4, torch.float64)
+    positions = random_positions("bqk", 9, 2, 7, torch.float64)
+    out = kernels.attention(q, k, v, cu_seqlens, 7, scale=0.3, window=window, positions=positions)
+    for start, length in ((0, 3), (3, 6)):
+        scores = explicit_scores(q, k, positions, start, length, 0.3, window)
+        wanted = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v[start : start + length])
+        torch.testing.assert_close(out[start : start + length], wanted)
+
+
+@pytest.mark.parametrize("window", [None, 1])
+@pytest.mark.parametrize("tables", ["b", "q", "k", "bqk"])
+def test_the_reference_passes_gradcheck_with_positions(tables, window):
+    qkv, _, cu_seqlens = inputs([3, 0, 1, 4], 2, 2, torch.float64, slack=1)
+    positions = random_positions(tables, 9, 2, 4, torch.float64, buckets=3)
+    given = iter(range(3, 6))
+    places = [None if x is None else next(given) for x in positions.tables]
+
+    def function(*leaves):
+        tables = (None if place is None else leaves[place] for place in places)
+        moved = kernels.RelativePositions(positions.buckets, *tables)
+        return kernels.attention(*leaves[:3], cu_seqlens, 4, window=window, positions=moved, dropout_p=0.2, seed=1)
+
+    assert torch.autograd.gradcheck(function, (*qkv, *tables_of(positions)))
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
@@ -85,6 +137,38 @@ def test_a_given_scale_is_used(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_long_sequences_match_float64(backend):
     check(backend, [1025, 3], 1, 64, torch.float32, dropout_p=0.1, seed=1)
+
+
+@pytest.mark.parametrize("window", [0, 1, 16, 63, 64, 100, 128, 129, 2**40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_window_matches_float64(backend, dtype, window):
+    check(backend, [*LENGTHS, 200], 2, 32, dtype, slack=1, window=window, dropout_p=0.2, seed=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("tables", ["b", "q", "k", "bq", "bk", "qk", "bqk"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_table_matches_float64(backend, tables, dtype):
+    check(backend, LENGTHS, 3, 32, dtype, slack=2, tables=tables)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 2, 3, 16, 17, 64, 65, 150]), max_size=5),
+    head_dim=st.sampled_from(HEAD_DIMS),
+    heads=st.integers(1, 3),
+    slack=st.integers(0, 4),
+    dropout_p=st.sampled_from([0.0, 0.1]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    tables=st.sampled_from(["", "b", "q", "k", "bqk"]),
+    window=st.one_of(st.none(), st.integers(0, 160)),
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_positions_and_window_match_float64(
+    backend, lengths, head_dim, heads, slack, dropout_p, dtype, tables, window
+):
+    check(backend, lengths, heads, head_dim, dtype, slack, tables, dropout_p=dropout_p, seed=11, window=window)
 
 
 @settings(max_examples=25, deadline=None)
@@ -127,6 +211,50 @@ def test_slack_tokens_give_zeros_and_take_no_gradient(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_slack_rows_of_the_tables_are_not_read_and_take_no_gradient(backend):
+    qkv, dout, cu_seqlens = inputs([4, 6], 2, 16, torch.float32, slack=5)
+    clean = random_positions("bqk", 15, 2, 6)
+    poisoned = random_positions("bqk", 15, 2, 6)
+    for x in poisoned.tables[1:]:
+        x.data[10:] = float("nan")
+    with forced(backend):
+        wanted, got = (run(qkv, dout, cu_seqlens, 6, positions=positions) for positions in (clean, poisoned))
+    for x, y in zip(got, wanted, strict=True):
+        assert torch.equal(x, y)
+    for gradient in got[5:]:
+        assert not gradient[10:].any()
+        assert gradient[:10].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("lengths", "slack"), [([], 0), ([], 3), ([0, 0], 0), ([0, 0], 3)])
+def test_tables_of_a_batch_with_no_tokens_get_zeros(backend, lengths, slack):
+    qkv, dout, cu_seqlens = inputs(lengths, 2, 16, torch.float32, slack)
+    for max_seqlen in (0, 4):
+        positions = random_positions("bqk", slack, 2, max_seqlen)
+        with forced(backend):
+            results = run(qkv, dout, cu_seqlens, max_seqlen, positions=positions, window=1)
+        for result, like in zip(results[4:], positions.tables, strict=True):
+            assert result.shape == like.shape
+            assert not result.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("trained", range(3))
+def test_a_table_that_needs_no_gradient_changes_no_other_gradient(backend, trained):
+    qkv, dout, cu_seqlens = inputs([5, 12], 2, 32, torch.float32)
+    positions = random_positions("bqk", 17, 2, 12)
+    with forced(backend):
+        wanted = run(qkv, dout, cu_seqlens, 12, positions=positions)
+        for place, table in enumerate(positions.tables):
+            table.requires_grad_(place == trained)
+        out = kernels.attention(*qkv, cu_seqlens, 12, positions=positions)
+        got = torch.autograd.grad(out, [*qkv, positions.tables[trained]], dout)
+    for x, y in zip(got, [*wanted[1:4], wanted[4 + trained]], strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
 @pytest.mark.parametrize("slack", [0, 3])
 def test_a_batch_with_no_tokens_gives_zeros(backend, lengths, slack):
@@ -144,8 +272,14 @@ def test_strides_do_not_matter(backend):
         x.detach().permute(1, 2, 0).contiguous().permute(2, 0, 1).requires_grad_() for x in qkv
     ]  # head elements far apart
     dout_strided = torch.stack([dout, dout], -1)[..., 0]
+    positions = random_positions("bqk", 17, 2, 12)
+    # The scores as a batched product by head leaves them; a bias with its buckets apart; every other distance of a longer list.
+    by_head = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in positions.tables[1:]]
+    bias = positions.bias.detach().T.contiguous().T.requires_grad_()
+    strided = kernels.RelativePositions(positions.buckets.repeat_interleave(2)[::2], bias, *by_head)
     with forced(backend):
-        results = zip(run(qkv, dout, cu_seqlens, 12), run(awkward, dout_strided, cu_seqlens, 12), strict=True)
+        wanted_results = run(qkv, dout, cu_seqlens, 12, positions=positions)
+        results = zip(run(awkward, dout_strided, cu_seqlens, 12, positions=strided), wanted_results, strict=True)
     for got, wanted in results:
         assert torch.equal(got, wanted)
 
@@ -177,50 +311,54 @@ def test_a_tensor_seed_and_an_integer_seed_are_the_same(backend):
     assert not torch.equal(one, third)
 
 
-def test_the_backward_is_the_same_bits_each_time_and_on_any_number_of_threads():
+@pytest.mark.parametrize("tables", ["", "bqk"])
+def test_the_backward_is_the_same_bits_each_time_and_on_any_number_of_threads(tables):
     qkv, dout, cu_seqlens = inputs([40, 3, 77], 4, 64, torch.float32)
+    positions = random_positions(tables, 120, 4, 77)
     results = []
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 1, 3):
             torch.set_num_threads(count)
             with forced("cpp"):
-                results.append(run(qkv, dout, cu_seqlens, 77, dropout_p=0.1))
+                results.append(run(qkv, dout, cu_seqlens, 77, dropout_p=0.1, positions=positions))
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(result, results[0], strict=True))
 
 
-@pytest.mark.parametrize("dropout_p", [0.0, 0.25])
-def test_the_custom_op_passes_opcheck(dropout_p):
+@pytest.mark.parametrize(
+    ("dropout_p", "tables", "window"), [(0.0, "", -1), (0.25, "", 2), (0.25, "bqk", -1), (0.0, "k", 3)]
+)
+def test_the_custom_op_passes_opcheck(dropout_p, tables, window):
     qkv, _, cu_seqlens = inputs([4, 0, 9], 2, 16, torch.float32, slack=1)
-    seed = as_seed(1, DEVICE)
+    seed, positions = as_seed(1, DEVICE), random_positions(tables, 14, 2, 9)
+    options = (9, 0.25, dropout_threshold(dropout_p), window, "cpp")
     with forced("cpp"):
-        arguments = (*qkv, cu_seqlens, seed, 9, 0.25, dropout_threshold(dropout_p), "cpp")
-        torch.library.opcheck(torch.ops.bertfast.attention.default, arguments)
-        out, lse = torch.ops.bertfast.attention(*arguments)
-        backward = (
-            torch.randn_like(out),
-            *(x.detach() for x in (*qkv, out)),
-            lse,
-            cu_seqlens,
-            seed,
-            *arguments[5:],
-        )
+        arguments = (*qkv, cu_seqlens, seed, positions.buckets if tables else None, *positions.tables)
+        torch.library.opcheck(torch.ops.bertfast.attention.default, (*arguments, *options))
+        out, lse = torch.ops.bertfast.attention(*arguments, *options)
+        q, k, v, *rest = (x if x is None else x.detach() for x in arguments)
+        wanted = [x is not None for x in positions.tables]
+        backward = (torch.randn_like(out), q, k, v, out.detach(), lse, *rest, wanted, *options)
         torch.library.opcheck(torch.ops.bertfast.attention_backward.default, backward)
 
 
+@pytest.mark.parametrize("tables", ["", "b", "bqk"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_torch_compile_takes_it_without_a_graph_break(backend):
+def test_torch_compile_takes_it_without_a_graph_break(backend, tables):
     qkv, dout, cu_seqlens = inputs([4, 9], 2, 16, torch.float32)
+    positions = random_positions(tables, 13, 2, 9)
+    leaves = [*qkv, *tables_of(positions)]
 
     def loss(q, k, v):
-        return (kernels.attention(q, k, v, cu_seqlens, 9, dropout_p=0.1, seed=5) * dout).sum()
+        options = {"positions": positions, "window": 4} if tables else {}
+        return (kernels.attention(q, k, v, cu_seqlens, 9, dropout_p=0.1, seed=5, **options) * dout).sum()
 
     with forced(backend):
-        wanted = torch.autograd.grad(loss(*qkv), qkv)
-        got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*qkv), qkv)
+        wanted = torch.autograd.grad(loss(*qkv), leaves)
+        got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*qkv), leaves)
     for x, y in zip(got, wanted, strict=True):
         torch.testing.assert_close(x, y)
 
@@ -245,6 +383,30 @@ def bad_calls():
     yield "scale is nan", ValueError, ((q, q, q, cu, 4), {"scale": float("nan")})
     yield "dropout probability is 1", ValueError, ((q, q, q, cu, 4), {"dropout_p": 1})
     yield "seed is a str", TypeError, ((q, q, q, cu, 4), {"dropout_p": 0.1, "seed": "0"})
+    yield "window is -1", ValueError, ((q, q, q, cu, 4), {"window": -1})
+    yield "positions is a Tensor", TypeError, ((q, q, q, cu, 4), {"positions": q})
+    buckets, bias, scores = torch.zeros(7, dtype=torch.int32), torch.randn(2, 3), torch.randn(6, 2, 3)
+    for message, error, fields in (
+        ("positions.buckets is torch.int64", TypeError, (buckets.long(), bias)),
+        ("positions.buckets holds 6 distances; max_seqlen 4 has 7", ValueError, (buckets[1:], bias)),
+        ("positions.buckets has shape (7, 1)", ValueError, (buckets[:, None], bias)),
+        ("positions.buckets is on meta", ValueError, (buckets.to("meta"), bias)),
+        (
+            "positions.buckets goes from 0 to 3 and the tables have 3",
+            ValueError,
+            (buckets + torch.tensor([0] * 6 + [3]).int(), bias),
+        ),
+        ("positions.buckets goes from -1 to -1", ValueError, (buckets - 1, bias)),
+        ("positions.bias is torch.bfloat16 and q torch.float32", TypeError, (buckets, bias.bfloat16())),
+        ("positions.bias is torch.int64", TypeError, (buckets, bias.long())),
+        ("positions.bias has shape (3, 3)", ValueError, (buckets, torch.randn(3, 3))),
+        ("positions.bias has shape (6, 2, 3)", ValueError, (buckets, scores)),
+        ("positions.query_scores has shape (5, 2, 3)", ValueError, (buckets, None, scores[:5])),
+        ("positions.key_scores has shape (6, 1, 3)", ValueError, (buckets, None, None, scores[:, :1])),
+        ("positions.key_scores is on meta", ValueError, (buckets, None, None, scores.to("meta"))),
+        ("the tables differ in buckets", ValueError, (buckets, bias, scores[..., :2])),
+    ):
+        yield message, error, ((q, q, q, cu, 4), {"positions": kernels.RelativePositions(*fields)})
 
 
 @pytest.mark.parametrize(("message", "error", "call"), list(bad_calls()), ids=lambda x: x if isinstance(x, str) else "")

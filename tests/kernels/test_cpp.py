@@ -9,7 +9,7 @@ import torch
 
 from bertfast import kernels
 from bertfast.kernels import dispatch
-from support import boundaries, missing_backend
+from support import boundaries, missing_backend, random_positions
 
 pytestmark = pytest.mark.skipif(bool(missing_backend("cpp")), reason=missing_backend("cpp"))
 
@@ -26,13 +26,18 @@ def outputs(dtype):
     generator = torch.Generator().manual_seed(0)
     q, k, v, dout = (torch.randn(70, 2, 48, generator=generator).to(dtype) for _ in range(4))
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    out = kernels.attention(*leaves, boundaries([33, 0, 37]), 37, dropout_p=0.2, seed=3)
+    cu_seqlens = boundaries([33, 0, 37])
+    out = kernels.attention(*leaves, cu_seqlens, 37, dropout_p=0.2, seed=3)
+    positions = random_positions("bqk", 70, 2, 37, dtype)
+    placed = kernels.attention(*leaves, cu_seqlens, 37, window=20, positions=positions)
+    placed_gradients = torch.autograd.grad(placed, [*leaves, *positions.tables], dout)
     h, w, b = (
         torch.randn(*shape, generator=generator).to(dtype).requires_grad_() for shape in ((9, 16), (101, 16), (101,))
     )
     loss, _ = kernels.linear_cross_entropy(h, w, b, torch.arange(9), label_smoothing=0.1)
     dropped = kernels.dropout(q, 0.3, seed=1)
-    return [out, *torch.autograd.grad(out, leaves, dout), loss, *torch.autograd.grad(loss, (h, w, b)), dropped]
+    gradients = [*torch.autograd.grad(out, leaves, dout), *torch.autograd.grad(loss, (h, w, b)), *placed_gradients]
+    return [out, loss, placed, dropped, *gradients]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -105,6 +110,31 @@ def test_bad_arguments_are_refused_before_a_pointer_is_followed(name, arguments,
 )
 def test_boundaries_that_reach_outside_are_refused(bounds, message):
     cu = np.array(bounds, np.int32)
-    sizes = (len(bounds) - 1, 1, 16, *(16, 16) * 3, 4, 4, 1.0, 0, 0, 1)
+    sizes = (len(bounds) - 1, 1, 16, *(16, 16) * 3, 4, 4, 1.0, 0, 0, 1, -1, [0] * 4, 0, [0] * 4)
     with pytest.raises(ValueError, match=message):
         dispatch._C.attention_forward("float32", P, P, P, P, P, cu.ctypes.data, *sizes)
+
+
+@pytest.mark.parametrize(
+    ("window", "values", "tables", "strides", "message"),
+    [
+        (-2, [0] * 7, [P, 0, 0], [0] * 4, "window is -2"),
+        (-1, [0] * 6 + [3], [P, 0, 0], [0] * 4, r"bucket_of\[6\] is 3; it must be from 0 to 2"),
+        (-1, [-1] * 7, [0, P, 0], [0] * 4, r"bucket_of\[0\] is -1"),
+        (-1, None, [0, 0, P], [0] * 4, "bucket_of is a null pointer"),
+        (-1, [0] * 7, [0, P, P], [0, 0, -1, 0], "strides of the tables"),
+    ],
+)
+def test_positions_that_reach_outside_are_refused(window, values, tables, strides, message):
+    cu, bucket_of = np.array([0, 4], np.int32), np.array(values or [], np.int32)
+    addresses = [bucket_of.ctypes.data if values else 0, *tables]
+    sizes = (1, 1, 16, *(16, 16) * 3, 4, 4, 1.0, 0, 0, 1, window, addresses, 3, strides)
+    with pytest.raises(ValueError, match=message):
+        dispatch._C.attention_forward("float32", P, P, P, P, P, cu.ctypes.data, *sizes)
+
+
+def test_a_gradient_of_an_absent_table_is_refused():
+    cu, bucket_of = np.array([0, 4], np.int32), np.zeros(7, np.int32)
+    sizes = (1, 1, 16, *(16, 16) * 4, 4, 4, 1.0, 0, 0, 1, -1, [bucket_of.ctypes.data, P, 0, 0], 3, [0] * 4)
+    with pytest.raises(ValueError, match="of a table that is absent"):
+        dispatch._C.attention_backward("float32", *[P] * 9, cu.ctypes.data, *sizes, [P, P, 0])

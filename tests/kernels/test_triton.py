@@ -168,7 +168,7 @@ def test_nan_reaches_the_loss():
 def test_the_custom_ops_pass_opcheck():
     q, k, v = (torch.randn(9, 1, 16, device=DEVICE, requires_grad=True) for _ in range(3))
     cu_seqlens, seed = boundaries([4, 5]), as_seed(1, DEVICE)
-    arguments = (q, k, v, cu_seqlens, seed, 5, 0.25, dropout_threshold(0.2), "triton")
+    arguments = (q, k, v, cu_seqlens, seed, *(None,) * 4, 5, 0.25, dropout_threshold(0.2), -1, "triton")
     torch.library.opcheck(torch.ops.bertfast.attention.default, arguments)
     x = torch.randn(5, 4, device=DEVICE, requires_grad=True)
     torch.library.opcheck(torch.ops.bertfast.dropout.default, (x, seed, 6554, "triton"))
