@@ -13,7 +13,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = ("attention", "dropout", "gather_rows", "linear_cross_entropy", "isa")
+KERNELS = ("attention", "dropout", "gather_rows", "linear_cross_entropy", "mask_tokens", "isa")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {"baseline": []}
 if X86:

@@ -200,38 +200,89 @@ void dropout(const std::string &dtype, Address x, Address out, int64_t n, int64_
   });
 }
 
+// Raises unless each index is -1 or a row, and no row comes twice: the words of kernels/gather_rows.py.
+void check_rows(const std::string &name, Address index, int64_t masked, const std::string &owner, int64_t rows) {
+  require_sizes({{"rows", rows}, {"masked", masked}});
+  require_pointer(index, masked, "index");
+  const int64_t *values = pointer<const int64_t>(index);
+  std::vector<bool> seen(rows);
+  for (int64_t m = 0; m < masked; ++m) {
+    const int64_t row = values[m];
+    if (row == -1) continue;
+    if (row < 0 || row >= rows)
+      throw std::invalid_argument(name + " holds " + std::to_string(row) + "; " + owner + " has " + std::to_string(rows) +
+                                  " rows, so it must be from -1 to " + std::to_string(rows - 1));
+    if (seen[row])
+      throw std::invalid_argument(name + " holds " + std::to_string(row) + " twice; the rows must be unique");
+    seen[row] = true;
+  }
+}
+
+// The range alone, which is what keeps a kernel within its memory.
 void check_index(Address index, int64_t masked, int64_t rows) {
   require_pointer(index, masked, "index");
   const int64_t *values = pointer<const int64_t>(index);
   for (int64_t m = 0; m < masked; ++m)
-    require(values[m] >= -1 && values[m] < rows, "index[" + std::to_string(m) + "] is " + std::to_string(values[m]) +
-                                                     "; it must be from -1 to " + std::to_string(rows - 1));
+    if (values[m] < -1 || values[m] >= rows)
+      throw std::invalid_argument("index[" + std::to_string(m) + "] is " + std::to_string(values[m]) +
+                                  "; it must be from -1 to " + std::to_string(rows - 1));
 }
 
-void gather_rows(const std::string &dtype, Address x, Address index, Address out, int64_t rows, int64_t masked, int64_t hidden,
-                 int64_t stride, int64_t threads) {
-  require_sizes({{"rows", rows}, {"masked", masked}, {"hidden", hidden}, {"the stride of x", stride}});
+// `width` and `stride` are the bytes of a row, and from one to the next.
+void gather_rows(Address x, Address index, Address out, int64_t rows, int64_t masked, int64_t width, int64_t stride,
+                 int64_t threads) {
+  require_sizes({{"rows", rows}, {"masked", masked}, {"width", width}, {"the stride of x", stride}});
   require(threads > 0, "threads must be above 0");
   check_index(index, masked, rows);
-  require_pointer(x, rows * hidden, "x"), require_pointer(out, masked * hidden, "out");
-  with_dtype(dtype, [&](auto tag) {
-    using T = decltype(tag);
-    ops<T>().gather_rows(pointer<const T>(x), pointer<const int64_t>(index), pointer<T>(out), masked, hidden, stride,
-                         static_cast<int>(threads));
-  });
-}
-
-void scatter_rows(const std::string &dtype, Address dout, Address index, Address dx, int64_t rows, int64_t masked,
-                  int64_t hidden, int64_t threads) {
-  require_sizes({{"rows", rows}, {"masked", masked}, {"hidden", hidden}});
-  require(threads > 0, "threads must be above 0");
-  check_index(index, masked, rows);
-  require_pointer(dout, masked * hidden, "dout"), require_pointer(dx, rows * hidden, "dx");
-  with_dtype(dtype, [&](auto tag) {
-    using T = decltype(tag);
-    ops<T>().scatter_rows(pointer<const T>(dout), pointer<const int64_t>(index), pointer<T>(dx), rows, masked, hidden,
+  require_pointer(x, rows * width, "x"), require_pointer(out, masked * width, "out");
+  const Kernels &table = kernels();
+  py::gil_scoped_release release;
+  table.plain.gather_rows(pointer<const char>(x), pointer<const int64_t>(index), pointer<char>(out), masked, width, stride,
                           static_cast<int>(threads));
-  });
+}
+
+void scatter_rows(Address dout, Address index, Address dx, int64_t rows, int64_t masked, int64_t width, int64_t threads) {
+  require_sizes({{"rows", rows}, {"masked", masked}, {"width", width}});
+  require(threads > 0, "threads must be above 0");
+  check_index(index, masked, rows);
+  require_pointer(dout, masked * width, "dout"), require_pointer(dx, rows * width, "dx");
+  const Kernels &table = kernels();
+  py::gil_scoped_release release;
+  table.plain.scatter_rows(pointer<const char>(dout), pointer<const int64_t>(index), pointer<char>(dx), rows, masked, width,
+                           static_cast<int>(threads));
+}
+
+void mask_tokens(Address ids, Address special, Address counters, Address choices, Address masked, Address labels,
+                 int64_t tokens, int64_t mask_id, int64_t first_random_id, int64_t random_ids, int64_t choose_below,
+                 int64_t mask_below, int64_t random_below, int64_t ignore_index, int64_t seed, int64_t threads) {
+  require_sizes({{"tokens", tokens},
+                 {"random_ids", random_ids},
+                 {"choose_below", choose_below},
+                 {"mask_below", mask_below},
+                 {"random_below", random_below}});
+  require(random_ids <= int64_t{1} << 32, "random_ids must be at most 2^32");
+  require(threads > 0, "threads must be above 0");
+  for (auto [address, name] : {std::pair{ids, "ids"}, {special, "special"}, {masked, "masked"}, {labels, "labels"}})
+    require_pointer(address, tokens, name);
+  const MaskTokens arguments{pointer<const int64_t>(ids),
+                             pointer<const uint8_t>(special),
+                             pointer<const int64_t>(counters),
+                             pointer<const int64_t>(choices),
+                             pointer<int64_t>(masked),
+                             pointer<int64_t>(labels),
+                             tokens,
+                             mask_id,
+                             first_random_id,
+                             static_cast<uint64_t>(random_ids),
+                             static_cast<uint64_t>(choose_below),
+                             static_cast<uint64_t>(mask_below),
+                             static_cast<uint64_t>(random_below),
+                             ignore_index,
+                             static_cast<uint64_t>(seed),
+                             static_cast<int>(threads)};
+  const Kernels &table = kernels();
+  py::gil_scoped_release release;
+  table.plain.mask_tokens(arguments);
 }
 
 void cross_entropy_rows(const std::string &dtype, Address logits, Address bias, Address labels, Address loss, Address lse,
@@ -277,8 +328,10 @@ PYBIND11_MODULE(_C, module) {
   module.def("attention_forward", &attention_forward);
   module.def("attention_backward", &attention_backward);
   module.def("dropout", &dropout);
+  module.def("check_rows", &check_rows);
   module.def("gather_rows", &gather_rows);
   module.def("scatter_rows", &scatter_rows);
+  module.def("mask_tokens", &mask_tokens);
   module.def("cross_entropy_rows", &cross_entropy_rows);
   module.def("capabilities", &capabilities, "The instruction sets that run here, best first, and the one that is used.");
   module.def("set_isa", [](const std::string &name) { selected = find(name); }, "Uses that instruction set from now on.");

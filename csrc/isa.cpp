@@ -11,11 +11,13 @@ namespace bertfast {
 template <typename T>
 static constexpr Ops<T> ops() {
   using namespace BERTFAST_ISA;
-  return {attention_forward<T>, attention_backward<T>, dropout<T>, gather_rows<T>, scatter_rows<T>, cross_entropy_rows<T>};
+  return {attention_forward<T>, attention_backward<T>, dropout<T>, cross_entropy_rows<T>};
 }
 
 const Kernels *BERTFAST_JOIN(kernels_, BERTFAST_ISA)() {
-  static const Kernels kernels = {BERTFAST_TEXT(BERTFAST_ISA), ops<float>(), ops<bf16>()};
+  using namespace BERTFAST_ISA;
+  static const Kernels kernels = {
+      BERTFAST_TEXT(BERTFAST_ISA), ops<float>(), ops<bf16>(), {gather_rows, scatter_rows, mask_tokens}};
   return &kernels;
 }
 

@@ -1,4 +1,4 @@
-"""The hot ops: variable-length attention, dropout, row gather, and the fused linear cross-entropy.
+"""The hot ops: variable-length attention, dropout, row gather, packing, token masking, and the fused linear cross-entropy.
 
 Each op is one file with its Triton kernels, its `torch.library` registration and its public function; `reference.py` says
 in plain PyTorch what it computes, `csrc/` holds its C++ twin, and `dispatch.py` decides which one runs.
@@ -12,5 +12,17 @@ if __name__ == "bertfast.kernels":
     from .dropout import dropout
     from .gather_rows import gather_rows
     from .linear_cross_entropy import linear_cross_entropy
+    from .mask_tokens import mask_tokens
+    from .padding import pack, unpack
 
-    __all__ = ["BackendError", "attention", "dropout", "gather_rows", "linear_cross_entropy", "use_backend"]
+    __all__ = [
+        "BackendError",
+        "attention",
+        "dropout",
+        "gather_rows",
+        "linear_cross_entropy",
+        "mask_tokens",
+        "pack",
+        "unpack",
+        "use_backend",
+    ]
