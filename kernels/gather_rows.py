@@ -17,39 +17,45 @@ from .triton_compat import tl, triton
 
 # --- Triton ---
 
-COLUMNS = 1024  # of a program, one row each
+ELEMENTS = 1024  # of a program: part of a long row, or several short ones
 
 
 @triton.jit
-def _gather_kernel(x_ptr, index_ptr, out_ptr, hidden, stride, COLUMNS: tl.constexpr):
-    m = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.load(index_ptr + m)
-    values = tl.load(x_ptr + row * stride + column, (column < hidden) & (row >= 0), 0.0)
-    tl.store(out_ptr + m * hidden + column, values, column < hidden)
+def _gather_kernel(x_ptr, index_ptr, out_ptr, masked, hidden, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    row = tl.load(index_ptr + m, m < masked, -1)
+    values = tl.load(x_ptr + row * stride + column, (column < hidden) & (row >= 0), 0)
+    tl.store(out_ptr + m * hidden + column, values, (column < hidden) & (m < masked))
 
 
 @triton.jit
-def _scatter_kernel(dout_ptr, index_ptr, dx_ptr, hidden, COLUMNS: tl.constexpr):
-    m = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.load(index_ptr + m)
-    values = tl.load(dout_ptr + m * hidden + column, column < hidden, 0.0)
-    tl.store(dx_ptr + row * hidden + column, values, (column < hidden) & (row >= 0))
+def _scatter_kernel(dout_ptr, index_ptr, dx_ptr, masked, hidden, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    row = tl.load(index_ptr + m, m < masked, -1)
+    inside = (column < hidden) & (row >= 0)
+    tl.store(dx_ptr + row * hidden + column, tl.load(dout_ptr + m * hidden + column, inside, 0), inside)
 
 
 def _gather_rows_triton(x: Tensor, index: Tensor, out: Tensor) -> None:
     if out.numel():
         x, out = _as_integers(x), _as_integers(out)
-        grid = (out.shape[0], triton.cdiv(out.shape[1], COLUMNS))
-        _gather_kernel[grid](x, index, out, out.shape[1], x.stride(0), COLUMNS=COLUMNS)
+        grid, tile = _tiles(out)
+        _gather_kernel[grid](x, index, out, *out.shape, x.stride(0), **tile)
 
 
 def _scatter_rows_triton(dout: Tensor, index: Tensor, dx: Tensor) -> None:
     if dout.numel():
         dout, dx = _as_integers(dout), _as_integers(dx)
-        grid = (dout.shape[0], triton.cdiv(dout.shape[1], COLUMNS))
-        _scatter_kernel[grid](dout, index, dx, dout.shape[1], COLUMNS=COLUMNS)
+        grid, tile = _tiles(dout)
+        _scatter_kernel[grid](dout, index, dx, *dout.shape, **tile)
+
+
+def _tiles(x: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
+    columns = min(ELEMENTS, triton.next_power_of_2(x.shape[1]))
+    rows = ELEMENTS // columns
+    return (triton.cdiv(x.shape[0], rows), triton.cdiv(x.shape[1], columns)), {"ROWS": rows, "COLUMNS": columns}
 
 
 def _as_integers(x: Tensor) -> Tensor:

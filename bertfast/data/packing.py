@@ -28,7 +28,8 @@ class Batches:
 
     An epoch is one pass over the corpus, its examples shuffled and gathered into batches of at most ``batch_tokens`` tokens; no sequence is cut
     between batches. With dynamic masking each epoch cuts the corpus anew and hides other tokens; with static masking the examples
-    and what is hidden in them are those of the first epoch, in another order.
+    and what is hidden in them are those of the first epoch, in another order. Tokens are hidden on ``device``, where the batches come out,
+    the same ones on each.
 
     Raises:
         BertfastError: an option out of range, or a corpus that the objective cannot use.
