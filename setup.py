@@ -22,6 +22,7 @@ KERNELS = (
     "embed",
     "gather_rows",
     "linear_cross_entropy",
+    "mask_tokens",
     "isa",
 )
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -102,7 +103,7 @@ setup(
             sources=["csrc/bindings.cpp", *(f"csrc/{name}.cpp" for name in KERNELS)],
             depends=[f"csrc/{name}.h" for name in ("kernels", "layer_norm", "ops", "philox", "simd")],
             language="c++",
-            optional=True,
+            optional=not os.environ.get("BERTFAST_REQUIRE_EXTENSION"),
         )
     ],
     cmdclass={"build_ext": BuildKernels},

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import kernels
 from .errors import BertfastError
 
 IGNORE_INDEX = -100
@@ -149,12 +150,8 @@ class Padding:
 
     def pack(self, padded: Tensor) -> Tensor:
         """(sequences, positions, ...) to (tokens, ...): the real tokens alone."""
-        flat = padded.flatten(0, 1)
-        return flat if self.rows is None else flat[self.rows]
+        return padded.flatten(0, 1) if self.rows is None else kernels.pack(padded, self.rows)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """(tokens, ...) to (sequences, positions, ...), zeros where there is no real token."""
-        if self.rows is not None:
-            flat = packed.new_zeros(self.shape[0] * self.shape[1], *packed.shape[1:])
-            packed = flat.index_copy(0, self.rows, packed)
-        return packed.unflatten(0, self.shape)
+        return packed.unflatten(0, self.shape) if self.rows is None else kernels.unpack(packed, self.rows, self.shape)

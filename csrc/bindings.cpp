@@ -247,38 +247,89 @@ void dropout(const std::string &dtype, Address x, Address out, int64_t n, int64_
   });
 }
 
+// Raises unless each index is -1 or a row, and no row comes twice: the words of kernels/gather_rows.py.
+void check_rows(const std::string &name, Address index, int64_t masked, const std::string &owner, int64_t rows) {
+  require_sizes({{"rows", rows}, {"masked", masked}});
+  require_pointer(index, masked, "index");
+  const int64_t *values = pointer<const int64_t>(index);
+  std::vector<bool> seen(rows);
+  for (int64_t m = 0; m < masked; ++m) {
+    const int64_t row = values[m];
+    if (row == -1) continue;
+    if (row < 0 || row >= rows)
+      throw std::invalid_argument(name + " holds " + std::to_string(row) + "; " + owner + " has " + std::to_string(rows) +
+                                  " rows, so it must be from -1 to " + std::to_string(rows - 1));
+    if (seen[row])
+      throw std::invalid_argument(name + " holds " + std::to_string(row) + " twice; the rows must be unique");
+    seen[row] = true;
+  }
+}
+
+// The range alone, which is what keeps a kernel within its memory.
 void check_index(Address index, int64_t masked, int64_t rows) {
   require_pointer(index, masked, "index");
   const int64_t *values = pointer<const int64_t>(index);
   for (int64_t m = 0; m < masked; ++m)
-    require(values[m] >= -1 && values[m] < rows, "index[" + std::to_string(m) + "] is " + std::to_string(values[m]) +
-                                                     "; it must be from -1 to " + std::to_string(rows - 1));
+    if (values[m] < -1 || values[m] >= rows)
+      throw std::invalid_argument("index[" + std::to_string(m) + "] is " + std::to_string(values[m]) +
+                                  "; it must be from -1 to " + std::to_string(rows - 1));
 }
 
-void gather_rows(const std::string &dtype, Address x, Address index, Address out, int64_t rows, int64_t masked, int64_t hidden,
-                 int64_t stride, int64_t threads) {
-  require_sizes({{"rows", rows}, {"masked", masked}, {"hidden", hidden}, {"the stride of x", stride}});
+// `width` and `stride` are the bytes of a row, and from one to the next.
+void gather_rows(Address x, Address index, Address out, int64_t rows, int64_t masked, int64_t width, int64_t stride,
+                 int64_t threads) {
+  require_sizes({{"rows", rows}, {"masked", masked}, {"width", width}, {"the stride of x", stride}});
   require(threads > 0, "threads must be above 0");
   check_index(index, masked, rows);
-  require_pointer(x, rows * hidden, "x"), require_pointer(out, masked * hidden, "out");
-  with_dtype(dtype, [&](auto tag) {
-    using T = decltype(tag);
-    ops<T>().gather_rows(pointer<const T>(x), pointer<const int64_t>(index), pointer<T>(out), masked, hidden, stride,
-                         static_cast<int>(threads));
-  });
-}
-
-void scatter_rows(const std::string &dtype, Address dout, Address index, Address dx, int64_t rows, int64_t masked,
-                  int64_t hidden, int64_t threads) {
-  require_sizes({{"rows", rows}, {"masked", masked}, {"hidden", hidden}});
-  require(threads > 0, "threads must be above 0");
-  check_index(index, masked, rows);
-  require_pointer(dout, masked * hidden, "dout"), require_pointer(dx, rows * hidden, "dx");
-  with_dtype(dtype, [&](auto tag) {
-    using T = decltype(tag);
-    ops<T>().scatter_rows(pointer<const T>(dout), pointer<const int64_t>(index), pointer<T>(dx), rows, masked, hidden,
+  require_pointer(x, rows * width, "x"), require_pointer(out, masked * width, "out");
+  const Kernels &table = kernels();
+  py::gil_scoped_release release;
+  table.plain.gather_rows(pointer<const char>(x), pointer<const int64_t>(index), pointer<char>(out), masked, width, stride,
                           static_cast<int>(threads));
-  });
+}
+
+void scatter_rows(Address dout, Address index, Address dx, int64_t rows, int64_t masked, int64_t width, int64_t threads) {
+  require_sizes({{"rows", rows}, {"masked", masked}, {"width", width}});
+  require(threads > 0, "threads must be above 0");
+  check_index(index, masked, rows);
+  require_pointer(dout, masked * width, "dout"), require_pointer(dx, rows * width, "dx");
+  const Kernels &table = kernels();
+  py::gil_scoped_release release;
+  table.plain.scatter_rows(pointer<const char>(dout), pointer<const int64_t>(index), pointer<char>(dx), rows, masked, width,
+                           static_cast<int>(threads));
+}
+
+void mask_tokens(Address ids, Address special, Address counters, Address choices, Address masked, Address labels,
+                 int64_t tokens, int64_t mask_id, int64_t first_random_id, int64_t random_ids, int64_t choose_below,
+                 int64_t mask_below, int64_t random_below, int64_t ignore_index, int64_t seed, int64_t threads) {
+  require_sizes({{"tokens", tokens},
+                 {"random_ids", random_ids},
+                 {"choose_below", choose_below},
+                 {"mask_below", mask_below},
+                 {"random_below", random_below}});
+  require(random_ids <= int64_t{1} << 32, "random_ids must be at most 2^32");
+  require(threads > 0, "threads must be above 0");
+  for (auto [address, name] : {std::pair{ids, "ids"}, {special, "special"}, {masked, "masked"}, {labels, "labels"}})
+    require_pointer(address, tokens, name);
+  const MaskTokens arguments{pointer<const int64_t>(ids),
+                             pointer<const uint8_t>(special),
+                             pointer<const int64_t>(counters),
+                             pointer<const int64_t>(choices),
+                             pointer<int64_t>(masked),
+                             pointer<int64_t>(labels),
+                             tokens,
+                             mask_id,
+                             first_random_id,
+                             static_cast<uint64_t>(random_ids),
+                             static_cast<uint64_t>(choose_below),
+                             static_cast<uint64_t>(mask_below),
+                             static_cast<uint64_t>(random_below),
+                             ignore_index,
+                             static_cast<uint64_t>(seed),
+                             static_cast<int>(threads)};
+  const Kernels &table = kernels();
+  py::gil_scoped_release release;
+  table.plain.mask_tokens(arguments);
 }
 
 void cross_entropy_rows(const std::string &dtype, Address logits, Address bias, Address labels, Address loss, Address lse,
@@ -303,7 +354,7 @@ void cross_entropy_rows(const std::string &dtype, Address logits, Address bias, 
   });
 }
 
-void check_rows(int64_t rows, int64_t width, int64_t threshold, int64_t threads) {
+void check_sizes(int64_t rows, int64_t width, int64_t threshold, int64_t threads) {
   require_sizes({{"rows", rows}, {"the width", width}, {"threshold", threshold}});
   require(width > 0 && threshold < 65536 && threads > 0, "the width and threads must be above 0 and threshold below 65536");
 }
@@ -332,7 +383,7 @@ AddLayerNorm<T> norm_of(Address x, Address residual, Address weight, Address bia
 void add_layer_norm_forward(const std::string &dtype, Address x, Address residual, Address weight, Address bias, Address out,
                             Address summed, Address mean, Address rstd, int64_t rows, int64_t hidden, float eps, bool rms,
                             int64_t threshold, int64_t seed, int64_t threads) {
-  check_rows(rows, hidden, threshold, threads);
+  check_sizes(rows, hidden, threshold, threads);
   for (auto [address, name] : {std::pair{x, "x"}, {weight, "weight"}, {out, "out"}, {mean, "mean"}, {rstd, "rstd"}})
     require_pointer(address, rows, name);
   with_dtype(dtype, [&](auto tag) {
@@ -345,7 +396,7 @@ void add_layer_norm_forward(const std::string &dtype, Address x, Address residua
 void add_layer_norm_backward(const std::string &dtype, Address dout, Address dsummed, Address x, Address residual,
                              Address weight, Address mean, Address rstd, Address dx, Address dresidual, Address dparameters,
                              int64_t rows, int64_t hidden, bool rms, int64_t threshold, int64_t seed, int64_t threads) {
-  check_rows(rows, hidden, threshold, threads);
+  check_sizes(rows, hidden, threshold, threads);
   for (auto [address, name] : {std::pair{dout, "dout"}, {x, "x"}, {weight, "weight"}, {mean, "mean"}, {rstd, "rstd"}, {dx, "dx"}})
     require_pointer(address, rows, name);
   require_pointer(dparameters, 1, "dparameters");
@@ -360,7 +411,7 @@ void add_layer_norm_backward(const std::string &dtype, Address dout, Address dsu
 
 void bias_gelu_forward(const std::string &dtype, Address x, Address bias, Address out, int64_t rows, int64_t features, bool tanh,
                        bool gated, int64_t threads) {
-  check_rows(rows, features, 0, threads);
+  check_sizes(rows, features, 0, threads);
   require_pointer(x, rows, "x"), require_pointer(out, rows, "out");
   with_dtype(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -371,7 +422,7 @@ void bias_gelu_forward(const std::string &dtype, Address x, Address bias, Addres
 
 void bias_gelu_backward(const std::string &dtype, Address dout, Address x, Address bias, Address dx, Address dbias, int64_t rows,
                         int64_t features, bool tanh, bool gated, int64_t threads) {
-  check_rows(rows, features, 0, threads);
+  check_sizes(rows, features, 0, threads);
   for (auto [address, name] : {std::pair{dout, "dout"}, {x, "x"}, {dx, "dx"}}) require_pointer(address, rows, name);
   with_dtype(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -386,7 +437,7 @@ using Three = std::array<Address, 3>;
 // A table comes with its ids, and every id is within it.
 void check_embed(int64_t tokens, int64_t hidden, const Three &tables, const Three &ids, const std::array<int64_t, 3> &sizes,
                  int64_t threshold, int64_t threads) {
-  check_rows(tokens, hidden, threshold, threads);
+  check_sizes(tokens, hidden, threshold, threads);
   require_pointer(tables[0], 1, "the word table");
   for (int i = 0; i < 3; ++i) {
     if (!tables[i]) continue;
@@ -446,7 +497,7 @@ void embed_backward(const std::string &dtype, Address dout, const Three &tables,
 
 void sum_row_groups(const std::string &dtype, Address rows, Address order, Address starts, Address targets, Address out,
                     int64_t count, int64_t groups, int64_t size, int64_t hidden, int64_t threads) {
-  check_rows(count, hidden, 0, threads);
+  check_sizes(count, hidden, 0, threads);
   require_sizes({{"groups", groups}, {"the size of out", size}});
   for (auto [address, name] : {std::pair{rows, "rows"}, {order, "order"}}) require_pointer(address, count, name);
   for (auto [address, name] : {std::pair{starts, "starts"}, {targets, "targets"}, {out, "out"}})
@@ -534,8 +585,10 @@ PYBIND11_MODULE(_C, module) {
   module.def("attention_forward", &attention_forward);
   module.def("attention_backward", &attention_backward);
   module.def("dropout", &dropout);
+  module.def("check_rows", &check_rows);
   module.def("gather_rows", &gather_rows);
   module.def("scatter_rows", &scatter_rows);
+  module.def("mask_tokens", &mask_tokens);
   module.def("cross_entropy_rows", &cross_entropy_rows);
   module.def("add_layer_norm_forward", &add_layer_norm_forward);
   module.def("add_layer_norm_backward", &add_layer_norm_backward);

@@ -1,40 +1,43 @@
-// Gather of rows and its backward: see kernels/gather_rows.py.
+// Gather of rows and its backward, of any element type: see kernels/gather_rows.py. Widths and strides are bytes.
 #include "kernels.h"
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
 namespace bertfast::BERTFAST_ISA {
 
-template <typename T>
-void gather_rows(const T *x, const int64_t *index, T *out, int64_t masked, int64_t hidden, int64_t stride, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+constexpr int64_t kBlockRows = 64;
+constexpr int64_t kAlone = 1 << 15;  // bytes that one thread writes sooner than it wakes others
+
+void gather_rows(const char *x, const int64_t *index, char *out, int64_t masked, int64_t width, int64_t stride, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (masked * width > kAlone)
   for (int64_t m = 0; m < masked; ++m) {
     if (index[m] < 0)
-      std::memset(out + m * hidden, 0, hidden * sizeof(T));
+      std::memset(out + m * width, 0, width);
     else
-      std::memcpy(out + m * hidden, x + index[m] * stride, hidden * sizeof(T));
+      std::memcpy(out + m * width, x + index[m] * stride, width);
   }
 }
 
-template <typename T>
-void scatter_rows(const T *dout, const int64_t *index, T *dx, int64_t rows, int64_t masked, int64_t hidden, int threads) {
-  // Indices are unique, so each row of dx has one source at most and is written once.
+void scatter_rows(const char *dout, const int64_t *index, char *dx, int64_t rows, int64_t masked, int64_t width, int threads) {
+  // Indices are unique, so each row of dx has one source at most and is written once; rows with none, a run at a time.
   std::vector<int64_t> source(rows, -1);
   for (int64_t m = 0; m < masked; ++m)
     if (index[m] >= 0) source[index[m]] = m;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t row = 0; row < rows; ++row) {
-    if (source[row] < 0)
-      std::memset(dx + row * hidden, 0, hidden * sizeof(T));
-    else
-      std::memcpy(dx + row * hidden, dout + source[row] * hidden, hidden * sizeof(T));
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * width > kAlone)
+  for (int64_t start = 0; start < rows; start += kBlockRows) {
+    const int64_t end = std::min(start + kBlockRows, rows);
+    for (int64_t row = start, next; row < end; row = next) {
+      next = row + 1;
+      if (source[row] >= 0) {
+        std::memcpy(dx + row * width, dout + source[row] * width, width);
+        continue;
+      }
+      while (next < end && source[next] < 0) ++next;
+      std::memset(dx + row * width, 0, (next - row) * width);
+    }
   }
 }
-
-template void gather_rows(const float *, const int64_t *, float *, int64_t, int64_t, int64_t, int);
-template void gather_rows(const bf16 *, const int64_t *, bf16 *, int64_t, int64_t, int64_t, int);
-template void scatter_rows(const float *, const int64_t *, float *, int64_t, int64_t, int64_t, int);
-template void scatter_rows(const bf16 *, const int64_t *, bf16 *, int64_t, int64_t, int64_t, int);
 
 }  // namespace bertfast::BERTFAST_ISA

@@ -11,14 +11,17 @@ namespace bertfast {
 template <typename T>
 static constexpr Ops<T> ops() {
   using namespace BERTFAST_ISA;
-  return {attention_forward<T>,       attention_backward<T>, dropout<T>,           gather_rows<T>,   scatter_rows<T>,
-          cross_entropy_rows<T>,      add_layer_norm_forward<T>, add_layer_norm_backward<T>, bias_gelu_forward<T>,
-          bias_gelu_backward<T>,      embed_forward<T>,      embed_backward<T>,    sum_row_groups<T>, adamw<T>,
+  return {attention_forward<T>,  attention_backward<T>,     dropout<T>,
+          cross_entropy_rows<T>, add_layer_norm_forward<T>, add_layer_norm_backward<T>,
+          bias_gelu_forward<T>,  bias_gelu_backward<T>,     embed_forward<T>,
+          embed_backward<T>,     sum_row_groups<T>,         adamw<T>,
           sum_of_squares<T>};
 }
 
 const Kernels *BERTFAST_JOIN(kernels_, BERTFAST_ISA)() {
-  static const Kernels kernels = {BERTFAST_TEXT(BERTFAST_ISA), ops<float>(), ops<bf16>()};
+  using namespace BERTFAST_ISA;
+  static const Kernels kernels = {
+      BERTFAST_TEXT(BERTFAST_ISA), ops<float>(), ops<bf16>(), {gather_rows, scatter_rows, mask_tokens}};
   return &kernels;
 }
 

@@ -12,38 +12,49 @@ constexpr int kBlock = 16;          // counters made at a time
 constexpr int kBlockLanes = kBlock * kLanes;
 constexpr float kLaneRange = 65536.0f;
 
-// The lanes of counters (first ... first + kBlock - 1, c1, c2, 0), or, when `flat`, of (low, high word of the counter, 0, 0).
-// Written as 32-bit words in order, which on a little-endian machine is the order of the lanes.
-inline void philox_block(uint64_t seed, uint64_t first, uint32_t c1, uint32_t c2, bool flat, uint32_t *words) {
-  constexpr int counters = kWidth / 2, groups = kBlock / counters;  // a vector of 64-bit lanes, a counter in each
-  // Only the low half of a lane counts until the end: the products ignore what stands above it.
-  wide x0[groups], x1[groups], x2[groups], x3[groups];
-  for (int g = 0; g < groups; ++g)
-    for (int i = 0; i < counters; ++i) {
-      const uint64_t counter = first + g * counters + i;
-      x0[g][i] = counter;
-      x1[g][i] = flat ? counter >> 32 : c1;
-      x2[g][i] = flat ? 0 : c2;
-      x3[g][i] = 0;
-    }
+// Counters, and then the words that each gives: a counter in each 64-bit lane, of which only the low half counts.
+struct PhiloxBlock {
+  static constexpr int kPerVector = kWidth / 2;
+  wide c0[kBlock / kPerVector], c1[kBlock / kPerVector], c2[kBlock / kPerVector], c3[kBlock / kPerVector];
+
+  static uint32_t word(const wide *c, int i) { return static_cast<uint32_t>(c[i / kPerVector][i % kPerVector]); }
+};
+
+inline void philox_rounds(uint64_t seed, PhiloxBlock &x) {
   const wide m0 = wide{} + 0xD2511F53u, m1 = wide{} + 0xCD9E8D57u;
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    for (int g = 0; g < groups; ++g) {
-      const wide p0 = multiply_low_halves(x0[g], m0), p1 = multiply_low_halves(x2[g], m1);
-      x0[g] = (p1 >> 32) ^ x1[g] ^ (wide{} + key0);
-      x1[g] = p1;
-      x2[g] = (p0 >> 32) ^ x3[g] ^ (wide{} + key1);
-      x3[g] = p0;
+    for (int v = 0; v < kBlock / PhiloxBlock::kPerVector; ++v) {
+      const wide p0 = multiply_low_halves(x.c0[v], m0), p1 = multiply_low_halves(x.c2[v], m1);
+      x.c0[v] = (p1 >> 32) ^ x.c1[v] ^ (wide{} + key0);
+      x.c1[v] = p1;
+      x.c2[v] = (p0 >> 32) ^ x.c3[v] ^ (wide{} + key1);
+      x.c3[v] = p0;
     }
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
-  for (int g = 0; g < groups; ++g) {
-    const wide front = (x0[g] & 0xffffffffu) | (x1[g] << 32), back = (x2[g] & 0xffffffffu) | (x3[g] << 32);
+}
+
+// The lanes of counters (first ... first + kBlock - 1, c1, c2, 0), or, when `flat`, of (low, high word of the counter, 0, 0).
+// Written as 32-bit words in order, which on a little-endian machine is the order of the lanes.
+inline void philox_block(uint64_t seed, uint64_t first, uint32_t c1, uint32_t c2, bool flat, uint32_t *words) {
+  constexpr int counters = PhiloxBlock::kPerVector;
+  PhiloxBlock x;
+  for (int v = 0; v < kBlock / counters; ++v)
+    for (int i = 0; i < counters; ++i) {
+      const uint64_t counter = first + v * counters + i;
+      x.c0[v][i] = counter;
+      x.c1[v][i] = flat ? counter >> 32 : c1;
+      x.c2[v][i] = flat ? 0 : c2;
+      x.c3[v][i] = 0;
+    }
+  philox_rounds(seed, x);
+  for (int v = 0; v < kBlock / counters; ++v) {
+    const wide front = (x.c0[v] & 0xffffffffu) | (x.c1[v] << 32), back = (x.c2[v] & 0xffffffffu) | (x.c3[v] << 32);
     for (int i = 0; i < counters; ++i) {
       const uint64_t pair[2] = {front[i], back[i]};
-      std::memcpy(words + 4 * (g * counters + i), pair, sizeof pair);
+      std::memcpy(words + 4 * (v * counters + i), pair, sizeof pair);
     }
   }
 }

@@ -16,6 +16,8 @@ if __name__ == "bertfast.kernels":
     from .embed import embed
     from .gather_rows import gather_rows
     from .linear_cross_entropy import linear_cross_entropy
+    from .mask_tokens import mask_tokens
+    from .padding import pack, unpack
     from .positions import RelativePositions, alibi, alibi_slopes, deberta_buckets, t5_buckets
 
     __all__ = [
@@ -33,6 +35,9 @@ if __name__ == "bertfast.kernels":
         "gather_rows",
         "gradient_norm",
         "linear_cross_entropy",
+        "mask_tokens",
+        "pack",
         "t5_buckets",
+        "unpack",
         "use_backend",
     ]

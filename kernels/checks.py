@@ -33,6 +33,15 @@ def check_integers(name: str, x: object, dims: tuple[str, ...], dtype: torch.dty
     check_dims(name, x, dims)
 
 
+def check_range(name: str, x: Tensor, low: int, high: int) -> None:
+    """Raises ValueError unless every value is from ``low`` to ``high``; values on a GPU are not read."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0:
+        return
+    least, most = (int(value) for value in x.aminmax())
+    if least < low or most > high:
+        raise ValueError(f"{name} holds {least if least < low else most}; it must be from {low} to {high}")
+
+
 def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Raises unless ``x`` has the dtype (TypeError) and the device (ValueError) of ``other``."""
     if x.dtype != other.dtype:

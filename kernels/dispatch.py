@@ -47,7 +47,11 @@ OPS = (
     "embed",
     "gather_rows",
     "linear_cross_entropy",
+    "mask_tokens",
+    "pack",
+    "unpack",
 )
+ANY_DTYPE = ("gather_rows", "mask_tokens", "pack", "unpack")  # these move values or make ids, and compute with no float
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 128)
 MINIMUM_CAPABILITY = (8, 0)
@@ -107,7 +111,7 @@ def reasons_against(
             reasons.append(f"the input is on {device.type}, it takes cpu")
         if NO_EXTENSION or ISA_ERROR:
             reasons.append(NO_EXTENSION or ISA_ERROR)
-    if dtype not in dtypes:
+    if dtype not in dtypes and op not in ANY_DTYPE:
         reasons.append(f"the dtype is {dtype_name(dtype)}, it takes {', '.join(map(dtype_name, dtypes))}")
     if op == "attention" and head_dim is not None and head_dim not in HEAD_DIMS:
         reasons.append(f"the head size is {head_dim}, it takes {', '.join(map(str, HEAD_DIMS))}")

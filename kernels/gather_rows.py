@@ -2,7 +2,8 @@
 
 x (tokens, hidden), index (masked,) int64, out (masked, hidden). It takes the masked positions out of the encoder's output, so that
 the head and the vocabulary-sized work see only them. The indices are unique, hence the backward is a scatter without atomics:
-each row of the gradient is written by at most one program.
+each row of the gradient is written by at most one program. Rows are moved, not computed with, so the kernels take any dtype as
+integers of its size; `padding.py` packs and unpacks batches with the same two ops.
 """
 
 from __future__ import annotations
@@ -16,37 +17,49 @@ from .triton_compat import tl, triton
 
 # --- Triton ---
 
-COLUMNS = 1024  # of a program, one row each
+ELEMENTS = 1024  # of a program: part of a long row, or several short ones
 
 
 @triton.jit
-def _gather_kernel(x_ptr, index_ptr, out_ptr, hidden, stride, COLUMNS: tl.constexpr):
-    m = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.load(index_ptr + m)
-    values = tl.load(x_ptr + row * stride + column, (column < hidden) & (row >= 0), 0.0)
-    tl.store(out_ptr + m * hidden + column, values, column < hidden)
+def _gather_kernel(x_ptr, index_ptr, out_ptr, masked, hidden, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    row = tl.load(index_ptr + m, m < masked, -1)
+    values = tl.load(x_ptr + row * stride + column, (column < hidden) & (row >= 0), 0)
+    tl.store(out_ptr + m * hidden + column, values, (column < hidden) & (m < masked))
 
 
 @triton.jit
-def _scatter_kernel(dout_ptr, index_ptr, dx_ptr, hidden, COLUMNS: tl.constexpr):
-    m = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.load(index_ptr + m)
-    values = tl.load(dout_ptr + m * hidden + column, column < hidden, 0.0)
-    tl.store(dx_ptr + row * hidden + column, values, (column < hidden) & (row >= 0))
+def _scatter_kernel(dout_ptr, index_ptr, dx_ptr, masked, hidden, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    row = tl.load(index_ptr + m, m < masked, -1)
+    inside = (column < hidden) & (row >= 0)
+    tl.store(dx_ptr + row * hidden + column, tl.load(dout_ptr + m * hidden + column, inside, 0), inside)
 
 
 def _gather_rows_triton(x: Tensor, index: Tensor, out: Tensor) -> None:
     if out.numel():
-        grid = (out.shape[0], triton.cdiv(out.shape[1], COLUMNS))
-        _gather_kernel[grid](x, index, out, out.shape[1], x.stride(0), COLUMNS=COLUMNS)
+        x, out = _as_integers(x), _as_integers(out)
+        grid, tile = _tiles(out)
+        _gather_kernel[grid](x, index, out, *out.shape, x.stride(0), **tile)
 
 
 def _scatter_rows_triton(dout: Tensor, index: Tensor, dx: Tensor) -> None:
     if dout.numel():
-        grid = (dout.shape[0], triton.cdiv(dout.shape[1], COLUMNS))
-        _scatter_kernel[grid](dout, index, dx, dout.shape[1], COLUMNS=COLUMNS)
+        dout, dx = _as_integers(dout), _as_integers(dx)
+        grid, tile = _tiles(dout)
+        _scatter_kernel[grid](dout, index, dx, *dout.shape, **tile)
+
+
+def _tiles(x: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
+    columns = min(ELEMENTS, triton.next_power_of_2(x.shape[1]))
+    rows = ELEMENTS // columns
+    return (triton.cdiv(x.shape[0], rows), triton.cdiv(x.shape[1], columns)), {"ROWS": rows, "COLUMNS": columns}
+
+
+def _as_integers(x: Tensor) -> Tensor:
+    return x.view({1: torch.int8, 2: torch.int16, 4: torch.int32}.get(x.element_size(), torch.int64))
 
 
 # --- torch.library ---
@@ -58,14 +71,13 @@ def _gather_rows(x: Tensor, index: Tensor, backend: str) -> Tensor:
     out = torch.empty(index.shape[0], x.shape[1], dtype=x.dtype, device=x.device)
     if backend == "cpp":
         dispatch._C.gather_rows(
-            dispatch.dtype_name(x.dtype),
             x.data_ptr(),
             index.data_ptr(),
             out.data_ptr(),
             x.shape[0],
             index.shape[0],
-            x.shape[1],
-            x.stride(0),
+            x.shape[1] * x.element_size(),
+            x.stride(0) * x.element_size(),
             torch.get_num_threads(),
         )
     else:
@@ -79,13 +91,12 @@ def _scatter_rows(dout: Tensor, index: Tensor, rows: int, backend: str) -> Tenso
     if backend == "cpp":
         dx = torch.empty(rows, dout.shape[1], dtype=dout.dtype, device=dout.device)
         dispatch._C.scatter_rows(
-            dispatch.dtype_name(dout.dtype),
             dout.data_ptr(),
             index.data_ptr(),
             dx.data_ptr(),
             rows,
             index.shape[0],
-            dout.shape[1],
+            dout.shape[1] * dout.element_size(),
             torch.get_num_threads(),
         )
     else:
@@ -134,6 +145,27 @@ def _last_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
+def check_rows(name: str, index: Tensor, owner: str, rows: int, backend: str) -> None:
+    """Raises ValueError unless each value is -1 or one of the ``rows`` rows of ``owner``, and no row comes twice.
+
+    Only values on the CPU are read: on a GPU that would stall the queue, and the caller's are trusted.
+    """
+    if torch.compiler.is_compiling() or index.device.type != "cpu" or index.numel() == 0:
+        return
+    if backend == "cpp":
+        index = index.contiguous()
+        dispatch._C.check_rows(name, index.data_ptr(), index.shape[0], owner, rows)
+        return
+    low, high = (int(value) for value in index.aminmax())
+    if low < -1 or high >= rows:
+        raise ValueError(
+            f"{name} holds {low if low < -1 else high}; {owner} has {rows} rows, so it must be from -1 to {rows - 1}"
+        )
+    times = torch.bincount(index + 1)[1:]
+    if times.numel() and int(times.max()) > 1:
+        raise ValueError(f"{name} holds {int(times.argmax())} twice; the rows must be unique")
+
+
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """The rows of ``x`` at ``index``; the gradient of each goes back to its row.
 
@@ -153,19 +185,7 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     check_integers("index", index, ("masked",), torch.int64)
     check_device("index", index, "x", x)
     backend = dispatch.select("gather_rows", x.device, x.dtype)
-    if not torch.compiler.is_compiling() and index.device.type == "cpu" and index.numel():
-        _check_index(index, x.shape[0])
+    check_rows("index", index, "x", x.shape[0], backend)
     if backend == "reference":
         return reference.gather_rows(x, index)
     return _gather_rows(x, index, backend)
-
-
-def _check_index(index: Tensor, rows: int) -> None:
-    low, high = (int(value) for value in index.aminmax())
-    if low < -1 or high >= rows:
-        raise ValueError(
-            f"index holds {low if low < -1 else high}; x has {rows} rows, so it must be from -1 to {rows - 1}"
-        )
-    times = torch.bincount(index + 1, minlength=1)[1:]
-    if times.numel() and int(times.max()) > 1:
-        raise ValueError(f"index holds {int(times.argmax())} twice; the rows must be unique")

@@ -62,6 +62,12 @@ def flat_lanes(seed: Tensor, count: int) -> Tensor:
     return _lanes(philox_4x32(seed, counters & LOW_32, counters >> 32, zero, zero), count)
 
 
+def token_words(seed: Tensor, counters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The words that mask tokens: of (low, high half of each counter, 0, 1), so that dropout under the same seed shares none."""
+    zero = torch.zeros_like(counters)
+    return philox_4x32(seed, counters & LOW_32, (counters >> 32) & LOW_32, zero, zero + 1)
+
+
 def dropout_threshold(p: float) -> int:
     """``p`` on the grid of 1/65536 that the lanes resolve; an element is dropped when its lane is below it.
 

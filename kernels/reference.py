@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .philox import flat_lanes, keep_scale, philox_lanes
+from .philox import flat_lanes, keep_scale, philox_lanes, token_words
 from .positions import RelativePositions
 
 
@@ -147,9 +147,12 @@ def embed(
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """x[index], a zero row where the index is -1; see `bertfast.kernels.gather_rows`."""
-    if x.shape[0] == 0:
-        return x.sum(0).expand(index.shape[0], -1)  # zeros, with x in the graph
-    return torch.where((index >= 0)[:, None], x[index.clamp(min=0)], 0.0)
+    return torch.cat([x.new_zeros(1, x.shape[1]), x])[index + 1]
+
+
+def scatter_rows(x: Tensor, index: Tensor, rows: int) -> Tensor:
+    """``rows`` rows of zeros with x's put at the index, -1 nowhere; see `bertfast.kernels.unpack`."""
+    return x.new_zeros(rows + 1, x.shape[1]).index_copy(0, index + 1, x)[1:]
 
 
 def linear_cross_entropy(
@@ -176,6 +179,31 @@ def linear_cross_entropy(
         return losses, correct
     total = losses.sum()
     return (total / counted.sum().clamp(min=1) if reduction == "mean" else total), correct
+
+
+def mask_tokens(
+    input_ids: Tensor,
+    special: Tensor,
+    counters: Tensor | None,
+    choices: Tensor | None,
+    seed: Tensor,
+    mask_id: int,
+    first_random_id: int,
+    random_ids: int,
+    choose_below: int,
+    mask_below: int,
+    random_below: int,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """The ids with some hidden, and the labels of these; see `bertfast.kernels.mask_tokens`."""
+    own = torch.arange(input_ids.shape[0], device=input_ids.device) if counters is None else counters
+    choice, action, draw, _ = token_words(seed, own)
+    if choices is not None:
+        choice = token_words(seed, choices)[0]
+    chosen = (choice < choose_below) & ~special
+    other = first_random_id + (draw * random_ids >> 32)
+    hidden = torch.where(action < mask_below, mask_id, torch.where(action < random_below, other, input_ids))
+    return torch.where(chosen, hidden, input_ids), torch.where(chosen, input_ids, ignore_index)
 
 
 def adamw(

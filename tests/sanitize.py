@@ -129,14 +129,25 @@ def attention(
 
 
 def rows(ext: Any, dtype: str, count: int, masked: int, hidden: int) -> None:
-    """gather_rows, scatter_rows and dropout."""
+    """check_rows, gather_rows, scatter_rows and dropout."""
     a = Arrays(dtype, 2)
     index = a.integers([*a.rng.permutation(count)[: max(masked - 1, 0)], -1][:masked])
-    ext.gather_rows(
-        dtype, a.values(count, hidden), index, a.room(masked, hidden), count, masked, hidden, hidden, THREADS
-    )
-    ext.scatter_rows(dtype, a.values(masked, hidden), index, a.room(count, hidden), count, masked, hidden, THREADS)
+    ext.check_rows("index", index, masked, "x", count)
+    width = hidden * BYTES[dtype]
+    ext.gather_rows(a.values(count, hidden), index, a.room(masked, hidden), count, masked, width, width, THREADS)
+    ext.scatter_rows(a.values(masked, hidden), index, a.room(count, hidden), count, masked, width, THREADS)
     ext.dropout(dtype, a.values(count, hidden), a.room(count, hidden), count * hidden, 6554, 2**62, THREADS)
+
+
+def masking(ext: Any, tokens: int, counted: bool, words: bool) -> None:
+    """mask_tokens, with counters of its own and with whole words."""
+    a = Arrays("float32", 4)
+    special = a.integers(a.rng.random(tokens) < 0.2, np.bool_)
+    counters = a.integers(a.rng.integers(-(2**63), 2**63 - 1, tokens)) if counted else 0
+    choices = a.integers(np.arange(tokens) // 3) if words else 0
+    out = [a.integers(np.zeros(tokens)) for _ in range(2)]
+    ids = a.integers(np.arange(tokens))
+    ext.mask_tokens(ids, special, counters, choices, *out, tokens, 1, 2, 2**31, 2**31, 2**30, 2**32, -100, -9, THREADS)
 
 
 def cross_entropy(ext: Any, dtype: str, count: int, vocab: int, smoothing: float, gradient: bool, bias: bool) -> None:
@@ -176,13 +187,17 @@ def drive(ext: Any) -> int:
                 for window, tables in ((-1, "bqk"), (0, ""), (7, "b"), (64, "qk"), (2**62, "q"), (100, "k")):
                     attention(ext, dtype, lengths, 3, 16, 2, 6554, window, tables)
                     calls += 2
-            for shape in ((0, 0, 5), (1, 1, 1), (7, 3, 16), (33, 33, 65)):
+            for shape in ((0, 0, 5), (1, 1, 1), (7, 3, 16), (33, 33, 65), (150, 40, 129)):
                 rows(ext, dtype, *shape)
-                calls += 3
+                calls += 4
             for count, vocab in ((0, 5), (1, 1), (3, 15), (4, 16), (5, 1025)):
                 for smoothing, gradient, bias in ((0.0, False, False), (0.1, True, True), (0.0, True, False)):
                     cross_entropy(ext, dtype, count, vocab, smoothing, gradient, bias)
                     calls += 1
+        for tokens in (0, 1, 15, 16, 17, 5001):
+            for counted, words in ((False, False), (True, False), (False, True), (True, True)):
+                masking(ext, tokens, counted, words)
+                calls += 1
     return calls
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bertfast.errors import BertfastError
 from bertfast.objectives import Spans, document_spans, mask_tokens, sentence_pairs
@@ -27,7 +28,8 @@ class Batches:
 
     An epoch is one pass over the corpus, its examples shuffled and gathered into batches of at most ``batch_tokens`` tokens; no sequence is cut
     between batches. With dynamic masking each epoch cuts the corpus anew and hides other tokens; with static masking the examples
-    and what is hidden in them are those of the first epoch, in another order.
+    and what is hidden in them are those of the first epoch, in another order. Tokens are hidden on ``device``, where the batches come out,
+    the same ones on each.
 
     Raises:
         BertfastError: an option out of range, or a corpus that the objective cannot use.
@@ -43,6 +45,7 @@ class Batches:
         objective: str = "mlm+nsp",
         masking: str = "dynamic",
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         if objective not in OBJECTIVES:
             raise BertfastError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
@@ -56,11 +59,12 @@ class Batches:
             raise BertfastError(
                 f"batch-tokens is {batch_tokens} and seq-len {seq_len}; a batch must hold a whole sequence"
             )
-        self.store, self.special, self.seed = store, special, seed
+        self.store, self.special, self.seed, self.device = store, special, seed, torch.device(device)
         self.seq_len, self.batch_tokens, self.static = seq_len, batch_tokens, masking == "static"
-        self.words = np.setdiff1d(np.arange(vocab_size), special.all)
-        self.is_special = np.zeros(vocab_size, bool)
+        self.is_special = torch.zeros(vocab_size, dtype=torch.bool)
         self.is_special[list(special.all)] = True
+        self.is_special = self.is_special.to(self.device)
+        self.words = (~self.is_special).nonzero().squeeze(1)
 
     def _rng(self, purpose: int, *parts: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed % 2**64, purpose, *parts])))
@@ -105,30 +109,25 @@ class Batches:
                 pieces += [ids[b0:b1], [special.sep]]
                 segments.append(np.ones(b1 - b0 + 1, np.int64))
             lengths.append(a1 - a0 + b1 - b0 + self.added)
-        flat = np.concatenate(pieces).astype(np.int64)
-        cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        draws = self._draws(rows, lengths, epoch)
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        position_ids = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
+        # A token's bits are a function of (seed, epoch, example, position), and under static masking of all but the epoch.
+        counters = np.repeat(rows << 32, lengths) + position_ids
+        seed = int(self._rng(_MASK, *(() if self.static else (epoch,))).integers(-(2**63), 2**63 - 1))
+        tokens, cu_seqlens = self._tensor(np.concatenate(pieces)), self._tensor(bounds).int()
         hidden, positions, labels = mask_tokens(
-            flat, cu_seqlens, self.is_special[flat], self.words, special.mask, draws
+            tokens, cu_seqlens, self.is_special[tokens], self.words, special.mask, self._tensor(counters), seed
         )
-        position_ids = np.arange(len(flat)) - np.repeat(cu_seqlens[:-1], lengths)
         return PackedBatch(
-            input_ids=torch.from_numpy(hidden),
-            segment_ids=torch.from_numpy(np.concatenate(segments)),
-            position_ids=torch.from_numpy(position_ids.astype(np.int64)),
-            cu_seqlens=torch.from_numpy(cu_seqlens),
+            input_ids=hidden,
+            segment_ids=self._tensor(np.concatenate(segments)),
+            position_ids=self._tensor(position_ids),
+            cu_seqlens=cu_seqlens,
             max_seqlen=self.seq_len,
-            masked_positions=torch.from_numpy(positions.astype(np.int64)),
-            masked_labels=torch.from_numpy(labels),
-            next_sentence_labels=torch.from_numpy(spans.label[rows]) if self.pairs else None,
+            masked_positions=positions,
+            masked_labels=labels,
+            next_sentence_labels=self._tensor(spans.label[rows]) if self.pairs else None,
         )
 
-    def _draws(self, rows: NDArray[np.int64], lengths: list[int], epoch: int) -> NDArray[np.uint64]:
-        """64 random bits for each token: a function of (seed, epoch, example), and under static masking of (seed, example)."""
-        own = () if self.static else (epoch,)
-        return np.concatenate(
-            [
-                self._rng(_MASK, row, *own).integers(0, 2**64, length, np.uint64)
-                for row, length in zip(rows.tolist(), lengths, strict=True)
-            ]
-        )
+    def _tensor(self, values: NDArray) -> Tensor:
+        return torch.from_numpy(values.astype(np.int64)).to(self.device)

@@ -2,49 +2,66 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
+
+from bertfast import kernels
+from bertfast.kernels.philox import as_seed, token_words
 
 MASK_RATE = 0.15
 MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
 
 
 def mask_tokens(
-    ids: NDArray[np.int64],
-    cu_seqlens: NDArray[np.int32],
-    special: NDArray[np.bool_],
-    words: NDArray[np.int64],
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    special: Tensor,
+    words: Tensor,
     mask_id: int,
-    draws: NDArray[np.uint64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    counters: Tensor,
+    seed: int | Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Chooses tokens to predict and hides them: 80 % become [MASK], 10 % a random word, 10 % stay.
 
-    In each sequence 15 % of the tokens that are not special are chosen, rounded, at least one where there is one.
+    In each sequence 15 % of the tokens that are not special are chosen, rounded, at least one where there is one: those whose first
+    Philox words are the lowest. What becomes of them is `kernels.mask_tokens`'s to say, from the words after.
 
     Args:
-        ids: (tokens,) of the packed sequences.
-        cu_seqlens: (sequences + 1,) boundaries.
-        special: (tokens,) true where a token is never chosen.
-        words: ids that a random replacement is drawn from; special tokens are not among them.
+        ids: (tokens,) int64 of the packed sequences, on any device, as the other tensors are.
+        cu_seqlens: (sequences + 1,) int32 boundaries.
+        special: (tokens,) bool, true where a token is never chosen.
+        words: int64 ids that a random replacement is drawn from; special tokens are not among them.
         mask_id: of [MASK].
-        draws: (tokens,) uniform 64-bit words, which alone decide the outcome.
+        counters: (tokens,) int64, which with the seed alone decide the outcome, no two alike.
+        seed: an int of 64 bits, or an int64 tensor of one element.
 
     Returns:
         The ids with the chosen tokens hidden, their positions in ascending order, and the ids that stood there.
     """
-    sequence = np.repeat(np.arange(len(cu_seqlens) - 1), np.diff(cu_seqlens))
+    seed = as_seed(seed, ids.device)
+    tokens, sequences = ids.shape[0], cu_seqlens.shape[0] - 1
+    starts = cu_seqlens.long()
+    sequence = torch.arange(sequences, device=ids.device).repeat_interleave(starts.diff(), output_size=tokens)
     # Ordered by sequence, then the specials last, then by chance: a sequence's chosen tokens are its first ones.
-    order = np.lexsort((draws >> np.uint64(32), special, sequence))
-    eligible = np.bincount(sequence, weights=~special, minlength=len(cu_seqlens) - 1).astype(np.int64)
-    wanted = np.minimum(np.maximum(np.rint(eligible * MASK_RATE).astype(np.int64), 1), eligible)
-    rank = np.arange(len(ids)) - cu_seqlens[:-1][sequence]
-    positions = np.sort(order[rank < wanted[sequence]])
+    order = (sequence << 33 | special.long() << 32 | token_words(seed, counters)[0]).argsort(stable=True)
+    eligible = torch.zeros_like(starts[1:]).index_add(0, sequence, (~special).long())
+    wanted = (eligible.double() * MASK_RATE).round().long().clamp(min=1).minimum(eligible)
+    rank = torch.arange(tokens, device=ids.device) - starts[sequence]
+    chosen = torch.zeros_like(special).index_copy(0, order, rank < wanted[sequence])
 
-    labels = ids[positions].astype(np.int64)
-    low = draws[positions] & np.uint64(0xFFFFFFFF)
-    kind = (low >> np.uint64(16)).astype(np.float64) / (1 << 16)
-    other = words[(low & np.uint64(0xFFFF)).astype(np.int64) * len(words) >> 16]
-    hidden = np.where(kind < MASKED_SHARE, mask_id, np.where(kind < MASKED_SHARE + RANDOM_SHARE, other, labels))
-    result = ids.astype(np.int64)
-    result[positions] = hidden
-    return result, positions, labels
+    # The words need be no range, so the op hides places of a table: 0 is the token itself, 1 [MASK], and the words come after.
+    places, _ = kernels.mask_tokens(
+        torch.zeros_like(ids),
+        ~chosen,
+        mask_id=1,
+        vocab_size=2 + len(words),
+        rate=1.0,
+        mask_share=MASKED_SHARE,
+        random_share=RANDOM_SHARE,
+        first_random_id=2,
+        seed=seed,
+        counters=counters,
+    )
+    table = torch.cat([words.new_tensor([0, mask_id]), words])
+    positions = chosen.nonzero().squeeze(1)
+    return torch.where(places > 0, table[places], ids), positions, ids[positions]

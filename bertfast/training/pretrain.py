@@ -90,7 +90,7 @@ def pretrain(
     fresh = _claim(run, config, resume)
     with _locked(run):
         try:
-            batches = _prepare(config, run, model, words)
+            batches = _prepare(config, run, model, words, device)
         except BertfastError:
             if fresh:  # nothing was trained: leave no folder that would stand in the way of the next try
                 shutil.rmtree(run)
@@ -99,7 +99,11 @@ def pretrain(
 
 
 def _prepare(
-    config: PretrainConfig, run: Path, model: BertForPreTraining | BertForMaskedLM, words: Tokenizer
+    config: PretrainConfig,
+    run: Path,
+    model: BertForPreTraining | BertForMaskedLM,
+    words: Tokenizer,
+    device: torch.device,
 ) -> Batches:
     """Puts what does not change into the run's folder, and opens its data."""
     clean(run)
@@ -115,6 +119,7 @@ def _prepare(
         config.objective,
         config.masking,
         config.seed,
+        device,
     )
     batches.plan(0)  # says now if the corpus cannot serve the objective
     return batches

@@ -36,8 +36,10 @@ def outputs(dtype):
     )
     loss, _ = kernels.linear_cross_entropy(h, w, b, torch.arange(9), label_smoothing=0.1)
     dropped = kernels.dropout(q, 0.3, seed=1)
+    ids = torch.arange(70)
+    masked = kernels.mask_tokens(ids, ids < 3, mask_id=1, vocab_size=101, rate=0.5, word_ids=ids // 3, seed=1)
     gradients = [*torch.autograd.grad(out, leaves, dout), *torch.autograd.grad(loss, (h, w, b)), *placed_gradients]
-    return [out, loss, placed, dropped, *gradients]
+    return [out, loss, placed, dropped, *gradients, *masked]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -71,6 +73,7 @@ print(len({line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in 
 
 X = np.zeros(64, np.float32)
 I64 = np.zeros(4, np.int64)
+FOUR = np.array([4])
 P, PI = X.ctypes.data, I64.ctypes.data
 
 
@@ -82,19 +85,16 @@ P, PI = X.ctypes.data, I64.ctypes.data
         ("dropout", ("float32", P, P, -4, 1, 0, 1), "n is -4"),
         ("dropout", ("float32", P, P, 4, 65536, 0, 1), "threshold must be below 65536"),
         ("dropout", ("float32", P, P, 4, 1, 0, 0), "threads above 0"),
-        (
-            "gather_rows",
-            ("float32", P, np.array([4]).ctypes.data, P, 4, 1, 4, 4, 1),
-            r"index\[0\] is .*; it must be from -1 to 3",
-        ),
-        ("scatter_rows", ("float32", P, 0, P, 4, 1, 4, 1), "index is a null pointer"),
+        ("gather_rows", (P, FOUR.ctypes.data, P, 4, 1, 16, 16, 1), r"index\[0\] is 4; it must be from -1 to 3"),
+        ("gather_rows", (P, PI, P, 4, 1, -16, 16, 1), "width is -16"),
+        ("scatter_rows", (P, 0, P, 4, 1, 16, 1), "index is a null pointer"),
+        ("check_rows", ("index", FOUR.ctypes.data, 1, "x", 4), "index holds 4; x has 4 rows"),
+        ("mask_tokens", (PI, 0, 0, 0, PI, PI, 4, 1, 1, 1, 1, 1, 1, -100, 0, 1), "special is a null pointer"),
+        ("mask_tokens", (PI, PI, 0, 0, PI, PI, 4, 1, 1, 2**33, 1, 1, 1, -100, 0, 1), r"at most 2\^32"),
         ("cross_entropy_rows", ("float32", P, 0, PI, P, P, P, 1, 0, -100, 0.0, 0.0, 0, 0, 1), "vocab must be above 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_a_pointer_is_followed(name, arguments, message):
-    if name == "gather_rows":
-        index = np.array([4])  # kept alive here; the address above belongs to a temporary
-        arguments = (*arguments[:2], index.ctypes.data, *arguments[3:])
     with pytest.raises(ValueError, match=message):
         getattr(dispatch._C, name)(*arguments)
 
