@@ -37,6 +37,7 @@ if X86:
         "-mfma",
         "-mprefer-vector-width=512",
     ]
+    ISA_FLAGS["avx512bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 
 
@@ -101,7 +102,7 @@ setup(
         Extension(
             "bertfast._C",
             sources=["csrc/bindings.cpp", *(f"csrc/{name}.cpp" for name in KERNELS)],
-            depends=[f"csrc/{name}.h" for name in ("kernels", "layer_norm", "ops", "philox", "simd")],
+            depends=[f"csrc/{name}.h" for name in ("kernels", "layer_norm", "ops", "philox", "products", "simd")],
             language="c++",
             optional=not os.environ.get("BERTFAST_REQUIRE_EXTENSION"),
         )

@@ -1,8 +1,9 @@
 // Variable-length bidirectional attention, forward and backward: see kernels/attention.py for the formula.
 //
 // A task is one head of one sequence, and nothing is shared between tasks: the result is the same bits on any number of threads. Keys and
-// values are widened once into float32 scratch; queries go in blocks, so that the scores of a block stay in the cache. The
-// backward makes the probabilities again from the saved log-sum-exp.
+// values are brought once into the form that the products take (products.h): float32, or bfloat16 as it is where the processor
+// multiplies it. Queries go in blocks, so that the scores of a block stay in the cache. The backward makes the probabilities again from
+// the saved log-sum-exp.
 #include "kernels.h"
 
 #include <algorithm>
@@ -10,102 +11,67 @@
 #include <vector>
 
 #include "philox.h"
+#include "products.h"
 
 namespace bertfast::BERTFAST_ISA {
 
 namespace {
 
 constexpr int kQueries = 64;  // rows of a block of queries
-constexpr int kRows = 6;      // rows of a micro-kernel
-
-// C[kM][kN * kWidth] (+)= A B; A is read one scalar at a time, so it may have any strides.
-template <int kM, int kN>
-inline void micro(int64_t inner, const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t ldb, float *c,
-                  int64_t ldc, bool accumulate) {
-  vec sums[kM][kN];
-  for (int i = 0; i < kM; ++i)
-    for (int j = 0; j < kN; ++j) sums[i][j] = accumulate ? load(c + i * ldc + j * kWidth) : vec{};
-  for (int64_t k = 0; k < inner; ++k) {
-    vec row[kN];
-    for (int j = 0; j < kN; ++j) row[j] = load(b + k * ldb + j * kWidth);
-    for (int i = 0; i < kM; ++i) {
-      const vec x = splat(a[i * a_row + k * a_col]);
-      for (int j = 0; j < kN; ++j) sums[i][j] += x * row[j];
-    }
-  }
-  for (int i = 0; i < kM; ++i)
-    for (int j = 0; j < kN; ++j) store(c + i * ldc + j * kWidth, sums[i][j]);
-}
-
-template <int kN>
-inline void columns(int64_t rows, int64_t inner, const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t ldb,
-                    float *c, int64_t ldc, bool accumulate) {
-  int64_t i = 0;
-  for (; i + kRows <= rows; i += kRows)
-    micro<kRows, kN>(inner, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
-  for (; i + 2 <= rows; i += 2) micro<2, kN>(inner, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
-  for (; i < rows; ++i) micro<1, kN>(inner, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
-}
-
-// C (rows x width) (+)= A (rows x inner) B (inner x width); width is a multiple of kWidth.
-void product(int64_t rows, int64_t width, int64_t inner, const float *a, int64_t a_row, int64_t a_col, const float *b,
-             int64_t ldb, float *c, int64_t ldc, bool accumulate) {
-  int64_t j = 0;
-  for (; j + kColumns * kWidth <= width; j += kColumns * kWidth)
-    columns<kColumns>(rows, inner, a, a_row, a_col, b + j, ldb, c + j, ldc, accumulate);
-  for (; j < width; j += kWidth) columns<1>(rows, inner, a, a_row, a_col, b + j, ldb, c + j, ldc, accumulate);
-}
-
-// Rows of one head to float32, times `scale`.
-template <typename T>
-void widen(const T *x, int64_t stride, int64_t rows, int64_t head_dim, float scale, float *out) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t d = 0; d < head_dim; ++d) out[i * head_dim + d] = to_float(x[i * stride + d]) * scale;
-}
-
-template <typename T>
-void narrow(const float *x, int64_t rows, int64_t head_dim, float scale, T *out, int64_t stride) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t d = 0; d < head_dim; ++d) from_float(x[i * head_dim + d] * scale, out[i * stride + d]);
-}
-
-// (rows, head_dim) to (head_dim, padded), zeros past the rows.
-void transpose(const float *x, int64_t rows, int64_t head_dim, int64_t padded, float *out) {
-  for (int64_t d = 0; d < head_dim; ++d) {
-    for (int64_t i = 0; i < rows; ++i) out[d * padded + i] = x[i * head_dim + d];
-    for (int64_t i = rows; i < padded; ++i) out[d * padded + i] = 0;
-  }
-}
 
 int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-// Zero where the score of (query row, head, key) is dropped, the survivors' scale elsewhere, for keys `from` to `to`; `keep` holds
-// up(n, 128) floats.
-void keep_row(uint64_t seed, uint32_t query, uint32_t head, uint32_t threshold, int64_t from, int64_t to, float *keep) {
-  constexpr int64_t step = kBlock * kLanes;
-  const float scale = keep_scale(threshold);
-  for (int64_t start = from / step * step; start < to; start += step) {
+// Keys `from` to `to` of a sequence.
+struct Keys {
+  int64_t from, to;
+};
+
+// The dropout lanes of a block of queries: each row has those of its keys, from the counter of the first one on.
+struct BlockLanes {
+  const uint16_t *first;
+  int64_t stride;
+  const uint16_t *row(int64_t i) const { return first + i * stride; }
+};
+
+// `buffer` grows to what is needed.
+BlockLanes block_lanes(uint64_t seed, uint32_t query, int64_t rows, uint32_t head, Keys keys, std::vector<uint16_t> &buffer) {
+  const int64_t begin = keys.from / kLanes, per_row = (keys.to + kLanes - 1) / kLanes - begin, count = rows * per_row;
+  const size_t needed = up(count, kBlock) * kLanes + kWidth;
+  if (buffer.size() < needed) buffer.resize(needed);
+  int64_t row = 0, counter = 0;
+  for (int64_t made = 0; made < count; made += kBlock) {
+    PhiloxBlock x;
+    for (int i = 0; i < kBlock; ++i) {
+      const int v = i / PhiloxBlock::kPerVector, lane = i % PhiloxBlock::kPerVector;
+      x.c0[v][lane] = begin + counter;
+      x.c1[v][lane] = query + row;
+      if (++counter == per_row) counter = 0, ++row;
+    }
+    for (int v = 0; v < kBlock / PhiloxBlock::kPerVector; ++v) x.c2[v] = wide{} + head, x.c3[v] = wide{};
+    philox_rounds(seed, x);
     uint32_t words[4 * kBlock];
-    philox_block(seed, start / kLanes, query, head, false, words);
-    uint16_t lanes[step];
-    std::memcpy(lanes, words, sizeof lanes);
-    for (int64_t i = 0; i < step; ++i) keep[start + i] = lanes[i] >= threshold ? scale : 0.0f;
+    words_in_order(x, words);
+    std::memcpy(buffer.data() + made * kLanes, words, sizeof words);
   }
+  return {buffer.data() + keys.from % kLanes, per_row * kLanes};
 }
 
 // Scratch of one thread, grown to the longest sequence it meets.
 struct Scratch {
   std::vector<float> memory;
   std::vector<int32_t> bucket_of;
+  std::vector<uint16_t> lanes;
   float *next = nullptr;
   void start(int64_t floats) {
     if (static_cast<int64_t>(memory.size()) < floats) memory.resize(floats);
     next = memory.data();
   }
-  float *take(int64_t floats) {
+  template <typename E = float>
+  E *take(int64_t elements) {
+    static_assert(sizeof(E) == sizeof(float));
     float *taken = next;
-    next += floats;
-    return taken;
+    next += elements;
+    return reinterpret_cast<E *>(taken);
   }
 };
 
@@ -113,11 +79,6 @@ template <typename T>
 void zero_slack(T *x, int64_t from, int64_t to, int64_t row) {
   std::memset(static_cast<void *>(x + from * row), 0, (to - from) * row * sizeof(T));
 }
-
-// Keys `from` to `to` of a sequence.
-struct Keys {
-  int64_t from, to;
-};
 
 // The keys that some query of a block sees; `from` is a multiple of kWidth.
 Keys seen_by_block(int64_t window, int64_t first, int64_t rows, int64_t n) {
@@ -224,26 +185,35 @@ struct TaskPositionGradients {
 
 template <typename T>
 void forward_task(const AttentionForward<T> &p, int64_t sequence, int64_t head, Scratch &scratch) {
-  const int64_t start = p.cu_seqlens[sequence], n = p.cu_seqlens[sequence + 1] - start, d = p.head_dim;
+  typedef typename Factor<T>::Element E;
+  constexpr int kPack = Factor<T>::kPack;
+  const int64_t start = p.cu_seqlens[sequence], n = p.cu_seqlens[sequence + 1] - start, d = p.head_dim, de = d / kPack;
   if (n == 0) return;
   const int64_t padded = up(n, kWidth), block = std::min<int64_t>(n, kQueries);
-  scratch.start(2 * n * d + d * padded + block * (2 * d + padded) + up(n, 128) + TaskPositions<T>::floats(p.positions, n));
-  float *k = scratch.take(n * d), *v = scratch.take(n * d), *kt = scratch.take(d * padded);
-  float *q = scratch.take(block * d), *o = scratch.take(block * d), *s = scratch.take(block * padded);
-  float *keep = scratch.take(up(n, 128));
+  scratch.start(n * de + de * padded + up(n, kPack) * d + block * (de + d + 2 * padded) + TaskPositions<T>::floats(p.positions, n));
+  E *k = scratch.take<E>(n * de), *kt = scratch.take<E>(de * padded), *v = scratch.take<E>(up(n, kPack) / kPack * d);
+  E *q = scratch.take<E>(block * de);
+  float *o = scratch.take(block * d), *s = scratch.take(block * padded);
+  E *probabilities = scratch.take<E>(kPack == 1 ? 0 : block * padded / kPack);
   const TaskPositions<T> positions(p.positions, start, n, head, scratch);
-  widen(p.k + start * p.k_stride[0] + head * p.k_stride[1], p.k_stride[0], n, d, 1, k);
-  widen(p.v + start * p.v_stride[0] + head * p.v_stride[1], p.v_stride[0], n, d, 1, v);
-  transpose(k, n, d, padded, kt);
+  along(p.k + start * p.k_stride[0] + head * p.k_stride[1], p.k_stride[0], n, d, 1, k);
+  across(p.v + start * p.v_stride[0] + head * p.v_stride[1], p.v_stride[0], n, d, v);
+  transpose(k, n, de, padded, kt);
+  // Floats carry the scale in the queries; pairs are not rounded a second time for it.
+  const float query_scale = kPack == 1 ? p.scale : 1, score_scale = kPack == 1 ? 1 : p.scale, keeps = keep_scale(p.threshold);
 
   for (int64_t first = 0; first < n; first += block) {
     const int64_t rows = std::min(block, n - first), row0 = start + first;
     const Keys keys = seen_by_block(p.window, first, rows, n);
     const int64_t seen = keys.to - keys.from, width = up(seen, kWidth);
-    widen(p.q + row0 * p.q_stride[0] + head * p.q_stride[1], p.q_stride[0], rows, d, p.scale, q);
-    product(rows, width, d, q, d, 1, kt + keys.from, padded, s, padded, false);
+    along(p.q + row0 * p.q_stride[0] + head * p.q_stride[1], p.q_stride[0], rows, d, query_scale, q);
+    product(rows, width, de, q, de, 1, kt + keys.from, padded, s, padded, false);
+    BlockLanes lanes{};
+    if (p.threshold) lanes = block_lanes(p.seed, row0, rows, head, keys, scratch.lanes);
     for (int64_t i = 0; i < rows; ++i) {
       float *x = s + i * padded;  // of key keys.from and on
+      if (kPack > 1)
+        for (int64_t j = 0; j < width; j += kWidth) store(x + j, load(x + j) * score_scale);
       positions.add(first + i, keys, x);
       hide_unseen(p.window, first + i, n, keys.from, width, x);
       vec largest = load(x);
@@ -261,76 +231,109 @@ void forward_task(const AttentionForward<T> &p, int64_t sequence, int64_t head, 
       const float denominator = sum(total), inverse = 1 / denominator;
       p.lse[head * p.tokens + row0 + i] = top + std::log(denominator);
       if (p.threshold) {
-        keep_row(p.seed, row0 + i, head, p.threshold, keys.from, keys.to, keep);
-        for (int64_t j = 0; j < seen; ++j) x[j] *= inverse * keep[keys.from + j];
+        const uint16_t *lane = lanes.row(i);
+        for (int64_t j = 0; j < width; j += kWidth) store(x + j, keep(load(x + j), lane + j, p.threshold, inverse * keeps));
       } else {
-        for (int64_t j = 0; j < seen; ++j) x[j] *= inverse;
+        for (int64_t j = 0; j < width; j += kWidth) store(x + j, load(x + j) * inverse);
       }
     }
-    product(rows, d, seen, s, padded, 1, v + keys.from * d, d, o, d, false);
+    if constexpr (kPack == 1) {
+      product(rows, d, seen, s, padded, 1, v + keys.from * d, d, o, d, false);
+    } else {
+      along(s, padded, rows, width, 1, probabilities);
+      product(rows, d, up(seen, kPack) / kPack, probabilities, padded / kPack, 1, v + keys.from / kPack * d, d, o, d, false);
+    }
     narrow(o, rows, d, 1, p.out + (row0 * p.heads + head) * d, p.heads * d);
   }
 }
 
 template <typename T>
 void backward_task(const AttentionBackward<T> &p, int64_t sequence, int64_t head, float *dbias_part, Scratch &scratch) {
+  typedef typename Factor<T>::Element E;
+  constexpr int kPack = Factor<T>::kPack;
   const AttentionForward<T> &f = p.forward;
-  const int64_t start = f.cu_seqlens[sequence], n = f.cu_seqlens[sequence + 1] - start, d = f.head_dim;
+  const int64_t start = f.cu_seqlens[sequence], n = f.cu_seqlens[sequence + 1] - start, d = f.head_dim, de = d / kPack;
   if (n == 0) return;
   const int64_t padded = up(n, kWidth), block = std::min<int64_t>(n, kQueries), out_stride = f.heads * d;
-  scratch.start(4 * n * d + 2 * d * padded + block * (4 * d + 2 * padded) + up(n, 128) +
+  scratch.start(2 * n * (de + d) + up(n, kPack) * d + 2 * de * padded + up(block, kPack) * (3 * de + 3 * d + 4 * padded) +
                 TaskPositions<T>::floats(f.positions, n) + TaskPositionGradients<T>::floats(p, n));
-  float *k = scratch.take(n * d), *v = scratch.take(n * d), *dk = scratch.take(n * d), *dv = scratch.take(n * d);
-  float *kt = scratch.take(d * padded), *vt = scratch.take(d * padded);
-  float *q = scratch.take(block * d), *dq = scratch.take(block * d);
-  float *dout = scratch.take(block * d), *out = scratch.take(block * d);
-  float *s = scratch.take(block * padded), *dp = scratch.take(block * padded), *keep = scratch.take(up(n, 128));
+  E *k = scratch.take<E>(n * de), *v = scratch.take<E>(n * de);
+  float *dk = scratch.take(n * d), *dv = scratch.take(n * d), *dq = scratch.take(block * d);
+  E *kt = scratch.take<E>(de * padded), *vt = scratch.take<E>(de * padded);
+  E *q = scratch.take<E>(block * de), *dout = scratch.take<E>(block * de);
+  float *s = scratch.take(block * padded), *dp = scratch.take(block * padded);
   const TaskPositions<T> positions(f.positions, start, n, head, scratch);
   TaskPositionGradients<T> position_gradients(p, positions, scratch);
-  widen(f.k + start * f.k_stride[0] + head * f.k_stride[1], f.k_stride[0], n, d, 1, k);
-  widen(f.v + start * f.v_stride[0] + head * f.v_stride[1], f.v_stride[0], n, d, 1, v);
-  transpose(k, n, d, padded, kt);
-  transpose(v, n, d, padded, vt);
+  // What enters a product as the other factor too: floats serve as both.
+  E *k_across = k, *q_across = q, *dout_across = dout, *ds_along = nullptr, *p_across = nullptr, *ds_across = nullptr;
+  if constexpr (kPack > 1) {
+    const int64_t pairs = up(block, kPack) / kPack;
+    k_across = scratch.take<E>(up(n, kPack) / kPack * d);
+    q_across = scratch.take<E>(pairs * d), dout_across = scratch.take<E>(pairs * d);
+    ds_along = scratch.take<E>(block * padded / kPack);
+    p_across = scratch.take<E>(pairs * padded), ds_across = scratch.take<E>(pairs * padded);
+  }
+  const T *keys_of_head = f.k + start * f.k_stride[0] + head * f.k_stride[1];
+  along(keys_of_head, f.k_stride[0], n, d, 1, k);
+  along(f.v + start * f.v_stride[0] + head * f.v_stride[1], f.v_stride[0], n, d, 1, v);
+  transpose(k, n, de, padded, kt);
+  transpose(v, n, de, padded, vt);
+  if (kPack > 1) across(keys_of_head, f.k_stride[0], n, d, k_across);
   // With a window no block reaches all keys, so that their gradients start from zeros and not from the first block's.
   if (f.window >= 0) std::fill_n(dk, n * d, 0.0f), std::fill_n(dv, n * d, 0.0f);
+  const float query_scale = kPack == 1 ? f.scale : 1, score_scale = kPack == 1 ? 1 : f.scale, keeps = keep_scale(f.threshold);
 
   for (int64_t first = 0; first < n; first += block) {
     const int64_t rows = std::min(block, n - first), row0 = start + first;
     const Keys keys = seen_by_block(f.window, first, rows, n);
     const int64_t seen = keys.to - keys.from, width = up(seen, kWidth);
     const bool accumulate = first > 0 || f.window >= 0;
-    const int64_t flat = (row0 * f.heads + head) * d;
-    widen(f.q + row0 * f.q_stride[0] + head * f.q_stride[1], f.q_stride[0], rows, d, f.scale, q);
-    widen(p.dout + flat, out_stride, rows, d, 1, dout);
-    widen(f.out + flat, out_stride, rows, d, 1, out);
-    product(rows, width, d, q, d, 1, kt + keys.from, padded, s, padded, false);
-    product(rows, width, d, dout, d, 1, vt + keys.from, padded, dp, padded, false);
+    const T *queries = f.q + row0 * f.q_stride[0] + head * f.q_stride[1];
+    const T *out_rows = f.out + (row0 * f.heads + head) * d, *dout_rows = p.dout + (row0 * f.heads + head) * d;
+    along(queries, f.q_stride[0], rows, d, query_scale, q);
+    along(dout_rows, out_stride, rows, d, 1, dout);
+    product(rows, width, de, q, de, 1, kt + keys.from, padded, s, padded, false);
+    product(rows, width, de, dout, de, 1, vt + keys.from, padded, dp, padded, false);
+    BlockLanes lanes{};
+    if (f.threshold) lanes = block_lanes(f.seed, row0, rows, head, keys, scratch.lanes);
     for (int64_t i = 0; i < rows; ++i) {
       float *x = s + i * padded, *y = dp + i * padded;  // of key keys.from and on
+      if (kPack > 1)
+        for (int64_t j = 0; j < width; j += kWidth) store(x + j, load(x + j) * score_scale);
       positions.add(first + i, keys, x);
       hide_unseen(f.window, first + i, n, keys.from, width, x);
       const float l = f.lse[head * f.tokens + row0 + i];
-      float delta = 0;
-      for (int64_t e = 0; e < d; ++e) delta += dout[i * d + e] * out[i * d + e];
-      for (int64_t j = 0; j < width; j += kWidth) store(x + j, exp(load(x + j) - l));
+      vec along_row = {};
+      for (int64_t e = 0; e < d; e += kWidth) along_row += load(dout_rows + i * out_stride + e) * load(out_rows + i * out_stride + e);
+      const float delta = sum(along_row);
+      const uint16_t *lane = f.threshold ? lanes.row(i) : nullptr;
       // x becomes the dropped probabilities that multiply V, y the gradient of the scores.
-      if (f.threshold) {
-        keep_row(f.seed, row0 + i, head, f.threshold, keys.from, keys.to, keep);
-        for (int64_t j = 0; j < seen; ++j) {
-          y[j] = x[j] * (y[j] * keep[keys.from + j] - delta);
-          x[j] *= keep[keys.from + j];
-        }
-      } else {
-        for (int64_t j = 0; j < seen; ++j) y[j] = x[j] * (y[j] - delta);
+      for (int64_t j = 0; j < width; j += kWidth) {
+        vec probability = exp(load(x + j) - l), g = load(y + j);
+        if (lane) g = keep(g, lane + j, f.threshold, keeps);
+        store(y + j, probability * (g - delta));
+        store(x + j, lane ? keep(probability, lane + j, f.threshold, keeps) : probability);
       }
       position_gradients.add(first + i, keys, y);
     }
-    product(seen, d, rows, s, 1, padded, dout, d, dv + keys.from * d, d, accumulate);
-    product(seen, d, rows, dp, 1, padded, q, d, dk + keys.from * d, d, accumulate);  // q carries the scale
-    product(rows, d, seen, dp, padded, 1, k + keys.from * d, d, dq, d, false);
+    if constexpr (kPack == 1) {
+      product(seen, d, rows, s, 1, padded, dout, d, dv + keys.from * d, d, accumulate);
+      product(seen, d, rows, dp, 1, padded, q, d, dk + keys.from * d, d, accumulate);  // q carries the scale
+      product(rows, d, seen, dp, padded, 1, k + keys.from * d, d, dq, d, false);
+    } else {
+      const int64_t pairs = up(rows, kPack) / kPack;
+      across(queries, f.q_stride[0], rows, d, q_across);
+      across(dout_rows, out_stride, rows, d, dout_across);
+      across(s, padded, rows, width, p_across);
+      across(dp, padded, rows, width, ds_across);
+      along(dp, padded, rows, width, 1, ds_along);
+      product(seen, d, pairs, p_across, 1, padded, dout_across, d, dv + keys.from * d, d, accumulate);
+      product(seen, d, pairs, ds_across, 1, padded, q_across, d, dk + keys.from * d, d, accumulate);
+      product(rows, d, up(seen, kPack) / kPack, ds_along, padded / kPack, 1, k_across + keys.from / kPack * d, d, dq, d, false);
+    }
     narrow(dq, rows, d, f.scale, p.dq + row0 * p.d_stride[0] + head * p.d_stride[1], p.d_stride[0]);
   }
-  narrow(dk, n, d, 1, p.dk + start * p.d_stride[0] + head * p.d_stride[1], p.d_stride[0]);
+  narrow(dk, n, d, score_scale, p.dk + start * p.d_stride[0] + head * p.d_stride[1], p.d_stride[0]);
   narrow(dv, n, d, 1, p.dv + start * p.d_stride[0] + head * p.d_stride[1], p.d_stride[0]);
   position_gradients.finish(dbias_part);
 }

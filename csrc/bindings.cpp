@@ -19,6 +19,7 @@ const Kernels *kernels_baseline();
 #ifdef BERTFAST_X86
 const Kernels *kernels_avx2();
 const Kernels *kernels_avx512();
+const Kernels *kernels_avx512bf16();
 #endif
 
 namespace {
@@ -29,8 +30,10 @@ std::vector<const Kernels *> runnable() {
 #ifdef BERTFAST_X86
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma")) {
+    if (__builtin_cpu_supports("avx512bf16")) found.push_back(kernels_avx512bf16());
     found.push_back(kernels_avx512());
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(kernels_avx2());
 #endif
   found.push_back(kernels_baseline());

@@ -36,25 +36,14 @@ inline void philox_rounds(uint64_t seed, PhiloxBlock &x) {
   }
 }
 
-// The lanes of counters (first ... first + kBlock - 1, c1, c2, 0), or, when `flat`, of (low, high word of the counter, 0, 0).
-// Written as 32-bit words in order, which on a little-endian machine is the order of the lanes.
-inline void philox_block(uint64_t seed, uint64_t first, uint32_t c1, uint32_t c2, bool flat, uint32_t *words) {
+// The words of each counter in order, which on a little-endian machine is the order of the lanes.
+inline void words_in_order(const PhiloxBlock &x, uint32_t *words) {
   constexpr int counters = PhiloxBlock::kPerVector;
-  PhiloxBlock x;
-  for (int v = 0; v < kBlock / counters; ++v)
-    for (int i = 0; i < counters; ++i) {
-      const uint64_t counter = first + v * counters + i;
-      x.c0[v][i] = counter;
-      x.c1[v][i] = flat ? counter >> 32 : c1;
-      x.c2[v][i] = flat ? 0 : c2;
-      x.c3[v][i] = 0;
-    }
-  philox_rounds(seed, x);
   for (int v = 0; v < kBlock / counters; ++v) {
     const wide front = (x.c0[v] & 0xffffffffu) | (x.c1[v] << 32), back = (x.c2[v] & 0xffffffffu) | (x.c3[v] << 32);
     for (int i = 0; i < counters; ++i) {
-      const uint64_t pair[2] = {front[i], back[i]};
-      std::memcpy(words + 4 * (v * counters + i), pair, sizeof pair);
+      const uint64_t two[2] = {front[i], back[i]};
+      std::memcpy(words + 4 * (v * counters + i), two, sizeof two);
     }
   }
 }
@@ -63,8 +52,16 @@ inline void philox_block(uint64_t seed, uint64_t first, uint32_t c1, uint32_t c2
 inline const uint16_t *flat_lanes(uint64_t seed, uint64_t first, int64_t count, uint16_t *buffer) {
   const int64_t skipped = first % kLanes;
   for (int64_t made = 0; made < skipped + count; made += kBlockLanes) {
+    PhiloxBlock x;
+    for (int v = 0; v < kBlock / PhiloxBlock::kPerVector; ++v) {
+      for (int i = 0; i < PhiloxBlock::kPerVector; ++i)
+        x.c0[v][i] = (first + made) / kLanes + v * PhiloxBlock::kPerVector + i;
+      x.c1[v] = x.c0[v] >> 32;
+      x.c2[v] = x.c3[v] = wide{};
+    }
+    philox_rounds(seed, x);
     uint32_t words[4 * kBlock];
-    philox_block(seed, (first + made) / kLanes, 0, 0, true, words);
+    words_in_order(x, words);
     std::memcpy(buffer + made, words, sizeof words);
   }
   return buffer + skipped;

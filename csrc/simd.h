@@ -113,11 +113,16 @@ inline vec load(const bf16 *p) {
 }
 
 inline void store(bf16 *p, vec v) {
+#if defined(__AVX512BF16__)
+  const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+  std::memcpy(p, &half, sizeof half);
+#else
   const ivec bits = bits_of<ivec>(v);
   ivec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   rounded = v != v ? ivec{} + 0x7fc0 : rounded;
   const hvec half = __builtin_convertvector(rounded, hvec);
   std::memcpy(p, &half, sizeof half);
+#endif
 }
 
 // A whole vector where `left` elements or more remain; otherwise those that remain, and zeros.

@@ -9,7 +9,7 @@ import torch
 
 from bertfast import kernels
 from bertfast.kernels import dispatch
-from support import boundaries, missing_backend, random_positions
+from support import boundaries, missing_backend, tolerance, random_positions
 
 pytestmark = pytest.mark.skipif(bool(missing_backend("cpp")), reason=missing_backend("cpp"))
 
@@ -50,7 +50,8 @@ def test_every_instruction_set_gives_the_same_results(isas, dtype):
             dispatch._C.set_isa(isa)
             results.append(outputs(dtype))
     for result in results[1:]:
-        torch.testing.assert_close(result, results[0])
+        # Products of bfloat16 itself round the probabilities once more than widened ones do.
+        torch.testing.assert_close(result, results[0], **tolerance(dtype))
 
 
 def test_an_instruction_set_that_is_not_there_is_named(isas):
