@@ -30,26 +30,26 @@ void cross_entropy_rows(T *logits, const float *bias, const int64_t *labels, flo
           for (int64_t j = 0; j < vocab; ++j) from_float(0.0f, out[j]);
         continue;
       }
-      if (bias)
-        for (int64_t j = 0; j < vocab; ++j) x[j] = to_float(out[j]) + bias[j];
-      else
-        for (int64_t j = 0; j < vocab; ++j) x[j] = to_float(out[j]);
-      for (int64_t j = vocab; j < padded; ++j) x[j] = -std::numeric_limits<float>::infinity();
-
-      vec largest = load(x);
-      for (int64_t j = kWidth; j < padded; j += kWidth) {
-        vec v = load(x + j);
+      vec largest = splat(-std::numeric_limits<float>::infinity());
+      int64_t j = 0;
+      for (; j + kWidth <= vocab; j += kWidth) {
+        const vec v = bias ? load(out + j) + load(bias + j) : load(out + j);
+        store(x + j, v);
         largest = v > largest ? v : largest;
       }
+      for (; j < vocab; ++j) x[j] = to_float(out[j]) + (bias ? bias[j] : 0.0f);
+      for (; j < padded; ++j) x[j] = -std::numeric_limits<float>::infinity();
+      const vec last = load(x + padded - kWidth);
+      largest = last > largest ? last : largest;
       const float top = max(largest), at_label = x[label];
       bool right = at_label == top;  // and, on a tie, no lower id
-      for (int64_t j = 0; right && j < label; ++j) right = x[j] != top;
+      for (int64_t k = 0; right && k < label; ++k) right = x[k] != top;
       correct[row] = right;
 
       float mean = 0;
       if (label_smoothing > 0) {
         double total = 0;
-        for (int64_t j = 0; j < vocab; ++j) total += x[j];
+        for (int64_t k = 0; k < vocab; ++k) total += x[k];
         mean = static_cast<float>(total / vocab);
       }
       vec total = {};
@@ -67,7 +67,7 @@ void cross_entropy_rows(T *logits, const float *bias, const int64_t *labels, flo
       const float g = grad_scale[row];
       const float factor = g * (1 + 2 * z_loss * l) / denominator, shift = g * label_smoothing / vocab;
       const float at = x[label] * factor - shift - g * (1 - label_smoothing);
-      for (int64_t j = 0; j < vocab; ++j) from_float(x[j] * factor - shift, out[j]);
+      for (int64_t j = 0; j < vocab; j += kWidth) store_some(out + j, load(x + j) * factor - shift, vocab - j);
       from_float(at, out[label]);
     }
     if (dbias) {
@@ -76,7 +76,8 @@ void cross_entropy_rows(T *logits, const float *bias, const int64_t *labels, flo
       for (int64_t start = 0; start < vocab; start += 1024) {
         const int64_t end = start + 1024 < vocab ? start + 1024 : vocab;
         for (int64_t row = 0; row < rows; ++row)
-          for (int64_t j = start; j < end; ++j) dbias[j] += to_float(logits[row * vocab + j]);
+          for (int64_t j = start; j < end; j += kWidth)
+            store_some(dbias + j, load_some(dbias + j, end - j) + load_some(logits + row * vocab + j, end - j), end - j);
       }
     }
   }

@@ -291,12 +291,14 @@ def _rows_cpp(
     bias_f32 = None if bias is None else bias.float().contiguous()
     wanted = grad_scale is not None
     dhidden = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
-    # Sums over blocks stay in float32; with a single block the product itself is the sum.
     blocks = _blocks(rows, vocab, hidden.element_size())
-    dweight = torch.zeros(0)
+    buffer = hidden.new_empty(blocks[0].stop if blocks else 0, vocab)
+    # The product adds to what the blocks before gave: in bfloat16 that is rounded once a block, for a second tensor of the table's size in
+    # float32 would be larger than all else here.
+    dweight = weight.new_zeros(weight.shape) if wanted and len(blocks) != 1 else weight.new_empty(weight.shape if wanted else 0)
     dbias = torch.zeros(vocab if wanted and bias is not None else 0)
-    for number, block in enumerate(blocks):
-        logits = hidden[block] @ weight.T
+    for block in blocks:
+        logits = torch.mm(hidden[block], weight.T, out=buffer[: block.stop - block.start])
         dispatch._C.cross_entropy_rows(
             dispatch.dtype_name(hidden.dtype),
             logits.data_ptr(),
@@ -317,16 +319,11 @@ def _rows_cpp(
         if not wanted:
             continue
         torch.mm(logits, weight, out=dhidden[block])
-        if number == 0:
-            dweight = logits.T @ hidden[block]
-            dweight = dweight.float() if len(blocks) > 1 else dweight
-        elif hidden.dtype == torch.float32:
-            dweight.addmm_(logits.T, hidden[block])
+        if len(blocks) == 1:
+            torch.mm(logits.T, hidden[block], out=dweight)
         else:
-            dweight += logits.T @ hidden[block]
-    if wanted and not blocks:
-        dweight = torch.zeros(weight.shape)
-    return losses, lse, correct, dhidden, dweight.to(weight.dtype), dbias.to(hidden.dtype)
+            dweight.addmm_(logits.T, hidden[block])
+    return losses, lse, correct, dhidden, dweight, dbias.to(hidden.dtype)
 
 
 # --- torch.library ---

@@ -1,6 +1,8 @@
 """What `linear_cross_entropy` promises on the reference and the C++ backend."""
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast import kernels
-from support import COMPILE_BACKEND, DEVICE, assert_close_to_float64, forced
+from support import COMPILE_BACKEND, DEVICE, assert_close_to_float64, forced, missing_backend
 
 BACKENDS = ("reference", "cpp")
 
@@ -250,3 +252,28 @@ def test_autocast_around_the_call_changes_nothing(backend):
             surrounded = loss_and_gradients()
     torch.testing.assert_close(surrounded[0], plain[0], rtol=0, atol=0)
     torch.testing.assert_close(surrounded[1], plain[1], rtol=0.05, atol=0.01)
+
+
+MEMORY = """
+import resource, sys, torch
+from bertfast import kernels
+rows, vocab, width, dtype = int(sys.argv[1]), 30522, 32, getattr(torch, sys.argv[2])
+hidden, weight = (torch.randn(n, width).to(dtype).requires_grad_() for n in (rows, vocab))
+def run(count):
+    loss, _ = kernels.linear_cross_entropy(hidden[:count], weight, None, torch.arange(count))
+    return torch.autograd.grad(loss, (hidden, weight))
+run(8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+gradients = run(rows)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(peak / 1024 - sum(g.numel() * g.element_size() for g in gradients) / 2**20)
+"""
+
+
+@pytest.mark.skipif(bool(missing_backend("cpp")), reason=missing_backend("cpp"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_memory_beside_the_gradients_is_bounded_whatever_the_number_of_rows(dtype):
+    """4,000 rows of logits would be 466 MiB in float32."""
+    command = [sys.executable, "-c", MEMORY, "4000", dtype]
+    mebibytes = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert mebibytes < 64
