@@ -30,8 +30,8 @@ from .triton_dot import dot
 
 # --- Triton ---
 #
-# Grid of every kernel but the slack's: (blocks of the longest sequence, heads, sequences); a program past its sequence's end leaves at once.
-# Scores are kept in units of log2, for exp2.
+# Grid of every kernel: (blocks of the longest sequence, heads, sequences); a program past its sequence's end leaves at once.
+# Scores are kept in units of log2, for exp2. A table that is None, or a window that is None, leaves nothing in the compiled kernel.
 
 LOG2_E = 1.4426950408889634
 
@@ -49,6 +49,46 @@ def _store_rows(base, rows, stride, head_dim, inside, values, BLOCK_D: tl.conste
     columns = tl.arange(0, BLOCK_D)
     offsets = rows[:, None] * stride + columns[None, :]
     tl.store(base + offsets, values.to(base.dtype.element_ty), inside[:, None] & (columns < head_dim)[None, :])
+
+
+@triton.jit
+def _reach(first, length, window, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    """From where to where, in steps, the positions go that are within the window of a block of positions from ``first`` on."""
+    low, high = 0, length
+    if window is not None:
+        low = tl.maximum(first - window, 0) // STEP * STEP
+        high = tl.minimum(first + BLOCK + window, length)
+    return low, high
+
+
+@triton.jit
+def _add_positions(
+    scores, query, key, start, length, head, buckets_ptr, bias_ptr, query_scores_ptr, key_scores_ptr, qs_t, qs_h, ks_t, ks_h,
+    buckets, max_seqlen,
+):  # fmt: skip
+    """The tile of scores, in log2, plus what the tables say of its (queries, keys) or (keys, queries)."""
+    if buckets_ptr is not None:
+        inside = (query < length) & (key < length)
+        bucket = tl.load(buckets_ptr + (query - key + max_seqlen - 1), inside, 0)
+        terms = tl.zeros(scores.shape, tl.float32)
+        if bias_ptr is not None:
+            terms += tl.load(bias_ptr + head * buckets + bucket, inside, 0.0).to(tl.float32)
+        if query_scores_ptr is not None:
+            base = query_scores_ptr + start * qs_t + head * qs_h
+            terms += tl.load(base + (query * qs_t + bucket), inside, 0.0).to(tl.float32)
+        if key_scores_ptr is not None:
+            base = key_scores_ptr + start * ks_t + head * ks_h
+            terms += tl.load(base + (key * ks_t + bucket), inside, 0.0).to(tl.float32)
+        scores += terms * 1.4426950408889634
+    return scores
+
+
+@triton.jit
+def _within(inside, query, key, window):
+    """``inside`` where the query sees the key."""
+    if window is not None:
+        inside = inside & (tl.abs(query - key) <= window)
+    return inside
 
 
 @triton.jit
@@ -72,6 +112,17 @@ def _forward_kernel(
     scale_log2,
     threshold,
     keep_scale,
+    buckets_ptr,
+    bias_ptr,
+    query_scores_ptr,
+    key_scores_ptr,
+    qs_t,
+    qs_h,
+    ks_t,
+    ks_h,
+    buckets,
+    max_seqlen,
+    window,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -90,15 +141,26 @@ def _forward_kernel(
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     out = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for first_key in range(0, length, BLOCK_N):
+    first_seen, end = _reach(first, length, window, BLOCK_M, BLOCK_N)
+    for first_key in range(first_seen, end, BLOCK_N):
         key = first_key + tl.arange(0, BLOCK_N)
         k = _load_rows(k_ptr + start * k_t + head * k_h, key, k_t, head_dim, key < length, BLOCK_D)
         v = _load_rows(v_ptr + start * v_t + head * v_h, key, v_t, head_dim, key < length, BLOCK_D)
         scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * scale_log2
-        scores = tl.where((key < length)[None, :], scores, float("-inf"))
+        scores = _add_positions(
+            scores, place[:, None], key[None, :], start, length, head, buckets_ptr, bias_ptr, query_scores_ptr,
+            key_scores_ptr, qs_t, qs_h, ks_t, ks_h, buckets, max_seqlen,
+        )  # fmt: skip
+        seen = _within((key < length)[None, :], place[:, None], key[None, :], window)
+        scores = tl.where(seen, scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
-        p = tl.exp2(scores - new_top[:, None])
-        shrink = tl.exp2(top - new_top)
+        level = new_top
+        if (
+            window is not None
+        ):  # a query may have seen no key yet: exp2(-inf - 0) is zero, where exp2(-inf + inf) is not
+            level = tl.where(new_top == float("-inf"), 0.0, new_top)
+        p = tl.exp2(scores - level[:, None])
+        shrink = tl.exp2(top - level)
         total = total * shrink + tl.sum(p, 1)
         if DROPOUT:
             lanes = attention_lanes(tl.load(seed_ptr), rows, head, first_key, BLOCK_N)
@@ -146,6 +208,7 @@ def _key_gradient_kernel(
     delta_ptr,
     dk_ptr,
     dv_ptr,
+    ds_ptr,
     cu_ptr,
     seed_ptr,
     q_t,
@@ -160,13 +223,24 @@ def _key_gradient_kernel(
     scale,
     threshold,
     keep_scale,
+    buckets_ptr,
+    bias_ptr,
+    query_scores_ptr,
+    key_scores_ptr,
+    qs_t,
+    qs_h,
+    ks_t,
+    ks_h,
+    buckets,
+    max_seqlen,
+    window,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dK and dV of a block of keys, over every block of queries."""
+    """dK and dV of a block of keys, over every block of queries; to ds, if given, the gradient of its scores, (tokens of keys, heads, queries)."""
     head, sequence = tl.program_id(1), tl.program_id(2)
     start = tl.load(cu_ptr + sequence).to(tl.int64)
     length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
@@ -179,7 +253,8 @@ def _key_gradient_kernel(
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     line = head.to(tl.int64) * tokens
-    for first in range(0, length, BLOCK_M):
+    first_seeing, end = _reach(first_key, length, window, BLOCK_N, BLOCK_M)
+    for first in range(first_seeing, end, BLOCK_M):
         place = first + tl.arange(0, BLOCK_M)
         rows, real = start + place, place < length
         q = _load_rows(q_ptr + start * q_t + head * q_h, place, q_t, head_dim, real, BLOCK_D)
@@ -190,8 +265,13 @@ def _key_gradient_kernel(
         delta = tl.load(delta_ptr + line + rows, real, 0.0)
         # Tiles are (keys, queries), so that they enter the products below as they are.
         scores = dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION) * (scale * 1.4426950408889634)
+        scores = _add_positions(
+            scores, place[None, :], key[:, None], start, length, head, buckets_ptr, bias_ptr, query_scores_ptr,
+            key_scores_ptr, qs_t, qs_h, ks_t, ks_h, buckets, max_seqlen,
+        )  # fmt: skip
         p = tl.exp2(scores - (lse * 1.4426950408889634)[None, :])
-        p = tl.where((key < length)[:, None] & real[None, :], p, 0.0)
+        inside = (key < length)[:, None] & real[None, :]
+        p = tl.where(_within(inside, place[None, :], key[:, None], window), p, 0.0)
         dp = dot(v, tl.trans(dout), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION)
         dropped = p
         if DROPOUT:
@@ -201,6 +281,10 @@ def _key_gradient_kernel(
             dp = tl.where(keep, dp * keep_scale, 0.0)
         dv = dot(dropped.to(dout.dtype), dout, dv, PRECISION)
         ds = p * (dp - delta[None, :])
+        if ds_ptr is not None:
+            base = ds_ptr + (start * heads + head) * max_seqlen
+            offsets = key[:, None] * (heads * max_seqlen) + place[None, :]
+            tl.store(base + offsets, ds.to(ds_ptr.dtype.element_ty), inside)
         dk = dot(ds.to(q.dtype), q, dk, PRECISION)
     _store_rows(
         dk_ptr + (start * heads + head) * head_dim, key, heads * head_dim, head_dim, key < length, dk * scale, BLOCK_D
@@ -217,6 +301,7 @@ def _query_gradient_kernel(
     lse_ptr,
     delta_ptr,
     dq_ptr,
+    ds_ptr,
     cu_ptr,
     seed_ptr,
     q_t,
@@ -231,13 +316,24 @@ def _query_gradient_kernel(
     scale,
     threshold,
     keep_scale,
+    buckets_ptr,
+    bias_ptr,
+    query_scores_ptr,
+    key_scores_ptr,
+    qs_t,
+    qs_h,
+    ks_t,
+    ks_h,
+    buckets,
+    max_seqlen,
+    window,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dQ of a block of queries, over every block of keys."""
+    """dQ of a block of queries, over every block of keys; to ds, if given, the gradient of its scores, (tokens of queries, heads, keys)."""
     head, sequence = tl.program_id(1), tl.program_id(2)
     start = tl.load(cu_ptr + sequence).to(tl.int64)
     length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
@@ -252,22 +348,82 @@ def _query_gradient_kernel(
     lse = tl.load(lse_ptr + line + rows, real, 0.0)
     delta = tl.load(delta_ptr + line + rows, real, 0.0)
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for first_key in range(0, length, BLOCK_N):
+    first_seen, end = _reach(first, length, window, BLOCK_M, BLOCK_N)
+    for first_key in range(first_seen, end, BLOCK_N):
         key = first_key + tl.arange(0, BLOCK_N)
         k = _load_rows(k_ptr + start * k_t + head * k_h, key, k_t, head_dim, key < length, BLOCK_D)
         v = _load_rows(v_ptr + start * v_t + head * v_h, key, v_t, head_dim, key < length, BLOCK_D)
         scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * (scale * 1.4426950408889634)
+        scores = _add_positions(
+            scores, place[:, None], key[None, :], start, length, head, buckets_ptr, bias_ptr, query_scores_ptr,
+            key_scores_ptr, qs_t, qs_h, ks_t, ks_h, buckets, max_seqlen,
+        )  # fmt: skip
         p = tl.exp2(scores - (lse * 1.4426950408889634)[:, None])
-        p = tl.where(real[:, None] & (key < length)[None, :], p, 0.0)
+        inside = real[:, None] & (key < length)[None, :]
+        p = tl.where(_within(inside, place[:, None], key[None, :], window), p, 0.0)
         dp = dot(dout, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
         if DROPOUT:
             keep = attention_lanes(tl.load(seed_ptr), rows, head, first_key, BLOCK_N).to(tl.int32) >= threshold
             dp = tl.where(keep, dp * keep_scale, 0.0)
         ds = p * (dp - delta[:, None])
+        if ds_ptr is not None:
+            base = ds_ptr + (start * heads + head) * max_seqlen
+            offsets = place[:, None] * (heads * max_seqlen) + key[None, :]
+            tl.store(base + offsets, ds.to(ds_ptr.dtype.element_ty), inside)
         dq = dot(ds.to(k.dtype), k, dq, PRECISION)
     _store_rows(
         dq_ptr + (start * heads + head) * head_dim, place, heads * head_dim, head_dim, real, dq * scale, BLOCK_D
     )
+
+
+@triton.jit
+def _table_gradient_kernel(
+    ds_ptr,
+    order_ptr,
+    bounds_ptr,
+    dtable_ptr,
+    part_ptr,
+    cu_ptr,
+    heads,
+    buckets,
+    max_seqlen,
+    window,
+    SIGN: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """For a block of tokens, the sums of their rows of ds over the distances of each bucket, and those sums added up over the block.
+
+    ``order`` holds the distances (as places in the buckets) sorted by bucket, those of b from ``bounds[b]`` on, so that each sum takes what it
+    adds and nothing else. SIGN is 1 where a row of ds is a query's, -1 where it is a key's.
+    """
+    head, sequence = tl.program_id(1), tl.program_id(2)
+    start = tl.load(cu_ptr + sequence).to(tl.int64)
+    length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
+    first = tl.program_id(0) * BLOCK_T
+    if first >= length:
+        return
+    place = first + tl.arange(0, BLOCK_T)
+    row = (start + place) * heads + head
+    part = (start // BLOCK_T + sequence + tl.program_id(0)) * heads + head  # no two blocks of the batch share one
+    for first_bucket in range(0, buckets, BLOCK_B):
+        bucket = first_bucket + tl.arange(0, BLOCK_B)
+        begin = tl.load(bounds_ptr + bucket, bucket < buckets, 0)
+        count = tl.load(bounds_ptr + bucket + 1, bucket < buckets, 0) - begin
+        total = tl.zeros((BLOCK_T, BLOCK_B), tl.float32)
+        for n in range(tl.max(count)):
+            distance = tl.load(order_ptr + begin + n, n < count, 0) - (max_seqlen - 1)
+            other = place[:, None] - SIGN * distance[None, :]
+            inside = (place < length)[:, None] & (n < count)[None, :] & (other >= 0) & (other < length)
+            inside = _within(inside, place[:, None], other, window)
+            total += tl.load(ds_ptr + row[:, None] * max_seqlen + other, inside, 0.0).to(tl.float32)
+        if dtable_ptr is not None:
+            inside = (place < length)[:, None] & (bucket < buckets)[None, :]
+            tl.store(
+                dtable_ptr + row[:, None] * buckets + bucket[None, :], total.to(dtable_ptr.dtype.element_ty), inside
+            )
+        if part_ptr is not None:
+            tl.store(part_ptr + part * buckets + bucket, tl.sum(total, 0), bucket < buckets)
 
 
 # (queries, keys, warps, stages) of a tile by kernel and padded head size: what spills no register on sm_80, sm_90 and sm_100, with dropout
@@ -284,11 +440,29 @@ _FLOAT = {
 }
 
 
-def _tiles(q: Tensor, kernel: str) -> dict[str, Any]:
+# With tables of positions, whose addresses and buckets take registers; float32 spills up to 16 bytes without dropout or with a window.
+_HALF_POSITIONS = {
+    "forward": dict.fromkeys((16, 32, 64, 128), (64, 32, 8, 2)),
+    "key_gradient": dict.fromkeys((16, 32, 64, 128), (16, 64, 8, 2)),
+    "query_gradient": dict.fromkeys((16, 32, 64, 128), (64, 32, 8, 2)),
+}
+_FLOAT_POSITIONS = {
+    "forward": {16: (32, 32, 4, 1), 32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (32, 32, 8, 1)},
+    "key_gradient": {16: (32, 32, 4, 1), 32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (16, 16, 4, 1)},
+    "query_gradient": {16: (32, 32, 8, 1), 32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (16, 16, 4, 1)},
+}
+TABLE_TILES = {"BLOCK_T": 16, "BLOCK_B": 32}  # tokens and buckets of a tile of the tables' gradients
+
+
+def _tiles(q: Tensor, kernel: str, positions: bool) -> dict[str, Any]:
     """Constants and launch options of a kernel; float32 is exact unless PyTorch is told otherwise."""
     block_d = triton.next_power_of_2(q.shape[2])
     exact = q.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    block_m, block_n, warps, stages = (_FLOAT if q.dtype == torch.float32 else _HALF)[kernel][block_d]
+    if q.dtype == torch.float32:
+        tiles = _FLOAT_POSITIONS if positions else _FLOAT
+    else:
+        tiles = _HALF_POSITIONS if positions else _HALF
+    block_m, block_n, warps, stages = tiles[kernel][block_d]
     return {
         "PRECISION": "ieee" if exact else "tf32",
         "BLOCK_M": block_m,
@@ -313,18 +487,17 @@ def _forward_triton(
     out: Tensor,
     lse: Tensor,
 ) -> None:
-    if window >= 0 or positions is not None:
-        raise dispatch.BackendError("the Triton kernels take neither a window nor positions; force another backend")
     tokens, heads, head_dim = q.shape
     # Slack rows are known to the device alone, so everything is zeroed: cheap beside the attention, and no synchronisation.
     out.zero_(), lse.zero_()
-    tiles = _tiles(q, "forward")
+    tiles = _tiles(q, "forward", positions is not None)
     grid = (triton.cdiv(max_seqlen, tiles["BLOCK_M"]), heads, cu_seqlens.shape[0] - 1)
     if 0 in grid:
         return
     _forward_kernel[grid](
         q, k, v, out, lse, cu_seqlens, seed, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], tokens, heads, head_dim,
-        scale * LOG2_E, threshold, keep_scale(threshold), DROPOUT=threshold > 0, **tiles,
+        scale * LOG2_E, threshold, keep_scale(threshold), *_position_arguments(positions, heads, max_seqlen, window),
+        DROPOUT=threshold > 0, **tiles,
     )  # fmt: skip
 
 
@@ -345,27 +518,79 @@ def _backward_triton(
     gradients: tuple[Tensor, ...],
 ) -> None:
     tokens, heads, head_dim = q.shape
-    dq, dk, dv, *_ = gradients
-    dq.zero_(), dk.zero_(), dv.zero_()
+    dq, dk, dv, *tables = gradients
+    for gradient in gradients:
+        gradient.zero_()
     sequences = cu_seqlens.shape[0] - 1
     if 0 in (max_seqlen, heads, sequences):
         return
+    # A table whose gradient is not wanted has room of no elements for it.
+    dbias, dquery_scores, dkey_scores = (x if x.numel() else None for x in tables)
+    by_queries, by_keys = dbias is not None or dquery_scores is not None, dkey_scores is not None
+    ds = q.new_empty(tokens, heads, max_seqlen if by_queries or by_keys else 0)
     delta = torch.empty_like(lse)
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
     rest = (tokens, heads, head_dim, scale, threshold, keep_scale(threshold))
-    tiles = _tiles(q, "query_gradient")
+    rest = (*rest, *_position_arguments(positions, heads, max_seqlen, window))
+    tiles = _tiles(q, "query_gradient", positions is not None)
     by_query = (triton.cdiv(max_seqlen, tiles["BLOCK_M"]), heads, sequences)
     _delta_kernel[by_query](
         out, dout, delta, cu_seqlens, tokens, heads, head_dim, BLOCK_M=tiles["BLOCK_M"], BLOCK_D=tiles["BLOCK_D"]
     )
     _query_gradient_kernel[by_query](
-        q, k, v, dout, lse, delta, dq, cu_seqlens, seed, *strides, *rest, DROPOUT=threshold > 0, **tiles
-    )
-    tiles = _tiles(q, "key_gradient")
+        q, k, v, dout, lse, delta, dq, ds if by_queries else None, cu_seqlens, seed, *strides, *rest,
+        DROPOUT=threshold > 0, **tiles,
+    )  # fmt: skip
+    if positions is not None and by_queries:
+        _table_gradients(ds, positions, cu_seqlens, max_seqlen, window, 1, dquery_scores, dbias)
+    tiles = _tiles(q, "key_gradient", positions is not None)
     by_key = (triton.cdiv(max_seqlen, tiles["BLOCK_N"]), heads, sequences)
     _key_gradient_kernel[by_key](
-        q, k, v, dout, lse, delta, dk, dv, cu_seqlens, seed, *strides, *rest, DROPOUT=threshold > 0, **tiles
-    )
+        q, k, v, dout, lse, delta, dk, dv, ds if by_keys else None, cu_seqlens, seed, *strides, *rest,
+        DROPOUT=threshold > 0, **tiles,
+    )  # fmt: skip
+    if positions is not None and by_keys:
+        _table_gradients(ds, positions, cu_seqlens, max_seqlen, window, -1, dkey_scores, None)
+
+
+def _position_arguments(
+    positions: RelativePositions | None, heads: int, max_seqlen: int, window: int
+) -> tuple[Any, ...]:
+    """From ``buckets_ptr`` to ``window``, as the attention kernels take them."""
+    tensors = (positions.buckets, *positions.tables) if positions else (None,) * 4
+    count, strides = _table_sizes(positions)
+    # Within a sequence the tables and their scratch are counted in 32 bits.
+    reach = max_seqlen * max(*strides, heads * max_seqlen) if positions else 0
+    if reach >= 2**31:
+        raise ValueError(
+            f"max_seqlen {max_seqlen} makes the tables of a sequence {reach} elements; on a GPU it must be below 2**31: lower it, or the buckets"
+        )
+    return *tensors, *strides, count, max_seqlen, None if window < 0 else window
+
+
+def _table_gradients(
+    ds: Tensor,
+    positions: RelativePositions,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    window: int,
+    sign: int,
+    dtable: Tensor | None,
+    dbias: Tensor | None,
+) -> None:
+    """Reduces ds, (tokens, heads, max_seqlen), into the tables' gradients; ``sign`` as in the kernel."""
+    heads, buckets = ds.shape[1], _table_sizes(positions)[0]
+    ordered, order = positions.buckets.sort(stable=True)
+    bounds = torch.searchsorted(ordered, torch.arange(buckets + 1, dtype=torch.int32, device=ds.device), out_int32=True)
+    grid = (triton.cdiv(max_seqlen, TABLE_TILES["BLOCK_T"]), heads, cu_seqlens.shape[0] - 1)
+    blocks = ds.shape[0] // TABLE_TILES["BLOCK_T"] + grid[2] if dbias is not None else 0
+    parts = ds.new_zeros(blocks, heads, buckets, dtype=torch.float32)
+    _table_gradient_kernel[grid](
+        ds, order.int(), bounds, dtable, None if dbias is None else parts, cu_seqlens, heads, buckets, max_seqlen,
+        None if window < 0 else window, SIGN=sign, **TABLE_TILES,
+    )  # fmt: skip
+    if dbias is not None:
+        dbias.copy_(parts.sum(0))
 
 
 # --- torch.library ---

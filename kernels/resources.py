@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from . import dispatch
 CAPABILITIES = (80, 90, 100)
 # Bytes of shared memory that a block may have. NVIDIA, "CUDA C++ Programming Guide", technical specifications.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+ATTENTION = ("_forward_kernel", "_key_gradient_kernel", "_query_gradient_kernel")
+# Arguments that are multiples of 16 at a launch, as addresses are.
+ALIGNED = {"hidden", "head_dim"} | {f"{name}_{axis}" for name in ("q", "k", "v", "qs", "ks") for axis in "th"}
 TENSOR_CORE = re.compile(r"\b(wgmma\.mma_async|mma\.sync|tcgen05\.mma)")
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -42,6 +46,8 @@ class Resources:
     shared: int
     shared_limit: int
     tensor_core: tuple[str, ...]
+    positions: bool
+    window: bool
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class Case:
     head_dim: int | None
     dropout: bool
     capability: int
+    positions: bool = False
+    window: bool = False
 
 
 def cases(dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)) -> Iterator[Case]:
@@ -63,8 +71,13 @@ def cases(dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torc
                 yield Case(kernel, dtype, None, False, capability)
             for head_dim in (16, 32, 64, 128):
                 for dropout in (False, True):
-                    for kernel in ("_forward_kernel", "_key_gradient_kernel", "_query_gradient_kernel"):
+                    for kernel in ATTENTION:
                         yield Case(kernel, dtype, head_dim, dropout, capability)
+            # With dropout, which takes the most registers: all tables and their gradients; a window.
+            yield Case("_table_gradient_kernel", dtype, None, False, capability, positions=True, window=True)
+            for head_dim, kernel in product((64, 128), ATTENTION):
+                yield Case(kernel, dtype, head_dim, True, capability, positions=True)
+                yield Case(kernel, dtype, head_dim, True, capability, window=True)
 
 
 def measure(case: Case) -> Resources:
@@ -85,11 +98,10 @@ def measure(case: Case) -> Resources:
     signature = {
         name: "constexpr" if name in constants else _argument_type(name, case.dtype) for name in function.arg_names
     }
-    # As at a launch: pointers are 16-byte aligned, and so are the strides and sizes that are multiples of 16.
     aligned = [
         index
         for index, name in enumerate(function.arg_names)
-        if name.endswith("_ptr") or name in ("hidden", "q_t", "q_h", "k_t", "k_h", "v_t", "v_h", "head_dim")
+        if name not in constants and (name.endswith("_ptr") or name in ALIGNED)
     ]
     source = ASTSource(
         function,
@@ -110,6 +122,8 @@ def measure(case: Case) -> Resources:
         shared=compiled.metadata.shared,
         shared_limit=SHARED_LIMIT[case.capability],
         tensor_core=tuple(sorted(set(TENSOR_CORE.findall(compiled.asm["ptx"])))),
+        positions=case.positions,
+        window=case.window,
     )
 
 
@@ -117,6 +131,9 @@ def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     """The function, its constants and its launch options, from the code that launches it."""
     from importlib import import_module
 
+    if case.kernel == "_table_gradient_kernel":
+        module = import_module("bertfast.kernels.attention")
+        return module._table_gradient_kernel, {"SIGN": 1, **module.TABLE_TILES}, {}
     if case.head_dim is None:
         module = import_module("bertfast.kernels.linear_cross_entropy")
         settings = module._tile_options(torch.empty(0, 0, dtype=case.dtype), torch.empty(0))
@@ -125,16 +142,24 @@ def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     else:
         module = import_module("bertfast.kernels.attention")
         q = torch.empty(0, 1, case.head_dim, dtype=case.dtype)
-        settings = {**module._tiles(q, case.kernel.removeprefix("_").removesuffix("_kernel")), "DROPOUT": case.dropout}
+        kernel = case.kernel.removeprefix("_").removesuffix("_kernel")
+        settings = {**module._tiles(q, kernel, case.positions), "DROPOUT": case.dropout}
+        # What a launch leaves out is None.
+        tables = ("buckets_ptr", "bias_ptr", "query_scores_ptr", "key_scores_ptr", "ds_ptr")
+        names = getattr(module, case.kernel).arg_names
+        settings |= {name: None for name in tables if name in names and not case.positions}
+        settings |= {} if case.window else {"window": None}
     options = {name: settings.pop(name) for name in ("num_warps", "num_stages")}
     return getattr(module, case.kernel), settings, options
 
 
 def _argument_type(name: str, dtype: torch.dtype) -> str:
-    special = {"seed_ptr": "*i64", "labels_ptr": "*i64", "cu_ptr": "*i32", "best_ptr": "*i32"}
+    special = {"seed_ptr": "*i64", "labels_ptr": "*i64"}
     if name in special:
         return special[name]
-    if name in ("lse_ptr", "delta_ptr", "scale_ptr", "max_ptr", "sum_ptr", "total_ptr", "at_label_ptr"):
+    if name in ("cu_ptr", "best_ptr", "buckets_ptr", "order_ptr", "bounds_ptr"):
+        return "*i32"
+    if name in ("lse_ptr", "delta_ptr", "scale_ptr", "max_ptr", "sum_ptr", "total_ptr", "at_label_ptr", "part_ptr"):
         return "*fp32"
     if name.endswith("_ptr"):
         return f"*{TYPES[dtype]}"
@@ -167,9 +192,10 @@ def main(arguments: list[str]) -> None:
         print(json.dumps([asdict(row) for row in found], indent=1))
         return
     for row in found:
-        shape = "" if row.head_dim is None else f" {row.head_dim}{' dropout' if row.dropout else ''}"
+        traits = [name for name in ("dropout", "positions", "window") if getattr(row, name)]
+        shape = "" if row.head_dim is None else " ".join(["", str(row.head_dim), *traits])
         print(
-            f"sm_{row.capability} {row.dtype:>8} {row.kernel + shape:<34} {row.registers:>3} registers "
+            f"sm_{row.capability} {row.dtype:>8} {row.kernel + shape:<44} {row.registers:>3} registers "
             f"{row.spills:>4} B spilled {row.shared:>6} of {row.shared_limit} B shared  {', '.join(row.tensor_core) or 'no tensor core'}"
         )
 

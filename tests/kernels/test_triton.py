@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bertfast import kernels
 from bertfast.kernels.philox import as_seed, dropout_threshold
-from support import DEVICE, assert_close_to_float64, boundaries, missing_backend
+from support import DEVICE, assert_close_to_float64, boundaries, missing_backend, random_positions
 
 pytestmark = pytest.mark.skipif(bool(missing_backend("triton")), reason=missing_backend("triton"))
 
@@ -16,16 +16,23 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def attention_run(backend, qkv, dout, cu_seqlens, max_seqlen, **options):
     leaves = [x.detach().requires_grad_() for x in qkv]
+    positions = options.pop("positions", None)
+    if positions:
+        tables = [None if x is None else x.detach().to(qkv[0].dtype).requires_grad_() for x in positions.tables]
+        options["positions"] = kernels.RelativePositions(positions.buckets, *tables)
+        leaves += [x for x in tables if x is not None]
     with kernels.use_backend(backend):
-        out = kernels.attention(*leaves, cu_seqlens, max_seqlen, **options)
+        out = kernels.attention(*leaves[:3], cu_seqlens, max_seqlen, **options)
         return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
 
 
-def attention_check(lengths, heads, head_dim, dtype, slack=0, **options):
+def attention_check(lengths, heads, head_dim, dtype, slack=0, tables="", buckets=7, **options):
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(sum(lengths) + slack, 3, heads, head_dim, generator=generator).to(DEVICE, dtype).unbind(1)
     dout = torch.randn(sum(lengths) + slack, heads, head_dim, generator=generator).to(DEVICE, dtype)
     cu_seqlens, longest = boundaries(lengths), max(lengths, default=0)
+    if tables:
+        options["positions"] = random_positions(tables, len(dout), heads, longest, dtype, buckets)
     got = attention_run("triton", qkv, dout, cu_seqlens, longest, **options)
     wanted = attention_run("reference", [x.double() for x in qkv], dout.double(), cu_seqlens, longest, **options)
     for mine, other in zip(got, wanted, strict=True):
@@ -42,6 +49,72 @@ def test_attention_matches_float64_at_every_head_size_and_dtype(head_dim, dtype)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention_dropout_matches_float64_under_the_same_mask(dtype):
     attention_check([3, 66], 2, 32, dtype, dropout_p=0.3, seed=2**40 + 7)
+
+
+@pytest.mark.parametrize("window", [0, 1, 31, 64, 69])
+def test_every_window_matches_float64(window):
+    attention_check([5, 0, 1, 70], 1, 16, torch.float32, slack=2, window=window, dropout_p=0.2, seed=4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tables", ["b", "q", "k", "bk", "bqk"])
+def test_every_table_matches_float64(tables, dtype):
+    attention_check([5, 0, 1, 40], 2, 16, dtype, slack=2, tables=tables)
+
+
+def test_more_buckets_than_distances_and_fewer_match_float64():
+    for buckets in (1, 33, 200):
+        attention_check([20, 3], 1, 16, torch.float32, slack=1, tables="bqk", buckets=buckets)
+
+
+@pytest.mark.parametrize("tables", ["b", "q", "k"])
+def test_a_table_that_needs_no_gradient_changes_no_other_gradient(tables):
+    leaves = [torch.randn(20, 2, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
+    positions = random_positions("bqk", 20, 2, 15)
+    results = []
+    for trained in ("bqk", tables):
+        for name, table in zip("bqk", positions.tables, strict=True):
+            table.requires_grad_(name in trained)
+        with kernels.use_backend("triton"):
+            out = kernels.attention(*leaves, boundaries([15, 5]), 15, positions=positions)
+            results.append(torch.autograd.grad(out.sum(), [*leaves, positions.tables["bqk".index(tables)]]))
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
+def test_tables_of_strided_scores_and_of_no_tokens():
+    qkv = [torch.randn(20, 2, 16, device=DEVICE) for _ in range(3)]
+    dout, cu_seqlens = torch.randn(20, 2, 16, device=DEVICE), boundaries([15, 5])
+    positions = random_positions("bqk", 20, 2, 15)
+    by_head = [x.detach().transpose(0, 1).contiguous().transpose(0, 1) for x in positions.tables[1:]]
+    strided = kernels.RelativePositions(positions.buckets, positions.bias.detach().T.contiguous().T, *by_head)
+    one, other = (attention_run("triton", qkv, dout, cu_seqlens, 15, positions=x) for x in (positions, strided))
+    assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+    for lengths, longest in (([0, 0], 4), ([], 0)):
+        empty = random_positions("bqk", 20, 2, longest)
+        results = attention_run("triton", qkv, dout, boundaries(lengths), longest, positions=empty, window=1)
+        assert [x.shape for x in results[4:]] == [x.shape for x in empty.tables]
+        assert not any(x.any() for x in results)
+
+
+def test_tables_too_large_to_count_are_refused():
+    q = torch.zeros(1, 1, 16, device=DEVICE)
+    scores = torch.zeros(2, device=DEVICE).as_strided((1, 1, 2), (2**30, 2, 1))
+    positions = kernels.RelativePositions(torch.zeros(3, dtype=torch.int32, device=DEVICE), query_scores=scores)
+    with kernels.use_backend("triton"), pytest.raises(ValueError, match=r"2147483648 elements; .* below 2\*\*31"):
+        kernels.attention(q, q, q, boundaries([1]), 2, positions=positions)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 2, 15, 33, 65]), max_size=3),
+    slack=st.integers(0, 3),
+    dropout_p=st.sampled_from([0.0, 0.5]),
+    tables=st.sampled_from(["", "b", "qk", "bqk"]),
+    window=st.one_of(st.none(), st.integers(0, 66)),
+    buckets=st.sampled_from([3, 40]),
+)
+def test_attention_matches_float64_for_any_positions_and_window(lengths, slack, dropout_p, tables, window, buckets):
+    attention_check(lengths, 1, 16, torch.float32, slack, tables, buckets, window=window, dropout_p=dropout_p, seed=3)
 
 
 @settings(max_examples=8, deadline=None)
@@ -68,11 +141,11 @@ def test_attention_drops_exactly_what_the_reference_drops():
     assert torch.equal(kept[0], kept[1])
 
 
-def test_the_backward_is_the_same_bits_each_time():
+@pytest.mark.parametrize("tables", ["", "bqk"])
+def test_the_backward_is_the_same_bits_each_time(tables):
     q, k, v, dout = (torch.randn(40, 2, 32, device=DEVICE) for _ in range(4))
-    one, other = (
-        attention_run("triton", (q, k, v), dout, boundaries([33, 7]), 33, dropout_p=0.1, seed=1) for _ in range(2)
-    )
+    options = {"dropout_p": 0.1, "seed": 1, "positions": random_positions(tables, 40, 2, 33)}
+    one, other = (attention_run("triton", (q, k, v), dout, boundaries([33, 7]), 33, **options) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
 
 
@@ -170,6 +243,9 @@ def test_the_custom_ops_pass_opcheck():
     cu_seqlens, seed = boundaries([4, 5]), as_seed(1, DEVICE)
     arguments = (q, k, v, cu_seqlens, seed, *(None,) * 4, 5, 0.25, dropout_threshold(0.2), -1, "triton")
     torch.library.opcheck(torch.ops.bertfast.attention.default, arguments)
+    positions = random_positions("bqk", 9, 1, 5)
+    placed = (*arguments[:5], positions.buckets, *positions.tables, *arguments[9:12], 2, "triton")
+    torch.library.opcheck(torch.ops.bertfast.attention.default, placed)
     x = torch.randn(5, 4, device=DEVICE, requires_grad=True)
     torch.library.opcheck(torch.ops.bertfast.dropout.default, (x, seed, 6554, "triton"))
     index = torch.tensor([2, -1], device=DEVICE)
