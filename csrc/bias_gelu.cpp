@@ -54,9 +54,9 @@ inline vec gelu_slope(vec x, bool tanh) {
 }
 
 template <typename T>
-vec with_bias(const T *x, const float *bias, int64_t j, int64_t n) {
-  const vec v = load_some(x + j, n - j);
-  return bias ? v + load_some(bias + j, n - j) : v;
+inline vec with_bias(const T *x, const float *bias, int64_t j, int64_t left) {
+  const vec v = load_some(x + j, left);
+  return bias ? v + load_some(bias + j, left) : v;
 }
 
 }  // namespace
@@ -67,11 +67,11 @@ void bias_gelu_forward(const BiasGelu<T> &p) {
 #pragma omp parallel for num_threads(p.threads) schedule(static)
   for (int64_t row = 0; row < p.rows; ++row) {
     const T *x = p.x + row * stride;
-    for (int64_t j = 0; j < n; j += kWidth) {
-      vec y = gelu(with_bias(x, p.bias, j, n), p.tanh);
-      if (p.gated) y *= with_bias(x + n, p.bias ? p.bias + n : nullptr, j, n);
-      store_some(p.out + row * n + j, y, n - j);
-    }
+    each_vector(n, [&](int64_t j, int64_t left) {
+      vec y = gelu(with_bias(x, p.bias, j, left), p.tanh);
+      if (p.gated) y *= with_bias(x + n, p.bias ? p.bias + n : nullptr, j, left);
+      store_some(p.out + row * n + j, y, left);
+    });
   }
 }
 
@@ -91,15 +91,15 @@ void bias_gelu_backward(const BiasGeluBackward<T> &p) {
         store_some(dx + at, d, left);
         if (sums) store_some(sums + at, load_some(sums + at, left) + d, left);
       };
-      for (int64_t j = 0; j < n; j += kWidth) {
-        const vec v = with_bias(x, f.bias, j, n), dy = load_some(p.dout + row * n + j, n - j);
+      each_vector(n, [&](int64_t j, int64_t left) {
+        const vec v = with_bias(x, f.bias, j, left), dy = load_some(p.dout + row * n + j, left);
         if (f.gated) {
-          put(j, dy * gelu_slope(v, f.tanh) * with_bias(x + n, second, j, n), n - j);
-          put(n + j, dy * gelu(v, f.tanh), n - j);
+          put(j, dy * gelu_slope(v, f.tanh) * with_bias(x + n, second, j, left), left);
+          put(n + j, dy * gelu(v, f.tanh), left);
         } else {
-          put(j, dy * gelu_slope(v, f.tanh), n - j);
+          put(j, dy * gelu_slope(v, f.tanh), left);
         }
-      }
+      });
     }
   }
   if (p.dbias) sum_chunks(partial.data(), count, stride, p.dbias, f.threads);

@@ -10,19 +10,19 @@ namespace bertfast::BERTFAST_ISA {
 
 namespace {
 
-// word[id] + position[id] + segment[id] of one token; a null table is left out.
+// s = word[id] + position[id] + segment[id] of one token, a null table left out; returns its sum.
 template <typename T>
-void add_embeddings(const Embed<T> &p, int64_t token, float *s) {
+float add_embeddings(const Embed<T> &p, int64_t token, float *s) {
   const int64_t n = p.hidden;
   const T *rows[3];
-  int count = 0;
-  for (int table = 0; table < 3; ++table)
-    if (p.tables[table]) rows[count++] = p.tables[table] + p.ids[table][token] * n;
-  for (int64_t j = 0; j < n; j += kWidth) {
-    vec v = load_some(rows[0] + j, n - j);
-    for (int i = 1; i < count; ++i) v += load_some(rows[i] + j, n - j);
+  for (int table = 0; table < 3; ++table) rows[table] = p.tables[table] ? p.tables[table] + p.ids[table][token] * n : nullptr;
+  return sum_vectors(n, [&](int64_t j, int64_t left) {
+    vec v = load_some(rows[0] + j, left);
+    if (rows[1]) v += load_some(rows[1] + j, left);
+    if (rows[2]) v += load_some(rows[2] + j, left);
     store(s + j, v);
-  }
+    return v;
+  });
 }
 
 }  // namespace
@@ -37,15 +37,14 @@ void embed_forward(const Embed<T> &p) {
     std::vector<uint16_t> buffer(n + 2 * kBlockLanes);
 #pragma omp for schedule(static)
     for (int64_t token = 0; token < p.tokens; ++token) {
-      add_embeddings(p, token, s.data());
-      const Moments m = moments(s.data(), n, p.eps, false);
+      const Moments m = moments(s.data(), n, add_embeddings(p, token, s.data()), p.eps, false);
       p.mean[token] = m.mean, p.rstd[token] = m.rstd;
       const uint16_t *lanes = p.threshold ? flat_lanes(p.seed, token * n, n, buffer.data()) : nullptr;
-      for (int64_t j = 0; j < n; j += kWidth) {
-        vec y = normalized(load(s.data() + j), m, p.weight, p.bias, j, n);
+      each_vector(n, [&](int64_t j, int64_t left) {
+        vec y = normalized(load(s.data() + j), m, p.weight, p.bias, j, left);
         if (lanes) y = keep(y, lanes + j, p.threshold, scale);
-        store_some(p.out + token * n + j, y, n - j);
-      }
+        store_some(p.out + token * n + j, y, left);
+      });
     }
   }
 }
@@ -66,13 +65,12 @@ void embed_backward(const EmbedBackward<T> &p) {
       for (int64_t token = chunk * kChunk; token < std::min(f.tokens, (chunk + 1) * kChunk); ++token) {
         add_embeddings(f, token, s.data());
         const uint16_t *lanes = f.threshold ? flat_lanes(f.seed, token * n, n, buffer.data()) : nullptr;
-        for (int64_t j = 0; j < n; j += kWidth) {
-          vec g = load_some(p.dout + token * n + j, n - j);
-          if (lanes) g = keep(g, lanes + j, f.threshold, scale);
-          store(dy.data() + j, g);
-        }
+        each_vector(n, [&](int64_t j, int64_t left) {
+          const vec g = load_some(p.dout + token * n + j, left);
+          store(dy.data() + j, lanes ? keep(g, lanes + j, f.threshold, scale) : g);
+        });
         norm_backward(s.data(), dy.data(), {f.mean[token], f.rstd[token]}, false, f.weight, n, dweight, dweight + n);
-        for (int64_t j = 0; j < n; j += kWidth) store_some(p.dsum + token * n + j, load(dy.data() + j), n - j);
+        each_vector(n, [&](int64_t j, int64_t left) { store_some(p.dsum + token * n + j, load(dy.data() + j), left); });
       }
     }
   }
@@ -91,7 +89,7 @@ void sum_row_groups(const float *rows, const int64_t *order, const int64_t *star
     alignas(64) float total[step + kWidth] = {};
     for (int64_t member = starts[group]; member < starts[group + 1]; ++member) {
       const float *row = rows + order[member] * hidden + begin;
-      for (int64_t j = 0; j < n; j += kWidth) store(total + j, load(total + j) + load_some(row + j, n - j));
+      each_vector(n, [&](int64_t j, int64_t left) { store(total + j, load(total + j) + load_some(row + j, left)); });
     }
     T *target = out + targets[group] * hidden + begin;
     for (int64_t j = 0; j < n; j += kWidth) store_some(target + j, load(total + j), n - j);

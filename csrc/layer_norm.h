@@ -13,41 +13,36 @@ struct Moments {
   float mean, rstd;
 };
 
-// Of s[0 .. n), which zeros follow up to a whole vector; RMSNorm's mean is zero.
-inline Moments moments(const float *s, int64_t n, float eps, bool rms) {
-  vec total = {};
-  if (!rms)
-    for (int64_t j = 0; j < n; j += kWidth) total += load(s + j);
-  const float mean = sum(total) / n;
-  vec squares = {};
-  for (int64_t j = 0; j < n; j += kWidth) {
-    vec centred = load(s + j) - mean;
-    if (n - j < kWidth) centred = first_lanes(centred, n - j);
-    squares += centred * centred;
-  }
-  return {mean, 1 / std::sqrt(sum(squares) / n + eps)};
+// Of s[0 .. n), which zeros follow up to a whole vector, and whose sum is `total`; RMSNorm's mean is zero.
+inline Moments moments(const float *s, int64_t n, float total, float eps, bool rms) {
+  const float mean = rms ? 0 : total / n;
+  const float squares = sum_vectors(n, [&](int64_t j, int64_t left) {
+    const vec centred = first_lanes(load(s + j) - mean, left);
+    return centred * centred;
+  });
+  return {mean, 1 / std::sqrt(squares / n + eps)};
 }
 
 // weight * (s - mean) * rstd + bias at column j; bias may be null.
-inline vec normalized(vec s, Moments m, const float *weight, const float *bias, int64_t j, int64_t n) {
-  const vec y = (s - m.mean) * m.rstd * load_some(weight + j, n - j);
-  return bias ? y + load_some(bias + j, n - j) : y;
+inline vec normalized(vec s, Moments m, const float *weight, const float *bias, int64_t j, int64_t left) {
+  const vec y = (s - m.mean) * m.rstd * load_some(weight + j, left);
+  return bias ? y + load_some(bias + j, left) : y;
 }
 
 // On entry s is the normalised row's input and dy its gradient; on return dy is the input's gradient, and the row's parts are
-// added to the gradients of weight and bias (null where there is none). Both rows are zeros past n, up to a whole vector.
+// added to the gradients of weight and bias. Both rows are zeros past n, up to a whole vector.
 inline void norm_backward(float *s, float *dy, Moments m, bool rms, const float *weight, int64_t n, float *dweight, float *dbias) {
-  vec along = {}, total = {};
-  for (int64_t j = 0; j < n; j += kWidth) {
-    const vec g = load(dy + j), normal = (load(s + j) - m.mean) * m.rstd, weighted = g * load_some(weight + j, n - j);
-    store_some(dweight + j, load_some(dweight + j, n - j) + g * normal, n - j);
-    if (dbias) store_some(dbias + j, load_some(dbias + j, n - j) + g, n - j);
-    along += weighted * normal;
-    total += weighted;
+  vec total[2] = {};
+  const float along = sum_vectors(n, [&](int64_t j, int64_t left) {
+    const vec g = load(dy + j), normal = (load(s + j) - m.mean) * m.rstd, weighted = g * load_some(weight + j, left);
+    store_some(dweight + j, load_some(dweight + j, left) + g * normal, left);
+    store_some(dbias + j, load_some(dbias + j, left) + g, left);
+    total[j / kWidth % 2] += weighted;
     store(s + j, normal);
     store(dy + j, weighted);
-  }
-  const float a = sum(along) / n, b = rms ? 0 : sum(total) / n;
+    return weighted * normal;
+  });
+  const float a = along / n, b = rms ? 0 : sum(total[0] + total[1]) / n;
   for (int64_t j = 0; j < n; j += kWidth) store(dy + j, (load(dy + j) - load(s + j) * a - b) * m.rstd);
 }
 

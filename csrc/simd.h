@@ -142,8 +142,29 @@ inline void store_some(T *p, vec v, int64_t left) {
   std::memcpy(p, part, left * sizeof(T));
 }
 
+// body(j, left) for each vector's first column j of n; `left` is a constant for whole vectors, so that load_some and store_some cost nothing.
+template <typename Body>
+inline __attribute__((always_inline)) void each_vector(int64_t n, Body body) {
+  int64_t j = 0;
+  for (; j + kWidth <= n; j += kWidth) body(j, int64_t{kWidth});
+  if (j < n) body(j, n - j);
+}
+
+// The sum over n columns of term(j, left); four partial sums, so that one addition need not wait for another.
+template <typename Term>
+inline __attribute__((always_inline)) float sum_vectors(int64_t n, Term term) {
+  vec totals[4] = {};
+  int64_t j = 0;
+  for (; j + 4 * kWidth <= n; j += 4 * kWidth)
+    for (int i = 0; i < 4; ++i) totals[i] += term(j + i * kWidth, int64_t{kWidth});
+  for (; j + kWidth <= n; j += kWidth) totals[0] += term(j, int64_t{kWidth});
+  if (j < n) totals[1] += term(j, n - j);
+  return sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
+}
+
 // v with the lanes from `left` on zeroed.
 inline vec first_lanes(vec v, int64_t left) {
+  if (left >= kWidth) return v;
   for (int i = 0; i < kWidth; ++i)
     if (i >= left) v[i] = 0;
   return v;
