@@ -10,6 +10,8 @@ Sources: Ba et al., "Layer Normalization", section 3; Zhang and Sennrich, "Root 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from .triton_compat import tl, triton
 
 # --- Triton ---
 
-TILE = 4096  # elements of a forward program: as many rows as fit, at least one
+TILE = 2048  # elements of a forward program: as many rows as fit, at least one
 PROGRAMS = 256  # of a backward, each with its own sums over its rows
 
 
@@ -369,7 +371,7 @@ def add_layer_norm(
     seed: int | Tensor = 0,
     rms: bool = False,
     prenorm: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:  # a Tensor, or with prenorm a pair of them: no annotation short of a second signature says so
     """LayerNorm, or RMSNorm, of ``dropout(x) + residual``.
 
     Args:
