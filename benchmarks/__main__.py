@@ -55,7 +55,8 @@ def _measure(device: str, quick: bool, only: str) -> int:
     started = time.monotonic()
     if device == "cuda":
         # What the compiler says of registers and shared memory needs no GPU: `make test` checks it.
-        code = _pytest("tests/kernels", "--ignore=tests/kernels/test_resources.py", "-n", "8", timeout=GPU_TEST_SECONDS)
+        tests = ("tests/kernels", "tests/training/test_graph.py", "--ignore=tests/kernels/test_resources.py")
+        code = _pytest(*tests, "-n", "8", timeout=GPU_TEST_SECONDS)
         if code:
             print("error: the kernels' tests failed; figures of wrong kernels are worth nothing", file=sys.stderr)
             return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from bertfast.config import BertConfig
 from bertfast.model import BertForMaskedLM
 from bertfast.packed import PackedBatch
+from bertfast.training.graph import WARMUP, GraphedStep
 from bertfast.training.optimizer import build_optimizer
 from bertfast.training.precision import Masters
 
@@ -105,6 +107,25 @@ def our_side(config: BertConfig, batch: Batch, dtype: torch.dtype, device: str) 
         return part
 
     return Side("bertfast", "ours", step, _probe(model, differentiate, config))
+
+
+def graph_sides(config: BertConfig, batch: Batch, dtype: torch.dtype, device: str) -> list[Side]:
+    """On a GPU, the same step as `bertfast pretrain` sends it by default: one CUDA graph, gradients clipped. It gives no gradients to compare."""
+    if device != "cuda":
+        return []
+    torch.manual_seed(0)
+    model = BertForMaskedLM(config).to(device).train()
+    optimizer = build_optimizer(Masters(model, "bf16" if dtype == torch.bfloat16 else "fp32"), 1e-4)
+    graphed = GraphedStep(model, optimizer, 1.0, batch.packed.sizes, torch.device(device))
+    ages = itertools.count(1)
+
+    def step() -> None:
+        age = next(ages)
+        graphed(batch.packed, age, 1e-4, age)
+
+    for _ in range(WARMUP + 1):  # from here on every call is a replay
+        step()
+    return [Side("bertfast, CUDA graph", "backend", step)]
 
 
 def peer_sides(

@@ -10,7 +10,7 @@ import torch
 from benchmarks.conftest import Case
 from benchmarks.lengths import batches
 from benchmarks.settings import current
-from benchmarks.steps import make_batch, our_side, peer_sides, useful_flops
+from benchmarks.steps import graph_sides, make_batch, our_side, peer_sides, useful_flops
 from bertfast.config import BertConfig
 
 SETTINGS = current()
@@ -42,7 +42,7 @@ def test_step(contest, settings, lengths, dtype) -> None:
             "step",
             lengths.name,
             name,
-            [ours, *peers],
+            [ours, *graph_sides(config, batch, dtype, device), *peers],
             flops=useful_flops(config, lengths, masked),
             tolerance=TOLERANCE[name],
             facts={

@@ -138,6 +138,12 @@ def pretrain(
     clip_norm: Annotated[float, typer.Option(help="Norm that gradients are scaled down to.")] = 1.0,
     accumulation: Annotated[int, typer.Option(help="Batches averaged for an update.")] = 1,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 with float32 master weights.")] = "fp32",
+    cuda_graph: Annotated[
+        bool | None,
+        typer.Option(
+            "--cuda-graph/--no-cuda-graph", help="Send each update to the GPU at once; default: where it can be."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, data order, masks and dropout.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Updates between checkpoints.")] = 1000,
     log_every: Annotated[int, typer.Option(help="Updates that a line of metrics.jsonl averages over.")] = 10,

@@ -1,22 +1,32 @@
 """The packed batch: a flat run of tokens with sequence boundaries, and the way to it from the padded form and back.
 
-Dimensions: ``tokens`` over the whole batch, ``sequences``, ``masked`` positions to predict. ``tokens`` and ``masked`` may be padded to a fixed
-budget: slack tokens stand past ``cu_seqlens[-1]``, slack positions are -1 with the label -100.
+Dimensions: ``tokens`` over the whole batch, ``sequences``, ``masked`` positions to predict. Each may be padded to a fixed budget: slack tokens stand
+past ``cu_seqlens[-1]``, slack sequences are empty and the last, slack positions are -1 with the label -100.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
 from .errors import BertfastError
 
 IGNORE_INDEX = -100
+
+
+class Budget(NamedTuple):
+    """The sizes of a batch; what `PackedBatch.pad_to` makes them."""
+
+    tokens: int
+    sequences: int
+    masked: int
+    max_seqlen: int
 
 
 @dataclass
@@ -73,15 +83,61 @@ class PackedBatch:
         """How many sequences there are."""
         return self.cu_seqlens.shape[0] - 1
 
+    @property
+    def sizes(self) -> Budget:
+        """The least budget that this batch fits."""
+        masked = 0 if self.masked_positions is None else self.masked_positions.shape[0]
+        return Budget(self.num_tokens, self.num_sequences, masked, self.max_seqlen)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that there are, by field."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """This batch with every tensor on ``device``."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name, value in tensors.items()
-            if isinstance(value, Tensor)
+            name: value.to(device, non_blocking=non_blocking) for name, value in self.tensors().items()
         }
         return replace(self, **moved)
+
+    def fits(self, budget: Budget) -> bool:
+        """Whether `pad_to` can make this batch's sizes those."""
+        return all(have <= most for have, most in zip(self.sizes, budget, strict=True))
+
+    def pad_to(self, tokens: int, sequences: int, masked: int, max_seqlen: int) -> PackedBatch:
+        """This batch with slack up to these sizes, so that all batches of a run have one shape; losses, counts and gradients stay what they are.
+
+        Slack labels of sequences are -100. No value is read, so that a GPU's queue is not stalled.
+
+        Raises:
+            BertfastError: the batch is larger already, or its labels are float, of which a loss would count every sequence.
+        """
+        budget = Budget(tokens, sequences, masked, max_seqlen)
+        if not self.fits(budget):
+            over = [
+                f"{name} is {have} and the budget {most}"
+                for name, have, most in zip(Budget._fields, self.sizes, budget, strict=True)
+                if have > most
+            ]
+            raise BertfastError(f"the batch exceeds its budget: {', '.join(over)}; raise it, or make smaller batches")
+        slack = [most - have for have, most in zip(self.sizes, budget, strict=True)]
+        if slack[1] and self.labels is not None and self.labels.is_floating_point():
+            raise BertfastError(
+                f"labels are {self.labels.dtype}, and a loss of theirs ignores no slack sequence; pad the tokens alone"
+            )
+        filled = {
+            **dict.fromkeys(("input_ids", "segment_ids", "position_ids"), (slack[0], 0)),
+            **dict.fromkeys(("next_sentence_labels", "labels"), (slack[1], IGNORE_INDEX)),
+            "masked_positions": (slack[2], -1),
+            "masked_labels": (slack[2], IGNORE_INDEX),
+        }
+        padded: dict[str, Any] = {
+            name: F.pad(x, (0, filled[name][0]), value=filled[name][1])
+            for name, x in self.tensors().items()
+            if name in filled
+        }
+        ends = self.cu_seqlens[-1:].expand(slack[1])
+        return replace(self, **padded, cu_seqlens=torch.cat([self.cu_seqlens, ends]), max_seqlen=max_seqlen)
 
     @classmethod
     def from_sequences(

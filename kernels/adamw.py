@@ -145,11 +145,17 @@ def adamw(
     if not weights:
         return
     device = weights[0].device
-    rates = [lr, 1 - betas[0] ** step, 1 - betas[1] ** step, gradient_scale]
-    if any(isinstance(rate, Tensor) for rate in rates):
-        packed = torch.stack([torch.as_tensor(rate, dtype=torch.float32, device=device).reshape(()) for rate in rates])
-    else:
-        packed = torch.tensor(rates, dtype=torch.float32, device=device)
+    age = (
+        step.double() if isinstance(step, Tensor) else step
+    )  # the powers are near 1: in float32 little of 1 less one would be left
+    rates = [lr, 1 - betas[0] ** age, 1 - betas[1] ** age, gradient_scale]
+    # No number is copied from the host, which a GPU's queue would wait for and a CUDA graph cannot hold.
+    packed = torch.stack(
+        [
+            x.float().reshape(()) if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float32, device=device)
+            for x in rates
+        ]
+    )
     backend = dispatch.select("adamw", device, gradients[0].dtype)
     lists = [list(tensors) for tensors in (weights, gradients, means, squares, copies)]
     with torch.no_grad():

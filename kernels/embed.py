@@ -435,7 +435,7 @@ def _table_gradient(rows: Tensor, ids: Tensor, table: Tensor, padding_idx: int, 
     if not sparse:
         gradient = _sum_rows(rows, ids, table.shape[0], table.dtype, backend)
         if padding_idx >= 0:
-            gradient[padding_idx] = 0
+            gradient[padding_idx].zero_()
         return gradient
     present, places = ids.unique(return_inverse=True)
     values = _sum_rows(rows, places, present.shape[0], table.dtype, backend)

@@ -104,4 +104,6 @@ def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
         raise TypeError(f"seed is a {type(seed).__name__}; it must be an int or an int64 tensor of one element")
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed is {seed}; it must fit in 64 bits")
-    return torch.tensor([seed], dtype=torch.int64, device=device)
+    return torch.full(
+        (1,), seed, dtype=torch.int64, device=device
+    )  # written by a kernel: a copy from the host would stall a GPU's queue

@@ -89,6 +89,54 @@ def test_moving_a_batch_moves_every_tensor_and_nothing_else():
     assert batch.input_ids.device.type == "cpu"
 
 
+def predicting(labels=None):
+    batch = PackedBatch.from_sequences([[5, 6], [7]], labels=labels)
+    batch.masked_positions, batch.masked_labels = torch.tensor([1]), torch.tensor([9])
+    batch.next_sentence_labels = torch.tensor([0, 1])
+    return batch
+
+
+def test_a_padded_batch_has_the_sizes_of_its_budget_and_the_same_content():
+    batch = predicting(labels=[1, 0])
+    padded = batch.pad_to(5, 4, 2, 7)
+    padded.check()
+    assert tuple(padded.sizes) == (5, 4, 2, 7)
+    assert padded.input_ids[:3].tolist() == [5, 6, 7]
+    assert padded.cu_seqlens.tolist() == [0, 2, 3, 3, 3]
+    assert padded.masked_positions.tolist() == [1, -1]
+    assert padded.masked_labels.tolist() == [9, -100]
+    assert padded.next_sentence_labels.tolist() == [0, 1, -100, -100]
+    assert padded.labels.tolist() == [1, 0, -100, -100]
+    for name, x in padded.tensors().items():
+        assert x.dtype == getattr(batch, name).dtype, name
+
+
+def test_a_batch_of_its_budgets_sizes_is_left_as_it_is():
+    batch = predicting(labels=[0.5, 0.25])
+    padded = batch.pad_to(*batch.sizes)
+    assert all(torch.equal(x, getattr(batch, name)) for name, x in padded.tensors().items())
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ((2, 4, 2, 7), "tokens is 3 and the budget 2"),
+        ((5, 1, 2, 7), "sequences is 2 and the budget 1"),
+        ((5, 4, 0, 7), "masked is 1 and the budget 0"),
+        ((5, 4, 2, 1), "max_seqlen is 2 and the budget 1"),
+    ],
+)
+def test_a_batch_beyond_its_budget_is_refused(budget, message):
+    assert not predicting().fits(budget)
+    with pytest.raises(BertfastError, match=message):
+        predicting().pad_to(*budget)
+
+
+def test_float_labels_take_no_slack_sequences():
+    with pytest.raises(BertfastError, match="ignores no slack sequence"):
+        predicting(labels=[0.5, 0.25]).pad_to(5, 4, 2, 7)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{"segments": [[0, 0]]}, {"segments": [[0], [0]]}, {"labels": [1]}],

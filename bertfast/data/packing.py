@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.objectives import Spans, document_spans, mask_tokens, sentence_pairs
-from bertfast.packed import PackedBatch
+from bertfast.objectives import Spans, document_spans, mask_tokens, most_masked, sentence_pairs
+from bertfast.packed import Budget, PackedBatch
 
 from .store import TokenStore
 from .tokenizer import SpecialIds
 
 OBJECTIVES = ("mlm+nsp", "mlm")
 MASKINGS = ("dynamic", "static")
+Plan = tuple[Spans, list[NDArray[np.int64]]]  # examples, and the rows of them that make each batch
 # What a generator is for; a purpose of its own keeps streams of the same seed and epoch apart.
 _SPANS, _ORDER, _MASK = range(3)
 
@@ -65,17 +66,23 @@ class Batches:
         self.is_special[list(special.all)] = True
         self.is_special = self.is_special.to(self.device)
         self.words = (~self.is_special).nonzero().squeeze(1)
+        self.planned: tuple[int, Plan] | None = None  # the last plan and its epoch
 
     def _rng(self, purpose: int, *parts: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed % 2**64, purpose, *parts])))
 
-    def plan(self, epoch: int) -> tuple[Spans, list[NDArray[np.int64]]]:
+    def plan(self, epoch: int) -> Plan:
         """An epoch's examples, and the rows of them that make each of its batches."""
+        if self.planned is None or self.planned[0] != epoch:
+            self.planned = epoch, self._plan(epoch)
+        return self.planned[1]
+
+    def _plan(self, epoch: int) -> Plan:
         make = sentence_pairs if self.pairs else document_spans
         rng = self._rng(_SPANS, 0 if self.static else epoch)
         spans = make(self.store.sentences, self.store.documents, self.seq_len - self.added, rng)
         order = self._rng(_ORDER, epoch).permutation(len(spans))
-        lengths = (spans.a_end - spans.a_start + spans.b_end - spans.b_start + self.added)[order]
+        lengths = spans.tokens[order] + self.added
         batches, start, total = [], 0, 0
         for row, length in enumerate(lengths.tolist()):
             if total + length > self.batch_tokens:
@@ -84,6 +91,14 @@ class Batches:
             total += length
         batches.append(order[start:])
         return spans, batches
+
+    def budget(self) -> Budget:
+        """Sizes to pad batches to: all of the first epoch's fit, and with a sixteenth to spare other epochs' too but for rare ones."""
+        spans, batches = self.plan(0)
+        masked = most_masked(spans.tokens)
+        largest = max(len(rows) for rows in batches), max(int(masked[rows].sum()) for rows in batches)
+        sequences, predicted = (size + max(size // 16, 8) for size in largest)
+        return Budget(self.batch_tokens, sequences, predicted, self.seq_len)
 
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, PackedBatch]]:
         """(epoch, batch) of step ``start_step`` and every later one; the same from wherever it starts."""

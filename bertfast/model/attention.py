@@ -20,9 +20,20 @@ class ResidualOutput(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout_p = config.hidden_dropout_prob
 
-    def forward(self, x: Tensor, residual: Tensor, seed: Tensor | None) -> Tensor:
-        """x (tokens, in_features), residual (tokens, hidden); no dropout where seed is None."""
+    def forward(self, x: Tensor, residual: Tensor, seed: Tensor | None, rows: Sequence[Tensor] | None = None) -> Tensor:
+        """x (tokens, in_features), residual (tokens, hidden); no dropout where seed is None.
+
+        ``rows`` are the indexes that gave these tokens, one's after another's: then the bits dropped of one's do not depend on how many
+        tokens, or how much slack, another has.
+        """
         x = self.dense(x).to(residual.dtype)  # under autocast the residual stays in float32
+        if seed is None or rows is None or len(rows) == 1:
+            return self._norm(x, residual, seed)
+        sizes = [len(index) for index in rows]
+        parts = enumerate(zip(x.split(sizes), residual.split(sizes), strict=True))
+        return torch.cat([self._norm(*part, seed + number) for number, part in parts])
+
+    def _norm(self, x: Tensor, residual: Tensor, seed: Tensor | None) -> Tensor:
         norm, p = self.LayerNorm, 0.0 if seed is None else self.dropout_p
         return kernels.add_layer_norm(
             x, residual, norm.weight, norm.bias, eps=norm.eps, dropout_p=p, seed=0 if seed is None else seed
@@ -70,4 +81,4 @@ class BertAttention(nn.Module):
         context = self.self(x, cu_seqlens, max_seqlen, seed)
         if rows is not None:
             context, x = (torch.cat([kernels.gather_rows(y, index) for index in rows]) for y in (context, x))
-        return self.output(context, x, output_seed)
+        return self.output(context, x, output_seed, rows)

@@ -54,7 +54,7 @@ class BertLayer(nn.Module):
         past the attention no token meets another, so the others are not computed.
         """
         x = self.attention(x, cu_seqlens, max_seqlen, seeds[0], seeds[1], rows)
-        return self.output(self.intermediate(x), x, seeds[2])
+        return self.output(self.intermediate(x), x, seeds[2], rows)
 
 
 class BertEncoder(nn.Module):

@@ -6,7 +6,7 @@ From a packed batch the per-token tensors are (tokens, ...); from padded input t
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -19,6 +19,11 @@ class ModelOutput:
         """The fields that are set, in order."""
         values = (getattr(self, f.name) for f in fields(self))
         return tuple(value for value in values if value is not None)
+
+    def detach(self) -> Self:
+        """The tensors with no way back to what made them; without hidden states."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{name: x.detach() if isinstance(x, Tensor) else None for name, x in values.items()})
 
     def __getitem__(self, key: str | int) -> Any:
         return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]

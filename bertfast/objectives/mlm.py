@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast import kernels
@@ -10,6 +12,11 @@ from bertfast.kernels.philox import as_seed, token_words
 
 MASK_RATE = 0.15
 MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
+
+
+def most_masked(words: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(sequences,) how many tokens `mask_tokens` chooses of so many that are not special."""
+    return np.minimum(np.maximum(np.round(words * MASK_RATE).astype(np.int64), 1), words)
 
 
 def mask_tokens(

@@ -32,6 +32,11 @@ class Spans:
         columns = np.asarray(rows, np.int64).reshape(-1, 5).T
         return cls(*(np.ascontiguousarray(column) for column in columns))
 
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """(examples,) of both segments together."""
+        return self.a_end - self.a_start + self.b_end - self.b_start
+
     def __len__(self) -> int:
         return len(self.a_start)
 

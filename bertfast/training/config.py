@@ -36,6 +36,7 @@ class PretrainConfig:
         clip_norm: the joint norm that gradients are scaled down to.
         accumulation: batches whose gradients are averaged for one update.
         precision: "fp32", or "bf16" with float32 master weights.
+        cuda_graph: send each update to the GPU as one CUDA graph, batches padded to fixed sizes; not with accumulation. None: wherever it can be.
         seed: of the weights, the data order, the masks and the dropout.
         checkpoint_every: updates; one more is written at the end.
         log_every: updates that a logged line averages over.
@@ -57,6 +58,7 @@ class PretrainConfig:
     clip_norm: float = 1.0
     accumulation: int = 1
     precision: str = "fp32"
+    cuda_graph: bool | None = None
     seed: int = 0
     checkpoint_every: int = 1000
     log_every: int = 10
@@ -81,6 +83,12 @@ class PretrainConfig:
         for name, choices in (("objective", OBJECTIVES), ("masking", MASKINGS), ("precision", PRECISIONS)):
             if getattr(self, name) not in choices:
                 raise BertfastError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        if self.cuda_graph not in (None, True, False):
+            raise BertfastError(f"cuda-graph is {self.cuda_graph!r}; it must be true, false or left out")
+        if self.cuda_graph and self.accumulation > 1:
+            raise BertfastError(
+                f"cuda-graph is on and accumulation {self.accumulation}; a graph holds an update of one batch"
+            )
         if self.model not in PRESETS and not Path(self.model).is_dir():
             raise BertfastError(
                 f"model is {self.model!r}; it must be a preset ({', '.join(PRESETS)}) or a model's folder"

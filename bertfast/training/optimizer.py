@@ -41,15 +41,24 @@ class AdamW(torch.optim.Optimizer):
         return [gradient for gradient in found if gradient is not None]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Updates every parameter that has a gradient, which is multiplied by ``gradient_scale`` first, for this step alone."""
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, *, lr: Tensor | None = None, age: Tensor | None = None
+    ) -> float | None:
+        """Updates every parameter that has a gradient, which is multiplied by ``gradient_scale`` first, for this step alone.
+
+        Args:
+            closure: makes the gradients anew and returns the loss.
+            lr: in place of the groups' rates, for a CUDA graph: on the weights' device, read at each replay.
+            age: likewise, how many updates this makes for each parameter, in place of their own counts. A replay does not change
+                those: `count` does.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             # One call for the tensors of one age and one gradient dtype: nearly always all of them.
-            batches: dict[tuple[int, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
+            batches: dict[tuple[int | Tensor, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
             for weight in group["params"]:
                 gradient = self.gradient(weight)
                 if gradient is None:
@@ -61,12 +70,12 @@ class AdamW(torch.optim.Optimizer):
                 state["step"] += 1
                 row = (weight, gradient, state["exp_avg"], state["exp_avg_sq"])
                 copy = (self.lower[weight],) if weight in self.lower else ()
-                batches[int(state["step"]), gradient.dtype].append(row + copy)
-            for (age, _), rows in batches.items():
+                batches[int(state["step"]) if age is None else age, gradient.dtype].append(row + copy)
+            for (step, _), rows in batches.items():
                 kernels.adamw(
                     *zip(*rows, strict=True),
-                    lr=group["lr"],
-                    step=age,
+                    lr=group["lr"] if lr is None else lr,
+                    step=step,
                     betas=group["betas"],
                     eps=group["eps"],
                     weight_decay=group["weight_decay"],
@@ -74,6 +83,10 @@ class AdamW(torch.optim.Optimizer):
                 )
         self.gradient_scale = 1.0
         return loss
+
+    def count(self) -> None:
+        """Counts one more update of every parameter that had any: what a replayed `step` does not do."""
+        torch._foreach_add_([state["step"] for state in self.state.values()], 1)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients, those of the lower-precision parameters too."""

@@ -27,6 +27,7 @@ from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
 from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, load_weights, make_folder, write_atomically
 from bertfast.model import BertForMaskedLM, BertForPreTraining
+from bertfast.packed import PackedBatch
 
 from .checkpoint import (
     checkpoints,
@@ -37,6 +38,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import PretrainConfig
+from .graph import GraphedStep
 from .memory import keep_freed_memory
 from .metrics import LiveBar, MetricsLog
 from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
@@ -85,6 +87,8 @@ def pretrain(
     config = PretrainConfig(data=tuple(data), tokenizer=str(tokenizer), out=str(out), **options)
     run = Path(config.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.cuda_graph and device.type != "cuda":
+        raise BertfastError("cuda-graph needs a GPU that PyTorch can use, and there is none here; leave it out")
     words = load_tokenizer(config.tokenizer)
     model = _build_model(config, words)
     fresh = _claim(run, config, resume)
@@ -141,6 +145,9 @@ class _Trainer:
         self.on_log = on_log
         self.masters = Masters(model, config.precision)
         self.optimizer = build_optimizer(self.masters, config.lr, config.weight_decay)
+        self.graphed = None
+        if config.cuda_graph or (config.cuda_graph is None and device.type == "cuda" and config.accumulation == 1):
+            self.graphed = GraphedStep(model, self.optimizer, config.clip_norm, batches.budget(), device)
         self.tokens, self.seconds = 0, 0.0
         self.window = _Window()
         self.last: dict[str, Any] = {}
@@ -160,18 +167,8 @@ class _Trainer:
         with LiveBar(config.steps, start) as bar, _signals() as stop:
             for step in range(start, config.steps):
                 rate = config.lr * linear_schedule(step, config.warmup, config.steps)
-                set_rate(self.optimizer, rate)
-                for part in range(config.accumulation):
-                    epoch, batch = next(parts)
-                    output = self.model(batch.to(self.device), seed=dropout_seed(config.seed, step, part))
-                    (output.loss / config.accumulation).backward()
-                    if config.accumulation > 1:
-                        self.masters.accumulate()
-                    window.add(output, batch.num_tokens, batch.num_sequences)
-                norm = clip_gradients(self.optimizer, config.clip_norm)
-                self._refuse_nan(step + 1, output.loss, norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                epoch, loss, norm = self._update(step, rate, parts)
+                self._refuse_nan(step + 1, loss, norm)
                 self.tokens += window.step_tokens()
 
                 done = step + 1
@@ -194,13 +191,34 @@ class _Trainer:
         log.close()
         return PretrainResult(self.run, config.steps, self.last)
 
+    def _update(self, step: int, rate: float, parts: Iterator[tuple[int, PackedBatch]]) -> tuple[int, Tensor, Tensor]:
+        """The epoch, the loss of the last part, and the gradients' norm, of the update with index ``step``."""
+        config = self.config
+        for part in range(config.accumulation):
+            epoch, batch = next(parts)
+            batch, seed = batch.to(self.device), dropout_seed(config.seed, step, part)
+            if self.graphed is not None and batch.fits(self.graphed.budget):
+                output, norm = self.graphed(batch, seed, rate, step + 1)
+                self.window.add(output, batch.num_tokens, batch.num_sequences)
+                return epoch, output.loss, norm
+            output = self.model(batch, seed=seed)
+            (output.loss / config.accumulation).backward()
+            if config.accumulation > 1:
+                self.masters.accumulate()
+            self.window.add(output, batch.num_tokens, batch.num_sequences)
+        norm = clip_gradients(self.optimizer, config.clip_norm)
+        set_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return epoch, output.loss.detach(), norm
+
     def _refuse_nan(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        if math.isfinite(float(norm)) and math.isfinite(float(loss.detach())):
+        if math.isfinite(float(norm)) and math.isfinite(float(loss)):
             return
         kept = checkpoints(self.run)
         where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
         raise BertfastError(
-            f"step {step}: the loss is {float(loss.detach())} and the gradient norm {float(norm)}; stopped, {where}. "
+            f"step {step}: the loss is {float(loss)} and the gradient norm {float(norm)}; stopped, {where}. "
             "A lower --lr or a longer --warmup may help"
         )
 

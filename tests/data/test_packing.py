@@ -59,6 +59,19 @@ def test_another_seed_gives_other_batches():
     assert not same(next(batches(seed=1).iterate())[1], next(batches(seed=2).iterate())[1])
 
 
+@pytest.mark.parametrize("masking", ["dynamic", "static"])
+@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
+def test_the_budget_holds_the_first_epochs_batches_and_most_of_the_others(objective, masking):
+    run = batches(objective=objective, masking=masking)
+    budget = run.budget()
+    made = list(islice(run.iterate(), 100))
+    fitting = [batch.fits(budget) for _, batch in made]
+    assert all(fits for (epoch, _), fits in zip(made, fitting, strict=True) if epoch == 0)
+    assert sum(fitting) >= 95
+    largest = max(batch.sizes.masked for epoch, batch in made if epoch == 0)
+    assert budget.masked <= largest + max(largest // 16, 8), "the predicted rows are the dearest slack"
+
+
 @pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
 def test_batches_are_well_formed(objective):
     for _, batch in islice(batches(objective=objective).iterate(), 40):

@@ -128,6 +128,29 @@ def test_slack_changes_no_output_and_no_gradient(backend, training):
     torch.testing.assert_close(slack_gradients, exact_gradients, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("cls", [BertForMaskedLM, BertForPreTraining])
+@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
+def test_a_batch_padded_to_a_budget_gives_the_same_losses_counts_and_gradients(backend, cls):
+    lengths = (5, 1, 7)
+    model, batch = built(cls).train(), pretraining_batch(lengths)
+    batch.masked_positions, batch.masked_labels = torch.tensor([0, 7, 9]), torch.tensor([5, 210, 17])
+    with forced(backend):
+        exact, exact_gradients = step(model, batch, seed=5)
+        padded, padded_gradients = step(model, batch.pad_to(19, 6, 5, 11), seed=5)
+    for name in ("loss", "mlm_loss", "nsp_loss", "mlm_correct", "mlm_count", "nsp_correct"):
+        torch.testing.assert_close(getattr(padded, name, None), getattr(exact, name, None))
+    torch.testing.assert_close(padded_gradients, exact_gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_a_classifiers_loss_ignores_slack_sequences():
+    model = built(BertForSequenceClassification).train()
+    batch = PackedBatch.from_sequences([[5, 6, 7], [8, 9]], labels=[1, 0])
+    exact, exact_gradients = step(model, batch, seed=5)
+    padded, padded_gradients = step(model, batch.pad_to(9, 4, 0, 3), seed=5)
+    torch.testing.assert_close(padded.loss, exact.loss)
+    torch.testing.assert_close(padded_gradients, exact_gradients, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_sequence_is_encoded_alike_alone_and_among_others(backend):
     model = built(BertModel).eval()

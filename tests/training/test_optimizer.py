@@ -105,6 +105,20 @@ def test_a_step_is_that_of_torchs_adamw_with_clipping() -> None:
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
+def test_rate_and_age_may_be_tensors_that_a_graph_reads() -> None:
+    mine, theirs = small_model(), small_model()
+    optimizer, other = build_optimizer(mine, 0.0), build_optimizer(theirs, 1e-2)
+    for step in range(3):
+        for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            q.grad = p.grad.clone()
+        optimizer.step(lr=torch.tensor(1e-2), age=torch.tensor(step + 1.0, dtype=torch.float64))
+        other.step()
+    assert all(torch.equal(p, q) for p, q in zip(mine.parameters(), theirs.parameters(), strict=True))
+    optimizer.count()
+    assert {int(state["step"]) for state in optimizer.state.values()} == {4}
+
+
 def test_masters_of_float32_are_the_weights_themselves() -> None:
     model = small_model()
     masters = Masters(model, "fp32")
