@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import timing
 from benchmarks.results import Results
 from benchmarks.settings import Settings, current
-from benchmarks.timing import Side
+from bertfast.bench import timing
+from bertfast.bench.timing import Side
 
 CASE_SECONDS = {"cpu": 1.5, "cuda": 1.5}
 STEP_SECONDS = {"cpu": 20.0, "cuda": 12.0}

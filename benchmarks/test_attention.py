@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.backends import our_sides
 from benchmarks.conftest import Case
-from benchmarks.lengths import batches
-from benchmarks.peers import attention_sides
 from benchmarks.settings import current
 from bertfast import kernels
+from bertfast.bench.backends import our_sides
+from bertfast.bench.lengths import batches
+from bertfast.bench.peers import attention_sides
 
 HEADS, HEAD_DIM = 12, 64
 BATCHES = batches(current().device, current().quick)

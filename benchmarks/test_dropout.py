@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.backends import our_sides
 from benchmarks.conftest import Case
-from benchmarks.peers import dropout_sides
 from bertfast import kernels
+from bertfast.bench.backends import our_sides
+from bertfast.bench.peers import dropout_sides
 
 HIDDEN = 768
 TOKENS = {"cpu": (1024, 16384), "cuda": (65536,)}

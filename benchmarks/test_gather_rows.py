@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.backends import our_sides
 from benchmarks.conftest import Case
-from benchmarks.peers import gather_sides
 from bertfast import kernels
+from bertfast.bench.backends import our_sides
+from bertfast.bench.peers import gather_sides
 
 HIDDEN = 768
 TOKENS = {"cpu": 4096, "cuda": 65536}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.backends import our_sides
 from benchmarks.conftest import Case
-from benchmarks.peers import cross_entropy_sides
 from bertfast import kernels
+from bertfast.bench.backends import our_sides
+from bertfast.bench.peers import cross_entropy_sides
 
 VOCAB, HIDDEN = 30522, 768
 MASKED = {"cpu": (115, 512), "cuda": (2458, 16384)}

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks.conftest import Case
-from benchmarks.lengths import batches
 from benchmarks.settings import current
-from benchmarks.steps import make_batch, our_side, peer_sides, useful_flops
+from bertfast.bench.lengths import batches
+from bertfast.bench.steps import make_batch, our_side, peer_sides, useful_flops
 from bertfast.config import BertConfig
 
 SETTINGS = current()

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import lengths, page, steps, timing
+from benchmarks import page
 from benchmarks.settings import Settings
+from bertfast.bench import lengths, steps, timing
 from bertfast.config import BertConfig
 from support import REPOSITORY
 

@@ -3,7 +3,7 @@
 ``wikitext_lengths.json`` holds how often each length occurs among the paragraphs of WikiText-2's validation file, headings left out, in
 tokens of bert-base-uncased's vocabulary with [CLS] and [SEP], cut at 512. It was made by
 
-    python -m benchmarks.lengths valid.txt vocab.txt
+    python -m bertfast.bench.lengths valid.txt vocab.txt
 """
 
 from __future__ import annotations
