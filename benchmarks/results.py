@@ -16,13 +16,18 @@ from bertfast.bench.machine import describe_machine, versions
 from .importable import REPOSITORY
 from .settings import Settings
 
+# The part of a run's seconds by whose end the cases of a group have ended; what one group leaves, the next one has.
+ENDS = {"ops": 0.45, "step": 0.85, "sweeps": 1.0}
+FIRST_GUESS = {"ops": 10.0, "step": 60.0, "sweeps": 20.0}  # seconds of a case, before one of its kind was measured
+
 
 class Results:
     """A run's record; `add` writes it out each time."""
 
     def __init__(self, settings: Settings, machine: dict[str, Any], measured: dict[str, float]) -> None:
         self.settings = settings
-        self.deadline = time.monotonic() + settings.seconds
+        self.started = time.monotonic()
+        self.longest: dict[str, float] = {}  # seconds, by kind of case
         self.rates = measured
         self.record: dict[str, Any] = {
             "machine": machine,
@@ -45,9 +50,14 @@ class Results:
         """The JSON's, named by the machine."""
         return self.settings.results / f"{self.record['machine']['slug']}.json"
 
-    def seconds_left(self) -> float:
-        """Until no further case is to start."""
-        return self.deadline - time.monotonic()
+    def seconds_left(self, group: str, kind: str) -> float:
+        """What the group's time leaves after a case of this kind: at 0 or below none is to start."""
+        end = self.started + ENDS[group] * self.settings.seconds
+        return end - time.monotonic() - self.longest.get(kind, FIRST_GUESS[group])
+
+    def took(self, kind: str, seconds: float) -> None:
+        """Says how long a case took, for the next one's sake."""
+        self.longest[kind] = max(seconds, self.longest.get(kind, 0.0))
 
     def add(self, case: dict[str, Any]) -> None:
         """Takes a case in."""

@@ -94,20 +94,6 @@ def full(sequences: int, length: int) -> Lengths:
     return Lengths(f"{sequences} x {length}", (length,) * sequences)
 
 
-def batches(device: str, quick: bool) -> list[Lengths]:
-    """What the ops and the step are measured on; a GPU needs larger batches to be filled."""
-    if quick:
-        return [Lengths("mixed", (9, 5, 3)), full(2, 8)]
-    if device == "cuda":
-        return [wikitext(128), full(128, 128), full(32, 512)]
-    return [
-        Lengths("reference point, mean 48 of 128", REFERENCE_POINT),
-        wikitext(8),
-        full(8, 128),
-        full(2, 512),
-    ]
-
-
 if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as text:
         paragraphs = measure(text, sys.argv[2])
