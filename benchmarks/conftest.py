@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
+import gc
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import timing
 from benchmarks.results import Results
 from benchmarks.settings import Settings, current
-from benchmarks.timing import Side
+from bertfast.bench import timing
+from bertfast.bench.case import MissingOp, Setup
+from bertfast.bench.ops import Build
 
-CASE_SECONDS = {"cpu": 1.5, "cuda": 1.5}
-STEP_SECONDS = {"cpu": 20.0, "cuda": 12.0}
-# Errors that rounding may make between two right answers, as ‖a - b‖ / ‖b‖.
-TOLERANCE = {"float32": 2e-4, "bfloat16": 2e-2}
+# Seconds of timing that a case of each group has, in the groups' order; a sweep's step has the longer one.
+CASE_SECONDS = {"ops": 1.5, "step": 12.0, "sweeps": 1.0}
+SWEEP_STEP_SECONDS = 5.0
+MOST_STEP_ROUNDS = 12
 
 
-@dataclass
-class Case:
-    """One row of the results: what is done, by whom, and what nobody can do without.
+def _group(item: pytest.Item) -> str:
+    return {"test_step": "step", "test_sweeps": "sweeps"}.get(item.path.stem, "ops")
 
-    Attributes:
-        op: the op, or "step".
-        shape: of its input, in words.
-        dtype: "float32" or "bfloat16".
-        sides: exactly one of them of the kind "ours".
-        flops: that the result needs; None where bytes are the floor.
-        tolerance: of the comparison; None takes `TOLERANCE`'s.
-        facts: more to keep with the case.
-        missing: sides that could not run, and why.
-    """
 
-    op: str
-    shape: str
-    dtype: str
-    sides: list[Side]
-    flops: float | None = None
-    tolerance: float | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups in order, and on a GPU bfloat16, which is what people train in, before float32: what comes last goes without when time is short."""
+    groups, cuda = list(CASE_SECONDS), current().device == "cuda"
+    items.sort(key=lambda item: (groups.index(_group(item)), cuda and "bfloat16" not in item.name))
 
 
 @pytest.fixture(scope="session")
@@ -60,23 +47,31 @@ def results(settings: Settings) -> Iterator[Results]:
 
 
 @pytest.fixture
-def contest(benchmark: Any, results: Results, settings: Settings, request: pytest.FixtureRequest) -> Callable:
-    """Checks that a case's sides agree, then times them in turn.
+def contest(benchmark: Any, results: Results, settings: Settings, request: pytest.FixtureRequest) -> Iterator[Callable]:
+    """Builds a case, checks that its sides agree, then times them in turn.
 
     pytest-benchmark times our side; before each of its rounds, every other side takes a sample of its own.
     """
-    name = request.node.name
-    if results.seconds_left() <= 0:
-        results.skip(name, "the run's time was used up")
-        pytest.skip("the run's time was used up")
+    name, group = request.node.name, _group(request.node)
+    kind = request.node.originalname
 
-    def run(case: Case) -> None:
+    def run(build: Build, setup: Setup, *, sweep: tuple[str, float] | None = None, **options: Any) -> None:
+        left = results.seconds_left(group, kind)
+        if left <= 0:
+            results.skip(name, f"the time for the {group} was used up")
+            pytest.skip(f"the time for the {group} was used up")
+        started = time.monotonic()
+        try:
+            case = build(setup, **options)
+        except MissingOp as error:
+            results.skip(name, str(error))
+            pytest.skip(str(error))
         benchmark.group = f"{case.op}: {case.shape}, {case.dtype}"
-        errors = timing.check_agreement(case.sides, case.tolerance or TOLERANCE[case.dtype])
-        wanted = STEP_SECONDS if case.op == "step" else CASE_SECONDS
-        samples, rounds = timing.prepare(case.sides, settings.device, wanted[settings.device], settings.quick)
-        if case.op == "step" and not settings.quick:
-            rounds = min(rounds, 12)
+        errors = case.check()
+        seconds = SWEEP_STEP_SECONDS if sweep and case.op == "step" else CASE_SECONDS[group]
+        samples, rounds = timing.prepare(case.sides, settings.device, min(seconds, left), settings.quick)
+        if case.op == "step":
+            rounds = min(rounds, MOST_STEP_ROUNDS)
         ours = next(side for side in case.sides if side.kind == "ours")
         others = [side for side in case.sides if side is not ours]
         finished = 0
@@ -94,22 +89,14 @@ def contest(benchmark: Any, results: Results, settings: Settings, request: pytes
         )
         del own.seconds[rounds:], own.part_seconds[rounds:]
         benchmark.extra_info |= {"calls": own.calls, "rounds": rounds}
-        results.add(
-            {
-                "op": case.op,
-                "shape": case.shape,
-                "dtype": case.dtype,
-                "flops": case.flops,
-                "errors": errors,
-                "missing": case.missing,
-                **case.facts,
-                "sides": timing.summarize(samples),
-            }
-        )
-        if settings.device == "cuda":
-            torch.cuda.empty_cache()
+        place = {"sweep": sweep[0], "x": sweep[1]} if sweep else {}
+        results.add(case.record(errors, samples) | place)
+        results.took(kind, time.monotonic() - started)
 
-    return run
+    yield run
+    gc.collect()
+    if settings.device == "cuda":
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture(autouse=True)

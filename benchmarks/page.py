@@ -7,30 +7,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bertfast.bench.ops import OPS
+from bertfast.bench.timing import NOISE_BOUND
+
 from .importable import REPOSITORY
+from .plots import FIGURES, draw_all, others, ours, ratio
 from .settings import RESULTS
 
 PAGE = REPOSITORY / "docs" / "performance.md"
-STRONG, QUIET, INK = "#2463a6", "#9fb3c8", "#1f2933"
-OPS = {
-    "step": "The training step",
-    "attention": "attention",
-    "linear_cross_entropy": "linear_cross_entropy",
-    "gather_rows": "gather_rows",
-    "dropout": "dropout",
-}
-INTRODUCTION = """# Performance
+TITLES = {"step": "The training step"} | {op: op for op in OPS}
+INTRODUCTION = f"""# Performance
 
 This page is written by `python -m benchmarks page` from the JSON files under `benchmarks/results/`; no number on it was typed.
 
 A ratio is the other side's time over ours, **above 1 where bertfast is faster**: the median over rounds in which all sides run in turn in
-one process, after a check that they compute the same thing. `~` marks a case in which a side's quartiles lie more than 15 % of its median
-apart: do not conclude from it. Times are forward and backward together; a step adds the optimizer.
+one process, after a check that they compute the same thing. `~` marks a case in which a side's quartiles lie more than {NOISE_BOUND:.0%} of its median
+apart: do not conclude from it. Times are forward and backward together; a step adds the optimizer. With dropout, whose bits are each side's own, sides are
+compared without it and timed with it.
 
 The *share* column says how near the case is to what cannot be avoided. For products it is the useful FLOPs (real tokens, pairs of tokens in one
 sequence, masked positions; a recomputation counts for nothing) over time and the measured rate of this machine's matrix products in the
-same dtype; for memory-bound ops it is the time of the copies that any implementation must make over ours. The matrix rate is the best that PyTorch's own
+same dtype; for memory-bound ops it is the time of a copy of the bytes that must be read and written (`bertfast/bench/floors.py`) over ours. The matrix rate is the best that PyTorch's own
 products reached here, not the chip's peak, so a small product that stays in the caches can exceed it.
+
+*Peak* is the memory that a call holds at most beyond what was held before it, ours and then the fastest peer's, measured: on a GPU by PyTorch's allocator, on a CPU by the
+process's resident pages, which are exact to about a MiB.
+
+## To reproduce
+
+`make bench` measures everything on a CPU in under 25 minutes, `make gpu` on a GPU in under nine, each with its checks, and writes this page, its plots and their
+JSON. Below each table and plot stands the command that measures it alone; that one writes under `build/benchmarks/`. `bertfast bench --lengths FILE` measures an
+op or the step on your own lengths, `bertfast profile` shows where a step's time goes. Run nothing else meanwhile: noise is marked, not removed.
 """
 
 
@@ -40,20 +47,20 @@ def load_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def rows(record: dict[str, Any], op: str) -> Iterator[list[str]]:
-    """The lines of an op's table: shape, dtype, milliseconds, ratios, share."""
+    """The lines of an op's table, under `HEADINGS`."""
     for case in record["cases"]:
-        if case["op"] != op:
+        if case["op"] != op or "sweep" in case:
             continue
         sides = case["sides"]
-        ours = next(side for side in sides.values() if side["kind"] == "ours")
-        name = next(name for name, side in sides.items() if side is ours)
+        name, own = ours(case)
         noisy = " ~" if any(side["noisy"] for side in sides.values()) else ""
         yield [
             case["shape"],
             case["dtype"],
-            f"{_milliseconds(ours['median'])}{noisy}",
-            "; ".join(f"{other} {_ratio(side)}" for other, side in _peers(sides)) or "none could run",
-            _share(record, case, ours),
+            f"{_milliseconds(own['median'])}{noisy}",
+            "; ".join(f"{other} {ratio(side)}" for other, side in others(case, "peer", "backend")) or "none could run",
+            _share(record, case, own),
+            _peaks(case),
             name,
         ]
 
@@ -63,21 +70,18 @@ def _milliseconds(seconds: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _ratio(side: dict[str, Any]) -> str:
-    ratio = side["ratio"]["median"]
-    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"
+def _peaks(case: dict[str, Any]) -> str:
+    """Ours and the fastest peer's, in MiB; nothing in records of before peaks were measured."""
+    sides = [ours(case)[1], *(side for _, side in others(case, "peer")[:1])]
+    if "peak_bytes" not in sides[0]:
+        return ""
+    return " / ".join("?" if side["peak_bytes"] is None else f"{side['peak_bytes'] / 2**20:,.1f}" for side in sides)
 
 
-def _peers(sides: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """The sides that are somebody else's, and our other backends, fastest first."""
-    others = [(name, side) for name, side in sides.items() if side["kind"] in ("peer", "backend")]
-    return sorted(others, key=lambda item: item[1]["ratio"]["median"])
-
-
-def _share(record: dict[str, Any], case: dict[str, Any], ours: dict[str, Any]) -> str:
+def _share(record: dict[str, Any], case: dict[str, Any], own: dict[str, Any]) -> str:
     if case["flops"]:
         rate = record["rates"][f"matrix {case['dtype']}"]
-        return f"{case['flops'] / ours['median'] / rate:.0%} of the matrix rate"
+        return f"{case['flops'] / own['median'] / rate:.0%} of the matrix rate"
     floors = [side for side in case["sides"].values() if side["kind"] == "floor"]
     return f"{floors[0]['ratio']['median']:.0%} of the floor" if floors else ""
 
@@ -85,20 +89,17 @@ def _share(record: dict[str, Any], case: dict[str, Any], ours: dict[str, Any]) -
 def step_parts(record: dict[str, Any]) -> Iterator[list[str]]:
     """The steps again without the optimizer."""
     for case in record["cases"]:
-        if case["op"] != "step":
+        if case["op"] != "step" or "sweep" in case:
             continue
-        ours = next(side for side in case["sides"].values() if side["kind"] == "ours")
-        parts = sorted(
-            ((name, side["part"]["ratio"]["median"]) for name, side in case["sides"].items() if side["kind"] == "peer"),
-            key=lambda item: item[1],
-        )
+        part = ours(case)[1]["part"]["median"]
+        parts = [(side["part"]["ratio"]["median"], name) for name, side in others(case, "peer")]
         rate = record["rates"][f"matrix {case['dtype']}"]
         yield [
             case["shape"],
             case["dtype"],
-            _milliseconds(ours["part"]["median"]),
-            "; ".join(f"{name} {ratio:.2f}x" for name, ratio in parts) or "none could run",
-            f"{case['flops'] / ours['part']['median'] / rate:.0%} of the matrix rate",
+            _milliseconds(part),
+            "; ".join(f"{name} {value:.2f}x" for value, name in sorted(parts)) or "none could run",
+            f"{case['flops'] / part / rate:.0%} of the matrix rate",
         ]
 
 
@@ -106,7 +107,7 @@ def floors(record: dict[str, Any]) -> Iterator[list[str]]:
     """Ours beside the matrix products alone, where a case measures them."""
     for case in record["cases"]:
         for name, side in case["sides"].items():
-            if side["kind"] == "floor" and case["flops"]:
+            if side["kind"] == "floor" and case["flops"] and "sweep" not in case:
                 yield [
                     case["op"],
                     case["shape"],
@@ -115,7 +116,8 @@ def floors(record: dict[str, Any]) -> Iterator[list[str]]:
                 ]
 
 
-HEADINGS = ["shape", "dtype", "ms", "ratios to ours", "share", "backend"]
+FILES = {"pack": "padding", "unpack": "padding"}  # of cases, where the name is not the op's
+HEADINGS = ["shape", "dtype", "ms", "ratios to ours", "share", "peak, MiB", "backend"]
 
 
 def print_tables(folder: Path) -> None:
@@ -128,7 +130,7 @@ def print_tables(folder: Path) -> None:
     for record in load_results(folder):
         rates = ", ".join(_rate(name, value) for name, value in record["rates"].items())
         console.rule(f"{record['machine']['name']}: {rates}")
-        for op, title in OPS.items():
+        for op, title in TITLES.items():
             lines = list(rows(record, op))
             if not lines:
                 continue
@@ -147,10 +149,10 @@ def _rate(name: str, value: float) -> str:
 
 
 def write_page() -> None:
-    """docs/performance.md, and a plot of ratios for each machine."""
+    """docs/performance.md, and each machine's plots."""
     records = load_results()
     for record in records:
-        draw_ratios(record, _plot(record))
+        draw_all(record, RESULTS)
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page_text(records), encoding="utf-8")
 
@@ -165,23 +167,23 @@ def page_text(records: list[dict[str, Any]]) -> str:
     return "".join(parts)
 
 
-def _plot(record: dict[str, Any]) -> Path:
-    return RESULTS / f"{record['machine']['slug']}.svg"
-
-
 def _section(record: dict[str, Any]) -> str:
-    """A machine's heading, plot and tables."""
+    """A machine's heading, tables, plots and gaps."""
     machine = record["machine"]
     command = "make gpu" if machine["device"] == "cuda" else "make bench"
+    again = f"python -m benchmarks {'gpu' if machine['device'] == 'cuda' else 'cpu'} --only"
     parts = [
         f"\n## {machine['name']}\n\n`{command}` at commit `{record['commit']}`, {record['date']}; ",
         ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
         f"; {machine['threads']} threads",
         f", with {', '.join(machine['instructions'])}" if machine["instructions"] else "",
-        f". Measured rates: {', '.join(_rate(name, value) for name, value in record['rates'].items())}.\n\n",
-        f"![Ratios of the peers' times to ours](../{_plot(record).relative_to(REPOSITORY)})\n",
+        f". Measured rates: {', '.join(_rate(name, value) for name, value in record['rates'].items())}.\n",
     ]
-    for op, title in OPS.items():
+    for figure in FIGURES:
+        if figure.cases(record):
+            path = figure.path(record, RESULTS).relative_to(REPOSITORY)
+            parts.append(f"\n![{figure.caption}](../{path})\n\n{figure.caption}. `{again} '{figure.only}'`\n")
+    for op, title in TITLES.items():
         lines = list(rows(record, op))
         if not lines:
             continue
@@ -189,58 +191,28 @@ def _section(record: dict[str, Any]) -> str:
         parts.append(f"\n### {title}\n\n" + (f"{model}; forward, backward and AdamW.\n\n" if model else ""))
         parts.append(_markdown(HEADINGS, lines))
         if op == "step":
-            parts.append("\nWithout the optimizer:\n\n" + _markdown(HEADINGS[:-1], list(step_parts(record))))
+            parts.append("\nWithout the optimizer:\n\n" + _markdown(HEADINGS[:5], list(step_parts(record))))
         extra = [line[1:] for line in floors(record) if line[0] == op]
         if extra:
             parts.append("\nBeside the products alone:\n\n" + _markdown(["shape", "dtype", "our time"], extra))
-    gaps = [f"- {name}: {why}\n" for name, why in record["skipped"].items()] + [
-        f"- {case['op']}, {case['shape']}, {case['dtype']}: {name}: {why}\n"
-        for case in record["cases"]
-        for name, why in case["missing"].items()
-    ]
+        parts.append(f"\n`{again} test_{FILES.get(op, op)}`\n")
+    gaps = _gaps(record)
     if gaps:
-        parts.append("\n### Not measured\n\n" + "".join(gaps))
+        parts.append("\n### Not measured\n\n" + "".join(f"- {gap}\n" for gap in gaps))
     return "".join(parts)
+
+
+def _gaps(record: dict[str, Any]) -> list[str]:
+    """Cases without figures, and sides that could not run, with the reasons; a side is named once for all the cases it is missing from."""
+    reasons: dict[tuple[str, str, str], int] = {}
+    for case in record["cases"]:
+        for name, why in case["missing"].items():
+            reasons[case["op"], name, why] = reasons.get((case["op"], name, why), 0) + 1
+    return [f"{name}: {why}" for name, why in record["skipped"].items()] + [
+        f"{op}: {name}, in {count} {'case' if count == 1 else 'cases'}: {why}"
+        for (op, name, why), count in reasons.items()
+    ]
 
 
 def _markdown(headings: list[str], lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, ["---"] * len(headings), *lines))
-
-
-def draw_ratios(record: dict[str, Any], path: Path) -> None:
-    """A bar for the fastest peer of every case of the step and of attention, in float32 and bfloat16."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    chosen = []
-    for case in record["cases"]:
-        peers = [(name, side) for name, side in _peers(case["sides"]) if side["kind"] == "peer"]
-        if peers:
-            chosen.append((case, *peers[0]))
-    with pyplot.rc_context(
-        {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "svg.hashsalt": "bertfast", "svg.fonttype": "none"}
-    ):
-        figure, axes = pyplot.subplots(figsize=(9, 0.8 + 0.3 * len(chosen)), layout="constrained")
-        names = [f"{case['op']}: {case['shape']}, {case['dtype']}" for case, _, _ in chosen]
-        values = [side["ratio"]["median"] for _, _, side in chosen]
-        widest = max(values, default=1.0)
-        errors = [
-            [value - side["ratio"]["low"] for value, (_, _, side) in zip(values, chosen, strict=True)],
-            [side["ratio"]["high"] - value for value, (_, _, side) in zip(values, chosen, strict=True)],
-        ]
-        colours = [STRONG if case["op"] == "step" else QUIET for case, _, _ in chosen]
-        axes.barh(names, values, color=colours, xerr=errors, error_kw={"ecolor": INK, "elinewidth": 1})
-        for place, (_, name, side) in enumerate(chosen):
-            label = f"{_ratio(side)} against {name}"
-            axes.text(side["ratio"]["high"] + 0.02 * widest, place, label, va="center", fontsize=8)
-        axes.axvline(1, color=INK, linewidth=0.8)
-        axes.invert_yaxis()
-        axes.margins(y=0.01)
-        axes.set_xlim(0, 2 * widest)  # room for the labels
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_xlabel("fastest peer's time over ours (median, quartiles)")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None})
-        pyplot.close(figure)

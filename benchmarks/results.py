@@ -5,21 +5,20 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
-import re
 import subprocess
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from bertfast.bench import rates
+from bertfast.bench.machine import describe_machine, versions
 
-from . import rates
 from .importable import REPOSITORY
 from .settings import Settings
 
-PACKAGES = ("torch", "triton", "transformers", "numpy", "pytest-benchmark")
+# The part of a run's seconds by whose end the cases of a group have ended; what one group leaves, the next one has.
+ENDS = {"ops": 0.45, "step": 0.85, "sweeps": 1.0}
+FIRST_GUESS = {"ops": 10.0, "step": 60.0, "sweeps": 20.0}  # seconds of a case, before one of its kind was measured
 
 
 class Results:
@@ -27,7 +26,8 @@ class Results:
 
     def __init__(self, settings: Settings, machine: dict[str, Any], measured: dict[str, float]) -> None:
         self.settings = settings
-        self.deadline = time.monotonic() + settings.seconds
+        self.started = time.monotonic()
+        self.longest: dict[str, float] = {}  # seconds, by kind of case
         self.rates = measured
         self.record: dict[str, Any] = {
             "machine": machine,
@@ -50,9 +50,14 @@ class Results:
         """The JSON's, named by the machine."""
         return self.settings.results / f"{self.record['machine']['slug']}.json"
 
-    def seconds_left(self) -> float:
-        """Until no further case is to start."""
-        return self.deadline - time.monotonic()
+    def seconds_left(self, group: str, kind: str) -> float:
+        """What the group's time leaves after a case of this kind: at 0 or below none is to start."""
+        end = self.started + ENDS[group] * self.settings.seconds
+        return end - time.monotonic() - self.longest.get(kind, FIRST_GUESS[group])
+
+    def took(self, kind: str, seconds: float) -> None:
+        """Says how long a case took, for the next one's sake."""
+        self.longest[kind] = max(seconds, self.longest.get(kind, 0.0))
 
     def add(self, case: dict[str, Any]) -> None:
         """Takes a case in."""
@@ -84,45 +89,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list) else value
-
-
-def describe_machine(device: str) -> dict[str, Any]:
-    """What ran the cases, without the host's name or paths."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    flags: set[str] = set()
-    if cpuinfo.exists():
-        text = cpuinfo.read_text()
-        if found := re.search(r"^model name\s*:\s*(.+)$", text, re.M):
-            processor = found[1].strip()
-        if found := re.search(r"^flags\s*:\s*(.+)$", text, re.M):
-            flags = set(found[1].split())
-    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-    machine: dict[str, Any] = {
-        "device": device,
-        "processor": processor,
-        "threads": torch.get_num_threads(),
-        "instructions": [flag for flag in wanted if flag in flags],
-        "system": platform.system(),
-    }
-    name = f"{processor} {machine['threads']} threads"
-    if device == "cuda":
-        name = machine["gpu"] = torch.cuda.get_device_name()
-        machine["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
-    machine["name"] = name
-    machine["slug"] = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return machine
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of what the figures depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def commit() -> str:

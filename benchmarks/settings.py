@@ -8,10 +8,14 @@ from pathlib import Path
 
 import torch
 
+from bertfast.bench.case import Setup
+from bertfast.bench.lengths import REFERENCE_POINT, Lengths, full, wikitext
+from bertfast.config import BertConfig
+
 from .importable import REPOSITORY
 
 RESULTS = Path(__file__).resolve().parent / "results"
-QUICK_RESULTS = REPOSITORY / "build" / "benchmarks"
+PARTIAL_RESULTS = REPOSITORY / "build" / "benchmarks"
 PREFIX = "BERTFAST_BENCH_"
 
 
@@ -45,5 +49,40 @@ def current() -> Settings:
         device=read["DEVICE"] or ("cuda" if torch.cuda.is_available() else "cpu"),
         quick=quick,
         seconds=float(read["SECONDS"] or Settings.seconds),
-        results=Path(read["RESULTS"] or (QUICK_RESULTS if quick else RESULTS)),
+        results=Path(read["RESULTS"] or (PARTIAL_RESULTS if quick else RESULTS)),
     )
+
+
+CURRENT = current()
+DTYPES = ["float32", "bfloat16"]
+
+
+def _shapes() -> tuple[list[Lengths], list[Lengths], list[Lengths], Lengths]:
+    """Batches of attention and the step; sizes of what works on each token alone; of the loss; and real lengths. A GPU needs more to be filled."""
+    if CURRENT.quick:
+        mixed = Lengths("mixed", (9, 5, 3))
+        return [mixed, full(2, 8)], [full(4, 16)], [full(4, 16)], mixed
+    if CURRENT.device == "cuda":
+        batches = [wikitext(128), full(128, 128), full(32, 512)]
+        return batches, [full(128, 512)], [full(128, 128), full(216, 512)], wikitext(512)
+    point = Lengths("reference point, mean 48 of 128", REFERENCE_POINT)
+    batches = [point, wikitext(8), full(8, 128), full(2, 512)]
+    return batches, [full(8, 128), full(16, 512)], [point, full(8, 512)], wikitext(32)
+
+
+BATCHES, SIZES, MASKED, REAL = _shapes()
+
+
+def make_setup(lengths: Lengths, dtype: str, config: BertConfig | None = None) -> Setup:
+    """At the sizes of BERT-base unless a configuration is given. On a GPU, whose minutes are few, float32 goes without compiled peers."""
+    if config is None:
+        config = BertConfig.preset("bert-base", **({"vocab_size": 512} if CURRENT.quick else {}))
+    compiled = not CURRENT.quick and (CURRENT.device == "cpu" or dtype == "bfloat16")
+    return Setup(lengths, config, getattr(torch, dtype), CURRENT.device, compiled)
+
+
+def step_config() -> BertConfig:
+    """The model of the step: on a CPU the reference point's four layers, in which the vocabulary weighs three times as much as in twelve."""
+    if CURRENT.quick:
+        return BertConfig.preset("bert-tiny", vocab_size=512)
+    return BertConfig.preset("bert-base", **({} if CURRENT.device == "cuda" else {"num_hidden_layers": 4}))

@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from benchmarks.backends import our_sides
-from benchmarks.conftest import Case
-from benchmarks.peers import dropout_sides
-from bertfast import kernels
-
-HIDDEN = 768
-TOKENS = {"cpu": (1024, 16384), "cuda": (65536,)}
+from benchmarks.settings import DTYPES, SIZES, make_setup
+from bertfast.bench.ops import dropout
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("size", [0, 1], ids=["small", "large"])
-def test_dropout(contest, settings, size, dtype) -> None:
-    sizes = (64,) if settings.quick else TOKENS[settings.device]
-    if size >= len(sizes):
-        pytest.skip("one size serves on this device")
-    tokens = sizes[size]
-    x = torch.randn(tokens, HIDDEN, device=settings.device).to(dtype).requires_grad_()
-    dout = torch.randn_like(x)
-
-    def call():
-        out = kernels.dropout(x, 0.1, seed=7)
-        return out.detach(), *torch.autograd.grad(out, x, dout)
-
-    sides = our_sides("dropout", settings.device, dtype, call) + dropout_sides(x, dout, 0.1)
-    contest(Case("dropout", f"{tokens} x {HIDDEN}", str(dtype).removeprefix("torch."), sides, facts={"tokens": tokens}))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", SIZES, ids=[batch.name for batch in SIZES])
+def test_dropout(contest, lengths, dtype) -> None:
+    contest(dropout.case, make_setup(lengths, dtype))

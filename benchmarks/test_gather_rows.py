@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from benchmarks.backends import our_sides
-from benchmarks.conftest import Case
-from benchmarks.peers import gather_sides
-from bertfast import kernels
-
-HIDDEN = 768
-TOKENS = {"cpu": 4096, "cuda": 65536}
+from benchmarks.settings import DTYPES, SIZES, make_setup
+from bertfast.bench.ops import gather_rows
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_gather_rows(contest, settings, dtype) -> None:
-    tokens = 64 if settings.quick else TOKENS[settings.device]
-    x = torch.randn(tokens, HIDDEN, device=settings.device).to(dtype).requires_grad_()
-    masked = round(0.15 * tokens)
-    index = torch.randperm(tokens)[:masked].sort().values.to(settings.device)
-    dout = torch.randn(masked, HIDDEN, device=settings.device).to(dtype)
-
-    def call():
-        out = kernels.gather_rows(x, index)
-        return out.detach(), *torch.autograd.grad(out, x, dout)
-
-    sides = our_sides("gather_rows", settings.device, dtype, call) + gather_sides(x, index, dout)
-    name = str(dtype).removeprefix("torch.")
-    contest(Case("gather_rows", f"{masked} of {tokens} x {HIDDEN}", name, sides, facts={"tokens": tokens}))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gather_rows(contest, dtype) -> None:
+    contest(gather_rows.case, make_setup(SIZES[-1], dtype))

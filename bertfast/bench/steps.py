@@ -18,11 +18,14 @@ from bertfast.training.graph import WARMUP, GraphedStep
 from bertfast.training.optimizer import build_optimizer
 from bertfast.training.precision import Masters
 
+from . import floors
+from .case import Case, Setup, reason
 from .lengths import Lengths
-from .peers import reason
 from .timing import Side, synchronize
 
 MASKED_SHARE = 0.15
+# bfloat16 rounds at every layer, and sides round at different places.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 8e-2}
 # Some of the gradients that sides are compared by: of the tied table, of the first and of the last layer.
 COMPARED = (
     "bert.embeddings.word_embeddings.weight",
@@ -40,13 +43,16 @@ class Batch:
     padded: dict[str, Tensor]
 
 
+def masked_count(tokens: int) -> int:
+    """How many of so many tokens are predicted: 15 %, and one at least."""
+    return max(1, round(MASKED_SHARE * tokens))
+
+
 def make_batch(lengths: Lengths, vocab_size: int, device: str) -> Batch:
     """Random ids, 15 % of them masked, packed and padded to the longest; every id is as likely, since no op's work depends on it."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(vocab_size, (lengths.tokens,), generator=draw)
-    masked = (
-        torch.randperm(lengths.tokens, generator=draw)[: max(1, round(MASKED_SHARE * lengths.tokens))].sort().values
-    )
+    masked = torch.randperm(lengths.tokens, generator=draw)[: masked_count(lengths.tokens)].sort().values
     labels = torch.randint(vocab_size, masked.shape, generator=draw)
     packed = PackedBatch(
         input_ids=ids,
@@ -70,18 +76,32 @@ def make_batch(lengths: Lengths, vocab_size: int, device: str) -> Batch:
     return Batch(packed, {name: value.to(device) for name, value in padded.items()})
 
 
-def useful_flops(config: BertConfig, lengths: Lengths, masked: int) -> float:
-    """FLOPs of a forward and a backward: the products of real tokens, of pairs in one sequence, and of masked positions.
-
-    Of the last block only the masked positions' rows are counted past its attention. A backward is twice its forward: each product has
-    the gradients of both of its factors.
-    """
-    hidden, layers, tokens = config.hidden_size, config.num_hidden_layers, lengths.tokens
-    after_attention = hidden * hidden + 2 * hidden * config.intermediate_size
-    dense = layers * 3 * hidden * hidden * tokens + after_attention * ((layers - 1) * tokens + masked)
-    attention = layers * 2 * hidden * lengths.squares
-    head = masked * (hidden * hidden + hidden * config.vocab_size)
-    return 3.0 * 2.0 * (dense + attention + head)
+def case(setup: Setup, *, attentions: tuple[str, ...] = ("eager", "sdpa")) -> Case:
+    """Forward, backward and optimizer, against transformers with each of these attentions, and compiled."""
+    config, lengths = setup.config, setup.lengths
+    batch = make_batch(lengths, config.vocab_size, setup.device)
+    masked = masked_count(lengths.tokens)
+    torch._dynamo.reset()
+    ours = our_side(config, batch, setup.dtype, setup.device)
+    peers, missing = peer_sides(config, batch, setup.dtype, setup.device, attentions, setup.compiled)
+    ops = floors.step_ops(config, lengths, masked, BertForMaskedLM(config).num_parameters(), setup.itemsize)
+    floor = sum(ops.values(), floors.Floor(0, 0))
+    return Case(
+        "step",
+        lengths.name,
+        setup.dtype_name,
+        [ours, *graph_sides(config, batch, setup.dtype, setup.device), *peers],
+        floors.Floor(floors.step_flops(config, lengths, masked), floor.bytes),
+        products=True,
+        tolerance=TOLERANCE[setup.dtype_name],
+        facts={
+            "fill": lengths.fill,
+            "tokens": lengths.tokens,
+            "masked": masked,
+            "model": f"{config.num_hidden_layers} layers of {config.hidden_size}, vocabulary {config.vocab_size:,}",
+        },
+        missing=missing,
+    )
 
 
 def our_side(config: BertConfig, batch: Batch, dtype: torch.dtype, device: str) -> Side:
@@ -129,9 +149,9 @@ def graph_sides(config: BertConfig, batch: Batch, dtype: torch.dtype, device: st
 
 
 def peer_sides(
-    config: BertConfig, batch: Batch, dtype: torch.dtype, device: str, compiled: bool
+    config: BertConfig, batch: Batch, dtype: torch.dtype, device: str, attentions: tuple[str, ...], compiled: bool
 ) -> tuple[list[Side], dict[str, str]]:
-    """transformers' BertForMaskedLM with each of its attentions, and compiled; in bfloat16 under autocast, and with bfloat16 weights.
+    """transformers' BertForMaskedLM with each of its attentions, and the last one compiled; in bfloat16 under autocast, and with bfloat16 weights.
 
     Weights in bfloat16 have no float32 masters, so small updates are lost; the side is there because it is fast.
     """
@@ -140,7 +160,7 @@ def peer_sides(
     except ImportError as error:
         return [], {"transformers": reason(error)}
     casts = ["autocast", "bfloat16 weights"] if dtype == torch.bfloat16 else [""]
-    variants = [("eager", False), ("sdpa", False)] + ([("sdpa", True)] if compiled else [])
+    variants = [(attention, False) for attention in attentions] + ([(attentions[-1], True)] if compiled else [])
     sides, missing = [], {}
     for cast in casts:
         for attention, is_compiled in variants:

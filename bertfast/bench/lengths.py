@@ -3,7 +3,7 @@
 ``wikitext_lengths.json`` holds how often each length occurs among the paragraphs of WikiText-2's validation file, headings left out, in
 tokens of bert-base-uncased's vocabulary with [CLS] and [SEP], cut at 512. It was made by
 
-    python -m benchmarks.lengths valid.txt vocab.txt
+    python -m bertfast.bench.lengths valid.txt vocab.txt
 """
 
 from __future__ import annotations
@@ -92,20 +92,6 @@ def wikitext(sequences: int) -> Lengths:
 def full(sequences: int, length: int) -> Lengths:
     """Sequences that all have one length."""
     return Lengths(f"{sequences} x {length}", (length,) * sequences)
-
-
-def batches(device: str, quick: bool) -> list[Lengths]:
-    """What the ops and the step are measured on; a GPU needs larger batches to be filled."""
-    if quick:
-        return [Lengths("mixed", (9, 5, 3)), full(2, 8)]
-    if device == "cuda":
-        return [wikitext(128), full(128, 128), full(32, 512)]
-    return [
-        Lengths("reference point, mean 48 of 128", REFERENCE_POINT),
-        wikitext(8),
-        full(8, 128),
-        full(2, 512),
-    ]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,225 @@
+"""A case: one piece of work at one shape, the sides that do it, and the floor beneath them all."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bertfast import kernels
+from bertfast.config import BertConfig
+from bertfast.errors import BertfastError
+from bertfast.kernels import dispatch
+
+from . import timing
+from .floors import Floor
+from .lengths import Lengths
+from .timing import Samples, Side
+
+# Errors that rounding may make between two right answers, as ‖a - b‖ / ‖b‖.
+TOLERANCE = {"float32": 2e-4, "bfloat16": 2e-2}
+
+Results = tuple[Tensor, ...]
+Call = Callable[[], Results]
+
+
+class MissingOp(BertfastError):
+    """`bertfast.kernels` has no op of this name."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a case is built for.
+
+    Attributes:
+        lengths: of the sequences.
+        config: of the model, for the other sizes.
+        dtype: of the tensors.
+        device: "cpu" or "cuda".
+        compiled: whether `torch.compile` is among the peers; compiling takes a while.
+    """
+
+    lengths: Lengths
+    config: BertConfig
+    dtype: torch.dtype
+    device: str
+    compiled: bool = True
+
+    @property
+    def dtype_name(self) -> str:
+        return dispatch.dtype_name(self.dtype)
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    def draw(self, *shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        """Normal numbers, the same in every dtype up to rounding; a leaf that takes gradients."""
+        return (torch.randn(shape, device=self.device) * scale + shift).to(self.dtype).requires_grad_()
+
+
+@dataclass
+class Case:
+    """One row of the results: what is done, by whom, and what nobody can do without.
+
+    Attributes:
+        op: the op, or "step".
+        shape: of its input, in words.
+        dtype: "float32" or "bfloat16".
+        sides: exactly one of them of the kind "ours".
+        floor: the FLOPs and bytes of the work.
+        products: whether matrix products are most of it, so that the FLOPs are what binds; else the bytes are.
+        tolerance: of the comparison; None takes `TOLERANCE`'s.
+        facts: more to keep with the case.
+        missing: sides that could not run, and why.
+    """
+
+    op: str
+    shape: str
+    dtype: str
+    sides: list[Side]
+    floor: Floor
+    products: bool = False
+    tolerance: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def check(self) -> dict[str, float]:
+        """Each side's relative error against ours.
+
+        Raises:
+            BertfastError: a side computes something else.
+        """
+        return timing.check_agreement(self.sides, self.tolerance or TOLERANCE[self.dtype])
+
+    def record(self, errors: dict[str, float], samples: dict[str, Samples]) -> dict[str, Any]:
+        """The case as JSON keeps it."""
+        return {
+            "op": self.op,
+            "shape": self.shape,
+            "dtype": self.dtype,
+            "flops": self.floor.flops if self.products else None,
+            "floor": asdict(self.floor),
+            "errors": errors,
+            "missing": self.missing,
+            **self.facts,
+            "sides": timing.summarize(samples),
+        }
+
+    def run(self, device: str, seconds: float) -> dict[str, Any]:
+        """Checks, then times all sides in turn for about so many seconds; the record."""
+        errors = self.check()
+        samples, rounds = timing.prepare(self.sides, device, seconds, quick=False)
+        timing.race(self.sides, samples, rounds, device)
+        return self.record(errors, samples)
+
+
+class Sides(list[Side]):
+    """The sides of a case as they are collected.
+
+    Attributes:
+        missing: those that cannot run here, and why.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.setup = setup
+        self.missing: dict[str, str] = {}
+        torch._dynamo.reset()  # its limits count what earlier cases compiled
+
+    def ours(self, op: str, run: Call, probe: Call, head_dim: int | None = None) -> None:
+        """The backend that is taken as "ours", then each other one that can run.
+
+        Raises:
+            MissingOp: there is no such op.
+        """
+        if not hasattr(kernels, op):
+            raise MissingOp(f"bertfast.kernels has no {op} yet")
+        where = torch.device(self.setup.device)
+        taken = dispatch.select(op, where, self.setup.dtype, head_dim)
+        for backend in sorted(dispatch.BACKENDS, key=lambda name: name != taken):
+            # Triton's interpreter is for tests.
+            if backend == "triton" and where.type != "cuda":
+                continue
+            if dispatch.reasons_against(backend, op, where, self.setup.dtype, head_dim):
+                continue
+
+            def on(call: Call, backend: str = backend) -> Call:
+                def within() -> Results:
+                    with kernels.use_backend(backend):
+                        return call()
+
+                return within
+
+            self.append(Side(f"bertfast {backend}", "ours" if backend == taken else "backend", on(run), on(probe)))
+
+    def peer(self, name: str, run: Call, probe: Call) -> None:
+        """Somebody else's way, if it runs here."""
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                run()
+                probe()
+        except Exception as error:  # backends and compilers fail in many ways; the record says how
+            # What scaled_dot_product_attention has against a backend, it warns of.
+            hint = str(said[-1].message).split(" (Triggered")[0] if said else ""
+            self.missing[name] = reason(error) + (f" ({hint})" if hint else "")
+        else:
+            self.append(Side(name, "peer", run, probe))
+
+    def eager_and_compiled(
+        self, name: str, run: Callable[[Callable], Call], timed: Callable, plain: Callable | None = None
+    ) -> None:
+        """A function of plain PyTorch, and the same under `torch.compile`.
+
+        Args:
+            run: makes the call that is timed, forward and backward, of such a function.
+            timed: the function.
+            plain: the same without dropout, to compare; None where there is no dropout.
+        """
+        self.peer(name, run(timed), run(plain or timed))
+        if self.setup.compiled:
+            compiled = run(torch.compile(timed, dynamic=False))
+            compared = run(torch.compile(plain, dynamic=False)) if plain else compiled
+            self.peer(f"{name}, compiled", compiled, compared)
+
+    def liger(self, name: str, make: Callable[[Any], tuple[Call, Call]]) -> None:
+        """An op of Liger-Kernel, made from its module of functions, on the GPUs that it is for."""
+        if self.setup.device != "cuda":
+            self.missing[name] = "Liger-Kernel runs on GPUs alone"
+        elif importlib.util.find_spec("liger_kernel") is None:
+            self.missing[name] = "liger_kernel is not installed"
+        else:
+            from liger_kernel.transformers import functional
+
+            self.peer(name, *make(functional))
+
+    def copies(self, floor: Floor) -> None:
+        """The floor of a memory-bound op: a copy that moves as many bytes as must be read and written."""
+        size = max(1, round(floor.bytes / 2))
+        source = torch.ones(size, dtype=torch.uint8, device=self.setup.device)
+        target = torch.empty_like(source)
+        self.append(Side("floor: a copy of the same bytes", "floor", lambda: target.copy_(source)))
+
+
+def differentiated(function: Callable, inputs: Sequence[Tensor | None], douts: Sequence[Tensor]) -> Call:
+    """Calls the function and its backward: outputs, then the gradients of the inputs that are there."""
+    given = [x for x in inputs if x is not None]
+
+    def call() -> Results:
+        out = function(*inputs)
+        outs = out if isinstance(out, tuple) else (out,)
+        return *(x.detach() for x in outs), *torch.autograd.grad(outs, given, douts)
+
+    return call
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, for the record of what could not run."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
