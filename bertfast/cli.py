@@ -350,6 +350,63 @@ def demo(
         raise typer.Exit(128 + stopped.args[0]) from None
 
 
+@app.command()
+def bench(
+    op: Annotated[
+        list[str] | None, typer.Option(help="An op to measure; may be given several times. Default: all.")
+    ] = None,
+    step: Annotated[
+        bool, typer.Option("--step", help="Measure the training step (alone, unless ops are named).")
+    ] = False,
+    model: Annotated[str, typer.Option(help="Preset whose sizes are taken.")] = "bert-base",
+    lengths: Annotated[
+        Path | None, typer.Option(help="File of sequence lengths, one a line. Default: WikiText's paragraphs.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of timing for each case.")] = 3.0,
+    compiled: Annotated[bool, typer.Option(help="Have torch.compile among the peers; compiling takes a while.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure the ops or the training step on this machine, beside what people use today.
+
+    \b
+    Example:
+        bertfast bench --op attention --op add_layer_norm --lengths lengths.txt --dtype bfloat16
+    """
+    from bertfast.bench import command
+
+    setup = command.make_setup(model, lengths, dtype, compiled)
+    found = command.bench(setup, op or [], step, seconds, None if as_json else command.show)
+    if as_json:
+        print(json.dumps(found, indent=1))
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Option(help="Preset of the model.")] = "bert-base",
+    lengths: Annotated[
+        Path | None, typer.Option(help="File of sequence lengths, one a line. Default: WikiText's paragraphs.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    trace: Annotated[Path | None, typer.Option(help="File for a Chrome trace.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show where a training step's time goes, and each op's floor.
+
+    \b
+    Example:
+        bertfast profile --model bert-mini --dtype bfloat16 --trace step.json
+    """
+    from bertfast.bench import command
+    from bertfast.bench import profile as profiling
+
+    found = profiling.profile(command.make_setup(model, lengths, dtype), trace)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        profiling.show(found)
+
+
 def _say_truncated(count: int, limit: int) -> None:
     if count:
         print(f"bertfast: {count} input(s) were longer than {limit} tokens and were cut", file=sys.stderr)

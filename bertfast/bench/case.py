@@ -13,7 +13,6 @@ from torch import Tensor
 
 from bertfast import kernels
 from bertfast.config import BertConfig
-from bertfast.errors import BertfastError
 from bertfast.kernels import dispatch
 
 from . import timing
@@ -26,10 +25,6 @@ TOLERANCE = {"float32": 2e-4, "bfloat16": 2e-2}
 
 Results = tuple[Tensor, ...]
 Call = Callable[[], Results]
-
-
-class MissingOp(BertfastError):
-    """`bertfast.kernels` has no op of this name."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +128,7 @@ class Sides(list[Side]):
         torch._dynamo.reset()  # its limits count what earlier cases compiled
 
     def ours(self, op: str, run: Call, probe: Call, head_dim: int | None = None) -> None:
-        """The backend that is taken as "ours", then each other one that can run.
-
-        Raises:
-            MissingOp: there is no such op.
-        """
-        if not hasattr(kernels, op):
-            raise MissingOp(f"bertfast.kernels has no {op} yet")
+        """The backend that is taken as "ours", then each other one that can run."""
         where = torch.device(self.setup.device)
         taken = dispatch.select(op, where, self.setup.dtype, head_dim)
         for backend in sorted(dispatch.BACKENDS, key=lambda name: name != taken):

@@ -1,0 +1,152 @@
+"""``bertfast bench``: the ops or the training step on this machine and the user's own lengths, beside what people use today."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertfast.config import PRESETS, BertConfig
+from bertfast.errors import BertfastError
+from bertfast.training.memory import keep_freed_memory
+
+from . import rates, steps
+from .case import Case, Setup
+from .lengths import Lengths, wikitext
+from .machine import describe_machine, versions
+from .ops import OPS
+from .timing import NOISE_BOUND
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PARAGRAPHS = {"cpu": 8, "cuda": 128}  # of WikiText, where the user gives no lengths
+
+
+def read_lengths(path: Path) -> Lengths:
+    """The batch that a file describes: a whole number a line, or a JSON list of them.
+
+    Raises:
+        BertfastError: the file cannot be read, or holds anything but positive whole numbers.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BertfastError(f"{path}: cannot be read as text ({error})") from error
+    try:
+        values = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
+    except ValueError as error:
+        raise BertfastError(f"{path}: {error}; it must hold a whole number a line, or a JSON list of them") from error
+    for place, value in enumerate(values, 1):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise BertfastError(f"{path}: length {place} is {value!r}; it must be a whole number of at least 1")
+    if not values:
+        raise BertfastError(f"{path}: holds no lengths; it must have one a line")
+    return Lengths(path.name, tuple(values))
+
+
+def make_setup(model: str, lengths: Path | None, dtype: str, compiled: bool = True) -> Setup:
+    """What the cases are built for.
+
+    Raises:
+        BertfastError: no such preset or dtype, or a length beyond the model's positions.
+    """
+    if model not in PRESETS:
+        raise BertfastError(f"--model is {model!r}; it must be one of {', '.join(PRESETS)}")
+    if dtype not in DTYPES:
+        raise BertfastError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    config, device = BertConfig.preset(model), "cuda" if torch.cuda.is_available() else "cpu"
+    batch = wikitext(PARAGRAPHS[device]) if lengths is None else read_lengths(lengths)
+    if batch.longest > config.max_position_embeddings:
+        raise BertfastError(
+            f"{batch.name}: the longest sequence has {batch.longest} tokens and {model} takes "
+            f"{config.max_position_embeddings}; shorten it"
+        )
+    return Setup(batch, config, DTYPES[dtype], device, compiled)
+
+
+def bench(
+    setup: Setup, ops: list[str], step: bool, seconds: float, on_case: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """Measures ops (all, if none is named and no step is asked for) and the step.
+
+    Args:
+        setup: the lengths, model, dtype and device.
+        ops: names out of `OPS`.
+        step: whether to measure the training step.
+        seconds: of timing for each case.
+        on_case: called with each case's record as it comes.
+
+    Raises:
+        BertfastError: no such op, or a peer computes something else than we do.
+    """
+    unknown = [op for op in ops if op not in OPS]
+    if unknown:
+        raise BertfastError(f"--op is {unknown[0]!r}; it must be one of {', '.join(OPS)}")
+    chosen = ops or ([] if step else list(OPS))
+    builds: list[Callable[[Setup], Case]] = [build for op in chosen for build in OPS[op]]
+    builds += [steps.case] if step else []
+    keep_freed_memory()
+    found: dict[str, Any] = {
+        "machine": describe_machine(setup.device),
+        "versions": versions(),
+        "rates": rates.measure(setup.device),
+        "lengths": list(setup.lengths.values),
+        "cases": [],
+    }
+    for build in builds:
+        torch.manual_seed(0)
+        record = build(setup).run(setup.device, seconds)
+        found["cases"].append(record)
+        if on_case is not None:
+            on_case(record | {"rates": found["rates"]})
+    return found
+
+
+def show(case: dict[str, Any]) -> None:
+    """Prints a case's table, and says when it shows nothing."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=escape(f"{case['op']}: {case['shape']}, {case['dtype']}"), title_justify="left")
+    for heading, side in (
+        ("", "left"),
+        ("ms", "right"),
+        ("time over ours", "right"),
+        ("quartiles", "right"),
+        ("peak, MiB", "right"),
+    ):
+        table.add_column(heading, justify=side)  # type: ignore[arg-type]
+    for name, side in sorted(case["sides"].items(), key=lambda item: item[1]["median"]):
+        own, peak, spread = side["kind"] == "ours", side["peak_bytes"], side["ratio"]
+        table.add_row(
+            f"[bold]{escape(name)}[/bold]" if own else escape(name),
+            f"{side['median'] * 1e3:,.3f}" + (" ~" if side["noisy"] else ""),
+            "" if own else f"{spread['median']:.2f}x",
+            "" if own else f"{spread['low']:.2f} to {spread['high']:.2f}",
+            "?" if peak is None else f"{peak / 2**20:,.1f}",
+        )
+    console.print(table)
+    ours = next(side for side in case["sides"].values() if side["kind"] == "ours")
+    console.print(escape(_share(case, ours)))
+    noisy = [name for name, side in case["sides"].items() if side["noisy"]]
+    if noisy:
+        console.print(
+            f"too noisy to conclude: the quartiles of {escape(', '.join(noisy))} lie more than {NOISE_BOUND:.0%} of the median "
+            "apart; stop what else runs here, or give it more --seconds"
+        )
+    for name, why in case["missing"].items():
+        console.print(f"not measured: {name}: {why}", markup=False)
+    console.print()
+
+
+def _share(case: dict[str, Any], ours: dict[str, Any]) -> str:
+    floor, found = case["floor"], case["rates"]
+    if case["flops"]:
+        share = floor["flops"] / found[f"matrix {case['dtype']}"] / ours["median"]
+        return f"floor: {floor['flops'] / 1e9:,.2f} GFLOP; {share:.0%} of the measured matrix rate is reached"
+    share = floor["bytes"] / found["copy"] / ours["median"]
+    return f"floor: {floor['bytes'] / 1e6:,.1f} MB; {share:.0%} of the measured copy bandwidth is reached"
