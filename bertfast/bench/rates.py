@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -13,7 +15,7 @@ PRODUCTS = {"cpu": ((2048, 2048, 2048), (2048, 768, 3072)), "cuda": ((8192, 8192
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
-def _fastest(call, device: str, repeats: int) -> float:
+def _fastest(call: Callable[[], object], device: str, repeats: int) -> float:
     call()
     synchronize(device)
     times = []
@@ -32,7 +34,7 @@ def matrix_rate(device: str, dtype: torch.dtype, quick: bool = False) -> float:
         a = torch.randn(rows, inner, device=device).to(dtype)
         b = torch.randn(inner, columns, device=device).to(dtype)
         out = torch.empty(rows, columns, device=device, dtype=dtype)
-        seconds = _fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, 8)
+        seconds = _fastest(partial(torch.mm, a, b, out=out), device, 8)
         best = max(best, 2 * rows * inner * columns / seconds)
     return best
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bertfast.bench import command, profile, timing
+from bertfast.bench import command, profile, rates, timing
 from bertfast.bench.case import Case, Setup
 from bertfast.bench.floors import Floor
 from bertfast.bench.lengths import Lengths
@@ -17,6 +17,12 @@ from bertfast.bench.ops import OPS
 from bertfast.cli import main
 from bertfast.config import BertConfig
 from bertfast.errors import BertfastError
+
+
+@pytest.fixture(autouse=True)
+def quick_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = rates.measure
+    monkeypatch.setattr(rates, "measure", lambda device: measure(device, quick=True))
 
 
 def small(dtype: torch.dtype = torch.float32) -> Setup:

@@ -14,9 +14,8 @@ from .. import floors
 from ..case import Call, Case, Results, Setup, Sides, differentiated
 
 EPS = 1e-12
-SEGMENT_GRADIENT = (
-    3  # its place among the results: the output, then the gradients of word, position, segment, weight and bias
-)
+# Its place among the results: the output, then the gradients of word, position, segment, weight and bias.
+SEGMENT_GRADIENT = 3
 
 
 def case(setup: Setup, *, dropout_p: float = 0.1) -> Case:
@@ -49,7 +48,9 @@ def case(setup: Setup, *, dropout_p: float = 0.1) -> Case:
 
     def ours(p: float) -> Call:
         def forward(word: Tensor, position: Tensor, segment: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return kernels.embed(*ids, word, position, segment, weight, bias, eps=EPS, dropout_p=p, seed=7)
+            return kernels.embed(
+                ids[0], ids[1], ids[2], word, position, segment, weight, bias, eps=EPS, dropout_p=p, seed=7
+            )
 
         return run(forward)
 
