@@ -24,7 +24,7 @@ from .triton_compat import tl, triton
 
 # --- Triton ---
 
-BLOCK = 2048
+BLOCK = 1024
 
 
 @triton.jit
@@ -79,10 +79,11 @@ def _adamw(
     """``rates`` (4,) float32: lr, 1 - beta1^step, 1 - beta2^step, gradient_scale."""
     gradients = [g.contiguous() for g in gradients]
     if backend == "cpp":
-        tensors = [weights, gradients, means, squares, copies or [None] * len(weights)]
+        targets: list[Tensor | None] = [*copies] or [None] * len(weights)
+        rows = zip(weights, gradients, means, squares, targets, strict=True)
         dispatch._C.adamw(
             dispatch.dtype_name(gradients[0].dtype),
-            [[dispatch.address(x) for x in row] for row in zip(*tensors, strict=True)],
+            [[dispatch.address(x) for x in row] for row in rows],
             [w.numel() for w in weights],
             [*rates.tolist(), beta1, beta2, eps, weight_decay],
             torch.get_num_threads(),
@@ -159,7 +160,7 @@ def adamw(
     lists = [list(tensors) for tensors in (weights, gradients, means, squares, copies)]
     with torch.no_grad():
         if backend == "reference":
-            reference.adamw(*lists, packed, *betas, eps, weight_decay)
+            reference.adamw(*lists, rates=packed, betas=betas, eps=eps, weight_decay=weight_decay)
         else:
             _adamw(*lists, packed, *betas, eps, weight_decay, backend)
 

@@ -10,20 +10,22 @@ Sources: Ba et al., "Layer Normalization", section 3; Zhang and Sennrich, "Root 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import dispatch, reference
-from .checks import check_device, check_like, check_tensor
+from .checks import check_like, check_norm, check_tensor
 from .dispatch import address
-from .layer_norm_triton import moments, norm_backward
+from .layer_norm_triton import moments, norm_backward, tile_options
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
 from .triton_compat import tl, triton
 
 # --- Triton ---
 
-TILE = 4096  # elements of a forward program: as many rows as fit, at least one
+TILE = 2048  # elements of a forward program: as many rows as fit, at least one
 PROGRAMS = 256  # of a backward, each with its own sums over its rows
 
 
@@ -153,12 +155,6 @@ def _norm_backward_kernel(
     place = partial_ptr + program * 2 * hidden + column[None, :]
     tl.store(place, dweight, inside[None, :])
     tl.store(place + hidden, dbias, inside[None, :])
-
-
-def tile_options(hidden: int) -> dict[str, int]:
-    """Columns of a tile that holds whole rows, and warps for it."""
-    columns = max(triton.next_power_of_2(hidden), 16)
-    return {"COLUMNS": columns, "num_warps": max(4, min(16, columns // 512))}
 
 
 def _forward_triton(
@@ -369,7 +365,7 @@ def add_layer_norm(
     seed: int | Tensor = 0,
     rms: bool = False,
     prenorm: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:  # a Tensor, or with prenorm a pair of them: no annotation short of a second signature says so
     """LayerNorm, or RMSNorm, of ``dropout(x) + residual``.
 
     Args:
@@ -403,7 +399,7 @@ def add_layer_norm(
             )
     if rms and bias is not None:
         raise ValueError("an RMSNorm has no bias; give None")
-    check_scale_and_shift(weight, bias, x)
+    check_norm(weight, bias, x)
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it must be at least 0")
     threshold = dropout_threshold(dropout_p)
@@ -414,18 +410,3 @@ def add_layer_norm(
     else:
         out, summed, _, _ = _add_layer_norm(x, residual, weight, bias, seed, eps, threshold, rms, prenorm, backend)
     return (out, summed) if prenorm else out
-
-
-def check_scale_and_shift(weight: Tensor, bias: Tensor | None, x: Tensor) -> None:
-    """Raises TypeError or ValueError unless a norm's parameters fit the rows of x."""
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is None:
-            continue
-        check_tensor(name, parameter, ("hidden",))
-        check_device(name, parameter, "x", x)
-        if parameter.shape[0] != x.shape[-1]:
-            raise ValueError(
-                f"{name} has {parameter.shape[0]} entries and x {x.shape[-1]} columns; they must be the same"
-            )
-    if bias is not None:
-        check_like("bias", bias, "weight", weight)

@@ -21,8 +21,9 @@ from .triton_compat import tl, triton
 
 APPROXIMATIONS = ("none", "tanh")
 COLUMNS = 256  # of a program
-FORWARD_ROWS = 16  # of a program, all at once
-BACKWARD_ROWS = 64  # of a program, 8 at a time; its sums over them are one row of the partial sums
+FORWARD_ROWS = 4  # of a program, all at once
+BACKWARD_ROWS = 64  # of a program; its sums over them are one row of the partial sums
+BACKWARD_STEP = 2  # of those rows, all at once
 
 
 @triton.jit
@@ -147,7 +148,7 @@ def _backward_triton(
     if rows:
         _gelu_backward_kernel[(blocks, triton.cdiv(features, COLUMNS))](
             dout, x, x if bias is None else bias, dx, partial, rows, features, BIAS=bias is not None, TANH=tanh,
-            GATED=gated, ROWS=BACKWARD_ROWS, STEP=8, COLUMNS=COLUMNS,
+            GATED=gated, ROWS=BACKWARD_ROWS, STEP=BACKWARD_STEP, COLUMNS=COLUMNS,
         )  # fmt: skip
     dbias.copy_(partial.sum(0))
 

@@ -74,3 +74,18 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
             raise ValueError(f"a sequence has {end - start} tokens and max_seqlen is {max_seqlen}; raise max_seqlen")
     if bounds[-1] > tokens:
         raise ValueError(f"cu_seqlens ends at {bounds[-1]} and there are {tokens} tokens; it must not go beyond them")
+
+
+def check_norm(weight: Tensor, bias: Tensor | None, x: Tensor) -> None:
+    """Raises TypeError or ValueError unless a norm's parameters fit the rows of x."""
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is None:
+            continue
+        check_tensor(name, parameter, ("hidden",))
+        check_device(name, parameter, "x", x)
+        if parameter.shape[0] != x.shape[-1]:
+            raise ValueError(
+                f"{name} has {parameter.shape[0]} entries and x {x.shape[-1]} columns; they must be the same"
+            )
+    if bias is not None:
+        check_like("bias", bias, "weight", weight)

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
-from .add_layer_norm import check_scale_and_shift, tile_options
-from .checks import check_device, check_integers, check_like, check_tensor
+from .checks import check_device, check_integers, check_like, check_norm, check_tensor
 from .dispatch import address
-from .layer_norm_triton import moments, norm_backward
+from .layer_norm_triton import moments, norm_backward, tile_options
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
 from .triton_compat import tl, triton
@@ -498,7 +497,7 @@ def embed(
             raise ValueError(f"{kind}_ids and the {kind} table go together; one is None")
         if ids is not None and table is not None:
             _check_table(kind, ids, table, input_ids, word)
-    check_scale_and_shift(weight, bias, word)
+    check_norm(weight, bias, word)
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it must be at least 0")
     if padding_idx is not None and not 0 <= padding_idx < word.shape[0]:

@@ -25,3 +25,9 @@ def norm_backward(normal, dy, weight, rstd, columns, RMS: tl.constexpr):
     if not RMS:
         ds -= (tl.sum(weighted, 1) / columns)[:, None]
     return ds * rstd[:, None]
+
+
+def tile_options(hidden: int) -> dict[str, int]:
+    """Columns of a tile that holds whole rows, and warps for it."""
+    columns = max(triton.next_power_of_2(hidden), 16)
+    return {"COLUMNS": columns, "num_warps": max(4, min(16, columns // 512))}

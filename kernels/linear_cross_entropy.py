@@ -295,7 +295,11 @@ def _rows_cpp(
     buffer = hidden.new_empty(blocks[0].stop if blocks else 0, vocab)
     # The product adds to what the blocks before gave: in bfloat16 that is rounded once a block, for a second tensor of the table's size in
     # float32 would be larger than all else here.
-    dweight = weight.new_zeros(weight.shape) if wanted and len(blocks) != 1 else weight.new_empty(weight.shape if wanted else 0)
+    dweight = (
+        weight.new_zeros(weight.shape)
+        if wanted and len(blocks) != 1
+        else weight.new_empty(weight.shape if wanted else 0)
+    )
     dbias = torch.zeros(vocab if wanted and bias is not None else 0)
     for block in blocks:
         logits = torch.mm(hidden[block], weight.T, out=buffer[: block.stop - block.start])

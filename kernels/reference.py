@@ -212,14 +212,15 @@ def adamw(
     means: list[Tensor],
     squares: list[Tensor],
     copies: list[Tensor],
+    *,
     rates: Tensor,
-    beta1: float,
-    beta2: float,
+    betas: tuple[float, float],
     eps: float,
     weight_decay: float,
 ) -> None:
     """One step in place; see `bertfast.kernels.adamw`."""
     lr, correction1, correction2, gradient_scale = rates.unbind()
+    beta1, beta2 = betas
     for number, (w, g, m, v) in enumerate(zip(weights, gradients, means, squares, strict=True)):
         g = g.to(w.dtype) * gradient_scale
         m.mul_(beta1).add_(g * (1 - beta1))

@@ -1,6 +1,6 @@
 """What the Triton kernels need of each GPU generation, from the compiler alone: ``python -m bertfast.kernels.resources``.
 
-Every matrix kernel is compiled ahead of time for sm_80, sm_90 and sm_100, with no GPU, at the block sizes it is launched with. The report gives
+Every kernel that computes is compiled ahead of time for sm_80, sm_90 and sm_100, with no GPU, at the block sizes it is launched with. The report gives
 registers, spills and shared memory from the binary, and the tensor-core instructions from its PTX.
 """
 
@@ -28,6 +28,23 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 ATTENTION = ("_forward_kernel", "_key_gradient_kernel", "_query_gradient_kernel")
 # Arguments that are multiples of 16 at a launch, as addresses are.
 ALIGNED = {"hidden", "head_dim"} | {f"{name}_{axis}" for name in ("q", "k", "v", "qs", "ks") for axis in "th"}
+# The memory-bound kernels at BERT-base's width, with dropout, bias and every table: the module of each, and its constants at a launch.
+ROW = {"DROPOUT": True, "ALIGNED": True, "COLUMNS": 1024, "num_warps": 4}
+NORM = ROW | {"RESIDUAL": True, "PRENORM": True, "RMS": False}
+EMBED = ROW | {"POSITION": True, "SEGMENT": True}
+GELU = {"BIAS": True, "TANH": False, "GATED": True, "COLUMNS": 256}
+ROW_KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "_adamw_kernel": ("adamw", {"COPY": True, "BLOCK": 1024}),
+    "_dropout_kernel": ("dropout", {"COUNTERS": 128}),
+    "_embed_backward_kernel": ("embed", EMBED),
+    "_embed_forward_kernel": ("embed", EMBED),
+    "_gelu_backward_kernel": ("bias_gelu", GELU | {"ROWS": 64, "STEP": 2}),
+    "_gelu_forward_kernel": ("bias_gelu", GELU | {"ROWS": 4}),
+    "_norm_backward_kernel": ("add_layer_norm", NORM),
+    "_norm_forward_kernel": ("add_layer_norm", NORM | {"BIAS": True, "ROWS": 2}),
+    "_sum_runs_kernel": ("embed", {"RUN": 256, "COLUMNS": 256}),
+    "_add_runs_kernel": ("embed", {"RUN": 256, "COLUMNS": 256}),
+}
 TENSOR_CORE = re.compile(r"\b(wgmma\.mma_async|mma\.sync|tcgen05\.mma)")
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -64,11 +81,13 @@ class Case:
 
 
 def cases(dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)) -> Iterator[Case]:
-    """Every kernel that multiplies matrices, at each dtype; attention at the head sizes that differ to the compiler."""
+    """Every kernel that computes, at each dtype; attention at the head sizes that differ to the compiler."""
     for capability in CAPABILITIES:
         for dtype in dtypes:
             for kernel in ("_statistics_kernel", "_gradient_kernel"):
                 yield Case(kernel, dtype, None, False, capability)
+            for kernel in ROW_KERNELS:
+                yield Case(kernel, dtype, None, True, capability)
             for head_dim in (16, 32, 64, 128):
                 for dropout in (False, True):
                     for kernel in ATTENTION:
@@ -96,7 +115,8 @@ def measure(case: Case) -> Resources:
 
     function, constants, options = _specialised(case)
     signature = {
-        name: "constexpr" if name in constants else _argument_type(name, case.dtype) for name in function.arg_names
+        name: "constexpr" if name in constants else _argument_type(case.kernel, name, case.dtype)
+        for name in function.arg_names
     }
     aligned = [
         index
@@ -134,6 +154,11 @@ def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     if case.kernel == "_table_gradient_kernel":
         module = import_module("bertfast.kernels.attention")
         return module._table_gradient_kernel, {"SIGN": 1, **module.TABLE_TILES}, {}
+    if case.kernel in ROW_KERNELS:
+        name, constants = ROW_KERNELS[case.kernel]
+        settings = dict(constants)
+        options = {"num_warps": settings.pop("num_warps", 4)}
+        return getattr(import_module(f"bertfast.kernels.{name}"), case.kernel), settings, options
     if case.head_dim is None:
         module = import_module("bertfast.kernels.linear_cross_entropy")
         settings = module._tile_options(torch.empty(0, 0, dtype=case.dtype), torch.empty(0))
@@ -153,17 +178,24 @@ def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     return getattr(module, case.kernel), settings, options
 
 
-def _argument_type(name: str, dtype: torch.dtype) -> str:
-    special = {"seed_ptr": "*i64", "labels_ptr": "*i64"}
-    if name in special:
-        return special[name]
-    if name in ("cu_ptr", "best_ptr", "buckets_ptr", "order_ptr", "bounds_ptr"):
-        return "*i32"
-    if name in ("lse_ptr", "delta_ptr", "scale_ptr", "max_ptr", "sum_ptr", "total_ptr", "at_label_ptr", "part_ptr"):
-        return "*fp32"
-    if name.endswith("_ptr"):
-        return f"*{TYPES[dtype]}"
-    return "fp32" if name in ("scale", "scale_log2", "keep_scale", "smoothing", "z_loss") else "i32"
+INT64 = {"seed_ptr", "labels_ptr", "input_ids_ptr", "position_ids_ptr", "segment_ids_ptr", "ids_ptr"}
+INT32 = {"cu_ptr", "best_ptr", "buckets_ptr", "bounds_ptr"}
+FLOAT = {
+    *("lse_ptr", "delta_ptr", "scale_ptr", "max_ptr", "sum_ptr", "total_ptr", "at_label_ptr", "part_ptr", "mean_ptr"),
+    *("rstd_ptr", "partial_ptr", "dsum_ptr", "rows_ptr", "runs_ptr", "square_ptr", "rates_ptr"),
+}
+FLOAT_SCALARS = {"scale", "scale_log2", "keep_scale", "smoothing", "z_loss", "eps", "beta1", "beta2", "weight_decay"}
+
+
+def _argument_type(kernel: str, name: str, dtype: torch.dtype) -> str:
+    if kernel == "_adamw_kernel" and name in ("weight_ptr", "copy_ptr"):
+        return "*fp32" if name == "weight_ptr" else "*bf16"
+    if name == "order_ptr":  # of distances, or of tokens
+        return "*i64" if kernel == "_sum_runs_kernel" else "*i32"
+    for names, kind in ((INT64, "*i64"), (INT32, "*i32"), (FLOAT, "*fp32"), (FLOAT_SCALARS, "fp32")):
+        if name in names:
+            return kind
+    return f"*{TYPES[dtype]}" if name.endswith("_ptr") else "i32"
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:

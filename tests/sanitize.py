@@ -18,7 +18,7 @@ import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUILD = REPOSITORY / "build" / "sanitize"
-FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"
+FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1 -Wno-maybe-uninitialized"
 BYTES = {"float32": 4, "bfloat16": 2}
 THREADS = 2
 BUCKETS = 5
@@ -139,6 +139,60 @@ def rows(ext: Any, dtype: str, count: int, masked: int, hidden: int) -> None:
     ext.dropout(dtype, a.values(count, hidden), a.room(count, hidden), count * hidden, 6554, 2**62, THREADS)
 
 
+def norms(ext: Any, dtype: str, count: int, width: int, threshold: int, whole: bool) -> None:
+    """add_layer_norm and embed, forward and backward, with every argument or with only those that must be, and sum_row_groups."""
+    a = Arrays(dtype, 5)
+    x, weight, mean, rstd = a.values(count, width), a.floats(width), a.floats(count), a.floats(count)
+    residual, bias = (a.values(count, width), a.floats(width)) if whole else (0, 0)
+    summed, dresidual = (a.room(count, width) for _ in range(2)) if whole else (0, 0)
+    rest = (count, width)
+    out = a.room(count, width)
+    ext.add_layer_norm_forward(
+        dtype, x, residual, weight, bias, out, summed, mean, rstd, *rest, 1e-6, not whole, threshold, 3, THREADS
+    )
+    dout, dx, dparameters = a.values(count, width), a.room(count, width), a.floats(2, width)
+    dsummed = a.values(count, width) if whole else 0
+    ext.add_layer_norm_backward(
+        *(dtype, dout, dsummed, x, residual, weight, mean, rstd, dx, dresidual, dparameters),
+        *(*rest, not whole, threshold, 3, THREADS),
+    )
+    sizes = [11, 7, 2] if whole else [11, 0, 0]
+    tables = [a.values(size, width) if size else 0 for size in sizes]
+    ids = [a.integers(a.rng.integers(0, size, count)) if size else 0 for size in sizes]
+    bias = a.floats(width)
+    ext.embed_forward(
+        dtype, tables, ids, sizes, weight, bias, out, mean, rstd, *rest, 1e-6, threshold, 3, THREADS
+    )  # fmt: skip
+    dsum = a.floats(count, width)
+    ext.embed_backward(
+        dtype, dout, tables, ids, sizes, weight, mean, rstd, dsum, dparameters, *rest, threshold, 3, THREADS
+    )  # fmt: skip
+    starts = [0, count // 2, count]
+    groups = (a.integers(a.rng.permutation(count)), a.integers(starts), a.integers([4, 0]))
+    ext.sum_row_groups(dtype, dsum, *groups, a.room(5, width), count, 2, 5, width, THREADS)
+
+
+def gelus(ext: Any, dtype: str, count: int, width: int, tanh: bool, gated: bool) -> None:
+    """bias_gelu forward and backward, with a bias and without."""
+    a = Arrays(dtype, 6)
+    columns = 2 * width if gated else width
+    for bias, dbias in ((a.floats(columns), a.floats(columns)), (0, 0)):
+        x, sizes = a.values(count, columns), (count, width, tanh, gated, THREADS)
+        ext.bias_gelu_forward(dtype, x, bias, a.room(count, width), *sizes)
+        ext.bias_gelu_backward(dtype, a.values(count, width), x, bias, a.room(count, columns), dbias, *sizes)
+
+
+def adamw(ext: Any, dtype: str, sizes: list[int]) -> None:
+    """A step over several tensors, with and without copies, and their norm."""
+    for copies in (False, True):
+        a, b = Arrays(dtype, 7), Arrays("bfloat16", 8)
+        rows = [
+            [a.floats(n), a.values(n), a.floats(n), a.floats(n), b.room(n) if copies else 0] for n in sizes
+        ]  # fmt: skip
+        ext.adamw(dtype, rows, sizes, [1e-3, 0.1, 0.1, 0.5, 0.9, 0.999, 1e-6, 0.01], THREADS)
+        ext.sum_of_squares(dtype, [row[1] for row in rows], sizes, THREADS)
+
+
 def masking(ext: Any, tokens: int, counted: bool, words: bool) -> None:
     """mask_tokens, with counters of its own and with whole words."""
     a = Arrays("float32", 4)
@@ -189,6 +243,15 @@ def drive(ext: Any) -> int:
                     calls += 2
             for shape in ((0, 0, 5), (1, 1, 1), (7, 3, 16), (33, 33, 65), (150, 40, 129)):
                 rows(ext, dtype, *shape)
+                if shape[0]:
+                    for threshold, whole in ((0, False), (6554, True)):
+                        norms(ext, dtype, shape[0], shape[2], threshold, whole)
+                        calls += 5
+                    for tanh, gated in ((False, False), (True, True)):
+                        gelus(ext, dtype, shape[0], shape[2], tanh, gated)
+                        calls += 4
+                adamw(ext, dtype, [shape[0] * shape[2], 1, 20000])
+                calls += 4
                 calls += 4
             for count, vocab in ((0, 5), (1, 1), (3, 15), (4, 16), (5, 1025)):
                 for smoothing, gradient, bias in ((0.0, False, False), (0.1, True, True), (0.0, True, False)):

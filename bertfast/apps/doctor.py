@@ -86,10 +86,22 @@ def show(facts: dict[str, Any]) -> None:
             table.add_row(part.replace("_", " "), name, shown)
         table.add_section()
     console.print(table)
-    table = Table(title="which backend each op takes, and why not the others", title_justify="left")
-    for heading in ("op", "device", "dtype", "takes", "others"):
+    table = Table(title="which backend each op takes, and why not the others", title_justify="left", show_lines=True)
+    table.add_column("ops", no_wrap=True)
+    for heading in ("device", "dtypes", "takes", "others"):
         table.add_column(heading, overflow="fold")
-    for row in facts["ops"]:
-        others = "\n".join(f"{name}: {why}" for name, why in row["reasons"].items())
-        table.add_row(row["op"], row["device"], row["dtype"], row["backend"] or "none", others)
+    for (device, dtypes, backend, others), ops in _alike(facts["ops"]).items():
+        table.add_row("\n".join(ops), device, "\n".join(dtypes), backend, others)
     console.print(table)
+
+
+def _alike(rows: list[dict[str, Any]]) -> dict[tuple[str, tuple[str, ...], str, str], list[str]]:
+    """The ops by device, dtypes, backend and reasons: what many share is said once."""
+    dtypes: dict[tuple[str, str, str, str], list[str]] = {}
+    for row in rows:
+        others = "\n".join(f"{name}: {why}" for name, why in row["reasons"].items())
+        dtypes.setdefault((row["op"], row["device"], row["backend"] or "none", others), []).append(row["dtype"])
+    ops: dict[tuple[str, tuple[str, ...], str, str], list[str]] = {}
+    for (op, device, backend, others), names in dtypes.items():
+        ops.setdefault((device, tuple(names), backend, others), []).append(op)
+    return ops

@@ -27,7 +27,7 @@ class _Embeddings(torch.autograd.Function):
         return table.view_as(table)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         dense, ctx.meeting.dense, ctx.meeting.over = ctx.meeting.dense, None, True
         if dense is None:
             return gradient.to_dense() if gradient.is_sparse else gradient, None
@@ -43,7 +43,7 @@ class _Output(torch.autograd.Function):
         return table.view_as(table)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[no-untyped-def]
         if ctx.meeting.over or ctx.meeting.dense is not None:  # a second backward through one graph
             return gradient, None
         ctx.meeting.dense = gradient

@@ -55,7 +55,9 @@ def check(backend, lengths, heads, head_dim, dtype, slack=0, tables="", **option
         actual = run(qkv, dout, cu_seqlens, max_seqlen, **options)
     for got, wanted in zip(actual, float64_run(qkv, dout, cu_seqlens, max_seqlen, **options), strict=True):
         assert got.dtype == dtype
-        assert_close_to_float64(got, wanted)
+        # A score's gradient is a difference of products over head_dim, whose size is that of the errors where it cancels.
+        size = max(wanted.abs().max().item() if wanted.numel() else 0.0, head_dim**0.5)
+        assert_close_to_float64(got, wanted, size)
 
 
 def test_the_reference_equals_scaled_dot_product_attention_of_each_sequence():

@@ -9,7 +9,7 @@ import torch
 
 from bertfast import kernels
 from bertfast.kernels import dispatch
-from support import boundaries, missing_backend, tolerance, random_positions
+from support import boundaries, missing_backend, random_positions, tolerance
 
 pytestmark = pytest.mark.skipif(bool(missing_backend("cpp")), reason=missing_backend("cpp"))
 
