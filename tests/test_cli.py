@@ -20,7 +20,7 @@ import bertfast
 from bertfast import kernels
 from bertfast.model import BertForSequenceClassification
 
-COMMANDS = ("doctor", "tokenizer", "pretrain", "finetune", "evaluate", "predict", "fill", "demo")
+COMMANDS = ("doctor", "tune", "tokenizer", "pretrain", "finetune", "evaluate", "predict", "fill", "demo")
 BERTFAST = [sys.executable, "-m", "bertfast"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(bertfast.__file__).parents[1])}
 
