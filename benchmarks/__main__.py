@@ -55,7 +55,12 @@ def _measure(device: str, quick: bool, only: str) -> int:
     started = time.monotonic()
     if device == "cuda":
         # What the compiler says of registers and shared memory needs no GPU: `make test` checks it.
-        tests = ("tests/kernels", "tests/training/test_graph.py", "--ignore=tests/kernels/test_resources.py")
+        tests = (
+            "tests/kernels",
+            "tests/training/test_graph.py",
+            "tests/apps/test_tune.py",
+            "--ignore=tests/kernels/test_resources.py",
+        )
         code = _pytest(*tests, "-n", "8", timeout=GPU_TEST_SECONDS)
         if code:
             print("error: the kernels' tests failed; figures of wrong kernels are worth nothing", file=sys.stderr)

@@ -83,6 +83,24 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
         app_doctor.show(facts)
 
 
+@app.command()
+def tune(
+    op: Annotated[str | None, typer.Option(help="One op; default: each that has options.")] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, which serves float16 too, or float32.")] = "bfloat16",
+    head_dim: Annotated[int, typer.Option(help="Size of the attention's heads.")] = 64,
+    hidden: Annotated[int, typer.Option(help="Width of the model.")] = 768,
+) -> None:
+    """Measure which tile sizes of the Triton kernels are the fastest on this GPU, and keep them for later runs.
+
+    \b
+    Example:
+        bertfast tune --op attention
+    """
+    from bertfast.apps import tune as app_tune
+
+    app_tune.tune(op, dtype, head_dim, hidden)
+
+
 @app.command(cls=FilesCommand)
 def tokenizer(
     data: Annotated[

@@ -18,13 +18,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
+from . import dispatch, reference, tuning
 from .checks import check_device, check_tensor
 from .triton_compat import tl, triton
 
 # --- Triton ---
-
-BLOCK = 1024
 
 
 @triton.jit
@@ -89,11 +87,12 @@ def _adamw(
             torch.get_num_threads(),
         )
         return
+    tuned = tuning.options("adamw.update", gradients[0].dtype, gradients[0].device)
     for number, (w, g, m, v) in enumerate(zip(weights, gradients, means, squares, strict=True)):
         if w.numel():
-            _adamw_kernel[(triton.cdiv(w.numel(), BLOCK),)](
+            _adamw_kernel[(triton.cdiv(w.numel(), tuned["BLOCK"]),)](
                 w, g, m, v, copies[number] if copies else w, rates, w.numel(), beta1, beta2, eps, weight_decay,
-                COPY=bool(copies), BLOCK=BLOCK,
+                COPY=bool(copies), **tuned,
             )  # fmt: skip
 
 

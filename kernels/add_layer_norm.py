@@ -15,18 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
+from . import dispatch, reference, tuning
 from .checks import check_like, check_norm, check_tensor
 from .dispatch import address
-from .layer_norm_triton import moments, norm_backward, tile_options
+from .layer_norm_triton import moments, norm_backward, padded_width
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
 from .triton_compat import tl, triton
 
 # --- Triton ---
-
-TILE = 2048  # elements of a forward program: as many rows as fit, at least one
-PROGRAMS = 256  # of a backward, each with its own sums over its rows
 
 
 @triton.jit
@@ -125,7 +122,7 @@ def _norm_backward_kernel(
     ALIGNED: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """dx and dresidual of every PROGRAMS-th row, and this program's part of the sums for the weight and the bias."""
+    """dx and dresidual of one row in as many as there are programs, and this program's part of the sums for the weight and the bias."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, COLUMNS)
     inside = column < hidden
@@ -173,14 +170,14 @@ def _forward_triton(
     rstd: Tensor,
 ) -> None:
     rows, hidden = mean.numel(), x.shape[-1]
-    options = tile_options(hidden)
-    per_program = max(1, TILE // options["COLUMNS"])
+    columns = padded_width(hidden)
+    tuned = tuning.options("add_layer_norm.forward", x.dtype, x.device, columns)
     if rows:
-        _norm_forward_kernel[(triton.cdiv(rows, per_program),)](
+        _norm_forward_kernel[(triton.cdiv(rows, tuned["ROWS"]),)](
             x, x if residual is None else residual, weight, weight if bias is None else bias, out, summed, mean, rstd,
             seed, rows, hidden, eps, threshold, keep_scale(threshold), RESIDUAL=residual is not None,
             BIAS=bias is not None, PRENORM=prenorm, RMS=rms, DROPOUT=threshold > 0, ALIGNED=hidden % 8 == 0,
-            ROWS=per_program, **options,
+            COLUMNS=columns, **tuned,
         )  # fmt: skip
 
 
@@ -200,13 +197,15 @@ def _backward_triton(
 ) -> Tensor:
     """Returns the gradients of weight and bias, (2, hidden) float32."""
     rows, hidden = mean.numel(), x.shape[-1]
-    partial = torch.empty(min(rows, PROGRAMS), 2, hidden, device=x.device)
+    columns = padded_width(hidden)
+    tuned = dict(tuning.options("add_layer_norm.backward", x.dtype, x.device, columns))
+    partial = torch.empty(min(rows, tuned.pop("PROGRAMS")), 2, hidden, device=x.device)
     if rows:
         _norm_backward_kernel[(partial.shape[0],)](
             dout, dout if dsummed is None else dsummed, x, x if residual is None else residual, weight, mean, rstd, dx,
             dresidual, partial, seed, rows, hidden, threshold, keep_scale(threshold), RESIDUAL=residual is not None,
             PRENORM=dsummed is not None, RMS=rms, DROPOUT=threshold > 0, ALIGNED=hidden % 8 == 0,
-            **tile_options(hidden),
+            COLUMNS=columns, **tuned,
         )  # fmt: skip
     return partial.sum(0)
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
+from . import dispatch, reference, tuning
 from .checks import check_cu_seqlens, check_device, check_integers, check_like, check_tensor
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import attention_lanes
@@ -426,31 +426,6 @@ def _table_gradient_kernel(
             tl.store(part_ptr + part * buckets + bucket, tl.sum(total, 0), bucket < buckets)
 
 
-# (queries, keys, warps, stages) of a tile by kernel and padded head size: what spills no register on sm_80, sm_90 and sm_100, with dropout
-# and without, as `python -m bertfast.kernels.resources` reports.
-_HALF = {
-    "forward": {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 64, 8, 2)},
-    "key_gradient": {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (32, 64, 4, 2), 128: (64, 64, 8, 2)},
-    "query_gradient": {16: (64, 64, 4, 2), 32: (64, 64, 4, 2), 64: (64, 64, 8, 2), 128: (64, 64, 8, 2)},
-}
-_FLOAT = {
-    "forward": {16: (32, 32, 4, 2), 32: (32, 32, 4, 2), 64: (32, 32, 4, 2), 128: (16, 16, 4, 2)},
-    "key_gradient": {16: (32, 32, 4, 2), 32: (32, 32, 4, 1), 64: (32, 32, 4, 1), 128: (16, 16, 4, 1)},
-    "query_gradient": {16: (32, 16, 4, 1), 32: (32, 32, 4, 2), 64: (32, 32, 4, 2), 128: (32, 16, 4, 1)},
-}
-
-
-# With tables of positions, whose addresses and buckets take registers; float32 spills up to 16 bytes without dropout or with a window.
-_HALF_POSITIONS = {
-    "forward": dict.fromkeys((16, 32, 64, 128), (64, 32, 8, 2)),
-    "key_gradient": dict.fromkeys((16, 32, 64, 128), (16, 64, 8, 2)),
-    "query_gradient": dict.fromkeys((16, 32, 64, 128), (64, 32, 8, 2)),
-}
-_FLOAT_POSITIONS = {
-    "forward": {16: (32, 32, 4, 1), 32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (32, 32, 8, 1)},
-    "key_gradient": {16: (32, 32, 4, 1), 32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (16, 16, 4, 1)},
-    "query_gradient": {16: (32, 32, 8, 1), 32: (32, 32, 8, 1), 64: (32, 32, 8, 1), 128: (16, 16, 4, 1)},
-}
 TABLE_TILES = {"BLOCK_T": 16, "BLOCK_B": 32}  # tokens and buckets of a tile of the tables' gradients
 
 
@@ -458,19 +433,8 @@ def _tiles(q: Tensor, kernel: str, positions: bool) -> dict[str, Any]:
     """Constants and launch options of a kernel; float32 is exact unless PyTorch is told otherwise."""
     block_d = triton.next_power_of_2(q.shape[2])
     exact = q.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    if q.dtype == torch.float32:
-        tiles = _FLOAT_POSITIONS if positions else _FLOAT
-    else:
-        tiles = _HALF_POSITIONS if positions else _HALF
-    block_m, block_n, warps, stages = tiles[kernel][block_d]
-    return {
-        "PRECISION": "ieee" if exact else "tf32",
-        "BLOCK_M": block_m,
-        "BLOCK_N": block_n,
-        "BLOCK_D": block_d,
-        "num_warps": warps,
-        "num_stages": stages,
-    }
+    tuned = tuning.options(f"attention.{kernel}{'_positions' * positions}", q.dtype, q.device, block_d)
+    return {"PRECISION": "ieee" if exact else "tf32", "BLOCK_D": block_d, **tuned}
 
 
 def _forward_triton(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
+from . import dispatch, reference, tuning
 from .checks import check_device, check_tensor
 from .dispatch import address
 from .triton_compat import tl, triton
@@ -20,10 +20,7 @@ from .triton_compat import tl, triton
 # --- Triton ---
 
 APPROXIMATIONS = ("none", "tanh")
-COLUMNS = 256  # of a program
-FORWARD_ROWS = 4  # of a program, all at once
 BACKWARD_ROWS = 64  # of a program; its sums over them are one row of the partial sums
-BACKWARD_STEP = 2  # of those rows, all at once
 
 
 @triton.jit
@@ -131,10 +128,11 @@ def _gelu_backward_kernel(
 def _forward_triton(x: Tensor, bias: Tensor | None, tanh: bool, gated: bool, out: Tensor) -> None:
     features = out.shape[-1]
     rows = out.numel() // features
+    tuned = tuning.options("bias_gelu.forward", x.dtype, x.device)
     if rows:
-        _gelu_forward_kernel[(triton.cdiv(rows, FORWARD_ROWS), triton.cdiv(features, COLUMNS))](
+        _gelu_forward_kernel[(triton.cdiv(rows, tuned["ROWS"]), triton.cdiv(features, tuned["COLUMNS"]))](
             x, x if bias is None else bias, out, rows, features, BIAS=bias is not None, TANH=tanh, GATED=gated,
-            ROWS=FORWARD_ROWS, COLUMNS=COLUMNS,
+            **tuned,
         )  # fmt: skip
 
 
@@ -143,12 +141,13 @@ def _backward_triton(
 ) -> None:
     features = dout.shape[-1]
     rows = dout.numel() // features
+    tuned = tuning.options("bias_gelu.backward", x.dtype, x.device)
     blocks = triton.cdiv(rows, BACKWARD_ROWS)
     partial = torch.empty(blocks, dbias.shape[0], device=x.device)
     if rows:
-        _gelu_backward_kernel[(blocks, triton.cdiv(features, COLUMNS))](
+        _gelu_backward_kernel[(blocks, triton.cdiv(features, tuned["COLUMNS"]))](
             dout, x, x if bias is None else bias, dx, partial, rows, features, BIAS=bias is not None, TANH=tanh,
-            GATED=gated, ROWS=BACKWARD_ROWS, STEP=BACKWARD_STEP, COLUMNS=COLUMNS,
+            GATED=gated, ROWS=BACKWARD_ROWS, **tuned,
         )  # fmt: skip
     dbias.copy_(partial.sum(0))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import dispatch, reference
 from .checks import check_device, check_integers, check_like, check_norm, check_tensor
 from .dispatch import address
-from .layer_norm_triton import moments, norm_backward, tile_options
+from .layer_norm_triton import moments, norm_backward, padded_width
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
 from .triton_compat import tl, triton
@@ -254,12 +254,14 @@ def _or_first(tensors: list[Tensor | None]) -> list[Tensor]:
 
 
 def _constants(tables: list[Tensor | None], hidden: int, threshold: int) -> dict[str, int]:
+    columns = padded_width(hidden)
     return {
         "POSITION": tables[1] is not None,
         "SEGMENT": tables[2] is not None,
         "DROPOUT": threshold > 0,
         "ALIGNED": hidden % 8 == 0,
-        **tile_options(hidden),
+        "COLUMNS": columns,
+        "num_warps": max(4, min(16, columns // 512)),
     }
 
 

@@ -27,7 +27,6 @@ def norm_backward(normal, dy, weight, rstd, columns, RMS: tl.constexpr):
     return ds * rstd[:, None]
 
 
-def tile_options(hidden: int) -> dict[str, int]:
-    """Columns of a tile that holds whole rows, and warps for it."""
-    columns = max(triton.next_power_of_2(hidden), 16)
-    return {"COLUMNS": columns, "num_warps": max(4, min(16, columns // 512))}
+def padded_width(hidden: int) -> int:
+    """Columns of a tile that holds whole rows."""
+    return max(triton.next_power_of_2(hidden), 16)

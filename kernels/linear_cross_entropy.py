@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
+from . import dispatch, reference, tuning
 from .checks import check_device, check_integers, check_like, check_tensor
 from .triton_compat import tl, triton
 from .triton_dot import dot
@@ -30,9 +30,6 @@ BLOCK_BYTES = 32 << 20
 
 
 # --- Triton ---
-
-BLOCK_M, BLOCK_V = 64, 128  # rows and vocabulary entries of a tile
-SPLIT_TILES = 16  # vocabulary tiles of one program; the partial results are combined by torch
 
 
 @triton.jit
@@ -89,7 +86,7 @@ def _statistics_kernel(
     BLOCK_K: tl.constexpr,
     SPLIT_TILES: tl.constexpr,
 ):
-    """Of each row over one split of the vocabulary: maximum, sum of exponentials, sum, the label's logit, the best id."""
+    """Of each row over one split of the vocabulary, SPLIT_TILES tiles: maximum, sum of exponentials, sum, the label's logit, the best id."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(1)
     labels = tl.load(labels_ptr + rows, rows < masked, -1)
@@ -185,17 +182,13 @@ def _gradient_kernel(
     tl.store(out_ptr + place, gradient.to(out_ptr.dtype.element_ty), inside)
 
 
-def _tile_options(hidden: Tensor, bias: Tensor | None) -> dict[str, Any]:
-    """Constants and launch options of the tiles; float32 is exact unless PyTorch is told otherwise."""
+def _tile_options(kernel: str, hidden: Tensor, bias: Tensor | None) -> dict[str, Any]:
+    """Constants and launch options of a kernel; float32 is exact unless PyTorch is told otherwise."""
     exact = hidden.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
     return {
         "HAS_BIAS": bias is not None,
         "PRECISION": "ieee" if exact else "tf32",
-        "BLOCK_M": BLOCK_M,
-        "BLOCK_V": BLOCK_V,
-        "BLOCK_K": 32 if hidden.dtype == torch.float32 else 64,
-        "num_warps": 8,
-        "num_stages": 3,
+        **tuning.options(f"linear_cross_entropy.{kernel}", hidden.dtype, hidden.device),
     }
 
 
@@ -210,13 +203,14 @@ def _forward_triton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, logsumexps and correctness by row."""
     rows, vocab = hidden.shape[0], weight.shape[0]
-    splits = triton.cdiv(triton.cdiv(vocab, BLOCK_V), SPLIT_TILES)
+    tiles = _tile_options("statistics", hidden, bias)
+    splits = triton.cdiv(triton.cdiv(vocab, tiles["BLOCK_V"]), tiles["SPLIT_TILES"])  # combined by torch below
     top, exponentials, total, at_label = (torch.empty(splits, rows, device=hidden.device) for _ in range(4))
     best = torch.empty(splits, rows, dtype=torch.int32, device=hidden.device)
     if rows:
-        _statistics_kernel[(triton.cdiv(rows, BLOCK_M), splits)](
+        _statistics_kernel[(triton.cdiv(rows, tiles["BLOCK_M"]), splits)](
             hidden, weight, hidden if bias is None else bias, labels, top, exponentials, total, at_label, best,
-            rows, vocab, hidden.shape[1], SPLIT_TILES=SPLIT_TILES, **_tile_options(hidden, bias),
+            rows, vocab, hidden.shape[1], **tiles,
         )  # fmt: skip
     counted = labels != ignore_index
     # Of equal maxima the first split's wins, and in it the lowest id.
@@ -244,6 +238,7 @@ def _backward_triton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients, a block of rows at a time: its logits are made again as gradients, then two matrix products."""
     vocab = weight.shape[0]
+    tiles = _tile_options("gradient", hidden, bias)
     dhidden = torch.empty_like(hidden)
     dweight = torch.zeros(weight.shape, device=weight.device)
     dbias = torch.zeros(vocab if bias is not None else 0, device=weight.device)
@@ -251,9 +246,9 @@ def _backward_triton(
         part = hidden[block]
         rows = part.shape[0]
         dlogits = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device)
-        _gradient_kernel[(triton.cdiv(rows, BLOCK_M), triton.cdiv(vocab, BLOCK_V))](
+        _gradient_kernel[(triton.cdiv(rows, tiles["BLOCK_M"]), triton.cdiv(vocab, tiles["BLOCK_V"]))](
             part, weight, hidden if bias is None else bias, labels[block], lse[block], grad_scale[block], dlogits,
-            rows, vocab, hidden.shape[1], ignore_index, label_smoothing, z_loss, **_tile_options(hidden, bias),
+            rows, vocab, hidden.shape[1], ignore_index, label_smoothing, z_loss, **tiles,
         )  # fmt: skip
         torch.mm(dlogits, weight, out=dhidden[block])
         dweight += dlogits.T @ part

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import dispatch
+from . import dispatch, tuning
 
 CAPABILITIES = (80, 90, 100)
 # Bytes of shared memory that a block may have. NVIDIA, "CUDA C++ Programming Guide", technical specifications.
@@ -28,22 +28,24 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 ATTENTION = ("_forward_kernel", "_key_gradient_kernel", "_query_gradient_kernel")
 # Arguments that are multiples of 16 at a launch, as addresses are.
 ALIGNED = {"hidden", "head_dim"} | {f"{name}_{axis}" for name in ("q", "k", "v", "qs", "ks") for axis in "th"}
-# The memory-bound kernels at BERT-base's width, with dropout, bias and every table: the module of each, and its constants at a launch.
-ROW = {"DROPOUT": True, "ALIGNED": True, "COLUMNS": 1024, "num_warps": 4}
+# The memory-bound kernels at BERT-base's width, with dropout, bias and every table: the op of each, its constants at a launch, and
+# under which name `tuning` has the others.
+WIDTH = 1024
+ROW = {"DROPOUT": True, "ALIGNED": True, "COLUMNS": WIDTH}
 NORM = ROW | {"RESIDUAL": True, "PRENORM": True, "RMS": False}
-EMBED = ROW | {"POSITION": True, "SEGMENT": True}
-GELU = {"BIAS": True, "TANH": False, "GATED": True, "COLUMNS": 256}
-ROW_KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "_adamw_kernel": ("adamw", {"COPY": True, "BLOCK": 1024}),
-    "_dropout_kernel": ("dropout", {"COUNTERS": 128}),
-    "_embed_backward_kernel": ("embed", EMBED),
-    "_embed_forward_kernel": ("embed", EMBED),
-    "_gelu_backward_kernel": ("bias_gelu", GELU | {"ROWS": 64, "STEP": 2}),
-    "_gelu_forward_kernel": ("bias_gelu", GELU | {"ROWS": 4}),
-    "_norm_backward_kernel": ("add_layer_norm", NORM),
-    "_norm_forward_kernel": ("add_layer_norm", NORM | {"BIAS": True, "ROWS": 2}),
-    "_sum_runs_kernel": ("embed", {"RUN": 256, "COLUMNS": 256}),
-    "_add_runs_kernel": ("embed", {"RUN": 256, "COLUMNS": 256}),
+EMBED = ROW | {"POSITION": True, "SEGMENT": True, "num_warps": 4}
+GELU = {"BIAS": True, "TANH": False, "GATED": True}
+ROW_KERNELS: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "_adamw_kernel": ("adamw", {"COPY": True}, "adamw.update"),
+    "_dropout_kernel": ("dropout", {"COUNTERS": 128}, None),
+    "_embed_backward_kernel": ("embed", EMBED, None),
+    "_embed_forward_kernel": ("embed", EMBED, None),
+    "_gelu_backward_kernel": ("bias_gelu", GELU | {"ROWS": 64}, "bias_gelu.backward"),
+    "_gelu_forward_kernel": ("bias_gelu", GELU, "bias_gelu.forward"),
+    "_norm_backward_kernel": ("add_layer_norm", NORM, "add_layer_norm.backward"),
+    "_norm_forward_kernel": ("add_layer_norm", NORM | {"BIAS": True}, "add_layer_norm.forward"),
+    "_sum_runs_kernel": ("embed", {"RUN": 256, "COLUMNS": 256}, None),
+    "_add_runs_kernel": ("embed", {"RUN": 256, "COLUMNS": 256}, None),
 }
 TENSOR_CORE = re.compile(r"\b(wgmma\.mma_async|mma\.sync|tcgen05\.mma)")
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -113,7 +115,8 @@ def measure(case: Case) -> Resources:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function, constants, options = _specialised(case)
+    with tuning.target(case.capability):
+        function, constants, options = _specialised(case)
     signature = {
         name: "constexpr" if name in constants else _argument_type(case.kernel, name, case.dtype)
         for name in function.arg_names
@@ -155,15 +158,17 @@ def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         module = import_module("bertfast.kernels.attention")
         return module._table_gradient_kernel, {"SIGN": 1, **module.TABLE_TILES}, {}
     if case.kernel in ROW_KERNELS:
-        name, constants = ROW_KERNELS[case.kernel]
+        name, constants, tuned = ROW_KERNELS[case.kernel]
         settings = dict(constants)
+        if tuned is not None:
+            settings |= tuning.options(tuned, case.dtype, torch.device("cpu"), WIDTH)
+        settings.pop("PROGRAMS", None)  # of the grid
         options = {"num_warps": settings.pop("num_warps", 4)}
         return getattr(import_module(f"bertfast.kernels.{name}"), case.kernel), settings, options
     if case.head_dim is None:
         module = import_module("bertfast.kernels.linear_cross_entropy")
-        settings = module._tile_options(torch.empty(0, 0, dtype=case.dtype), torch.empty(0))
-        if case.kernel == "_statistics_kernel":
-            settings["SPLIT_TILES"] = module.SPLIT_TILES
+        kernel = case.kernel.removeprefix("_").removesuffix("_kernel")
+        settings = module._tile_options(kernel, torch.empty(0, 0, dtype=case.dtype), torch.empty(0))
     else:
         module = import_module("bertfast.kernels.attention")
         q = torch.empty(0, 1, case.head_dim, dtype=case.dtype)

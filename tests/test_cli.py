@@ -20,7 +20,10 @@ import bertfast
 from bertfast import kernels
 from bertfast.model import BertForSequenceClassification
 
-COMMANDS = ("doctor", "tokenizer", "pretrain", "finetune", "evaluate", "predict", "fill", "demo", "bench", "profile")
+COMMANDS = (
+    *("doctor", "tune", "tokenizer", "pretrain", "finetune", "evaluate", "predict", "fill", "demo", "bench"),
+    "profile",
+)
 BERTFAST = [sys.executable, "-m", "bertfast"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(bertfast.__file__).parents[1])}
 

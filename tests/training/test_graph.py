@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +109,53 @@ def test_a_batch_beyond_the_budget_is_refused_and_nothing_is_trained() -> None:
     with pytest.raises(BertfastError, match="exceeds its budget: tokens is"):
         step(batch(0), 0, RATE, 1)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_the_first_calls_warm_up_one_captures_and_the_rest_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of what is asked of CUDA, which stands here as a list of what it was asked."""
+    did: list[str] = []
+
+    @contextmanager
+    def within(name: str) -> Iterator[None]:
+        did.append(f"{name} begins")
+        yield
+        did.append(f"{name} ends")
+
+    stream = SimpleNamespace(wait_stream=lambda other: did.append("wait"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: within("stream"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: did.append("replay")))
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: within("capture"))
+    model = BertForMaskedLM(CONFIG).to(DEVICE).train()
+    step = GraphedStep(model, build_optimizer(model, RATE), CLIP, BUDGET, DEVICE)
+    monkeypatch.setattr(step, "stream", stream)
+    monkeypatch.setattr(step, "_step", lambda: did.append("step"))
+    monkeypatch.setattr(step.optimizer, "count", lambda: did.append("count"))
+    calls = []
+    for number in range(WARMUP + 3):
+        did.clear()
+        step(batch(number), number, RATE, number + 1)
+        calls.append(list(did))
+    assert calls[:WARMUP] == [["wait", "stream begins", "step", "stream ends", "wait"]] * WARMUP
+    assert calls[WARMUP] == ["capture begins", "step", "capture ends", "replay"]
+    assert calls[WARMUP + 1 :] == [["replay", "count"]] * 2
+
+
+def test_a_step_that_cannot_be_captured_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = BertForMaskedLM(CONFIG).to(DEVICE).train()
+    step = GraphedStep(model, build_optimizer(model, RATE), CLIP, BUDGET, DEVICE)
+
+    @contextmanager
+    def capture(graph: object, stream: object) -> Iterator[None]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(step, "stream", SimpleNamespace())
+    step.calls = WARMUP
+    with pytest.raises(BertfastError, match="not permitted when stream is capturing.*--no-cuda-graph"):
+        step(batch(0), 0, RATE, 1)
 
 
 # --- what a capture forbids ---

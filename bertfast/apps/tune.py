@@ -1,0 +1,236 @@
+"""``bertfast tune``: which tile sizes, warps and stages are the fastest for each Triton kernel on this machine's GPU.
+
+Every candidate of a small grid does the work of a BERT step in turn. One that cannot run, or computes something else than the shipped options, is left
+out; the fastest is written to the cache file that `bertfast.kernels.tuning` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from bertfast import kernels
+from bertfast.errors import BertfastError
+from bertfast.kernels import tuning
+
+VOCAB, MASKED_SHARE = 30522, 0.15
+LEAST_GAIN = 0.02  # of the time, below which the shipped options stay
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}  # of the results, as ‖a - b‖ / ‖b‖
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A kernel at work.
+
+    Attributes:
+        kernel: as `tuning` names it.
+        size: that its input is padded to.
+        grid: the candidates.
+        run: launches it, among others, and returns what it computes.
+    """
+
+    kernel: str
+    size: int
+    grid: list[dict[str, int]]
+    run: Callable[[], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best options, the seconds that they and the shipped ones take, and how many candidates could not be used."""
+
+    options: tuning.Options
+    seconds: float
+    usual_seconds: float
+    unusable: int
+
+
+def _grid(**values: tuple[int, ...]) -> list[dict[str, int]]:
+    return [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
+
+
+def _attention(dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int) -> Iterator[Problem]:
+    lengths = [512] * (tokens // 1024) + [128] * (tokens // 256)
+    bounds = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(device)
+    shape = (sum(lengths), max(1, hidden // head_dim), head_dim)
+    q, k, v = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    dout, seed = torch.randn(shape, dtype=dtype, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+
+    def forward() -> tuple[Tensor, ...]:
+        return (kernels.attention(q, k, v, bounds, max(lengths), dropout_p=0.1, seed=seed),)
+
+    (out,) = forward()
+    block = (16, 32, 64) if dtype == torch.float32 else (32, 64, 128)
+    grid = _grid(BLOCK_M=block, BLOCK_N=block, num_warps=(4, 8), num_stages=(1, 2, 3))
+    size = 1 << (head_dim - 1).bit_length()
+    yield Problem("attention.forward", size, grid, forward)
+    for kernel in ("query_gradient", "key_gradient"):
+        yield Problem(
+            f"attention.{kernel}", size, grid, lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
+        )
+
+
+def _cross_entropy(
+    dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int
+) -> Iterator[Problem]:
+    masked = round(MASKED_SHARE * tokens)
+    shapes = ((masked, hidden), (VOCAB, hidden), (VOCAB,))
+    rows, weight, bias = (torch.randn(x, device=device).mul(0.1).to(dtype).requires_grad_() for x in shapes)
+    labels = torch.randint(VOCAB, (masked,), device=device)
+
+    def forward() -> tuple[Tensor, ...]:
+        return (kernels.linear_cross_entropy(rows, weight, bias, labels)[0],)
+
+    (loss,) = forward()
+    tiles = {"BLOCK_M": (64, 128), "BLOCK_V": (64, 128, 256), "BLOCK_K": (32, 64)}
+    launch = {"num_warps": (4, 8), "num_stages": (2, 3, 4)}
+    yield Problem("linear_cross_entropy.statistics", 0, _grid(**tiles, SPLIT_TILES=(16,), **launch), forward)
+    yield Problem(
+        "linear_cross_entropy.gradient",
+        0,
+        _grid(**tiles, **launch),
+        lambda: torch.autograd.grad(loss, (rows, weight, bias), retain_graph=True),
+    )
+
+
+def _layer_norm(dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int) -> Iterator[Problem]:
+    x, residual = (torch.randn(tokens, hidden, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
+    weight, bias = (torch.randn(hidden, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
+    dout, seed = torch.randn_like(x), torch.zeros(1, dtype=torch.int64, device=device)
+
+    def forward() -> tuple[Tensor, ...]:
+        out = kernels.add_layer_norm(x, residual, weight, bias, dropout_p=0.1, seed=seed)
+        return out if isinstance(out, tuple) else (out,)
+
+    (out,) = forward()
+    size = max(16, 1 << (hidden - 1).bit_length())
+    yield Problem("add_layer_norm.forward", size, _grid(ROWS=(1, 2, 4, 8), num_warps=(1, 2, 4, 8)), forward)
+    yield Problem(
+        "add_layer_norm.backward",
+        size,
+        _grid(PROGRAMS=(128, 256, 512, 1024), num_warps=(1, 2, 4, 8)),
+        lambda: torch.autograd.grad(out, (x, residual, weight, bias), dout, retain_graph=True),
+    )
+
+
+def _gelu(dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int) -> Iterator[Problem]:
+    x = torch.randn(tokens, 4 * hidden, dtype=dtype, device=device, requires_grad=True)
+    bias = torch.randn(4 * hidden, dtype=dtype, device=device, requires_grad=True)
+    dout = torch.randn_like(x)
+
+    def forward() -> tuple[Tensor, ...]:
+        return (kernels.bias_gelu(x, bias),)
+
+    (out,) = forward()
+    columns, warps = (128, 256, 512, 1024), (2, 4, 8)
+    yield Problem("bias_gelu.forward", 0, _grid(ROWS=(1, 2, 4, 8), COLUMNS=columns, num_warps=warps), forward)
+    yield Problem(
+        "bias_gelu.backward",
+        0,
+        _grid(STEP=(1, 2, 4, 8), COLUMNS=columns, num_warps=warps),
+        lambda: torch.autograd.grad(out, (x, bias), dout, retain_graph=True),
+    )
+
+
+def _adamw(dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int) -> Iterator[Problem]:
+    gradient = torch.randn(4 * hidden * hidden, device=device)
+    state = [gradient.clone() for _ in range(3)]
+    state[2].square_()
+    lower = [] if dtype == torch.float32 else [gradient.bfloat16()]
+
+    def run() -> tuple[Tensor, ...]:  # on copies, whose time is the same for each candidate
+        weight, mean, square = (x.clone() for x in state)
+        kernels.adamw([weight], [gradient.to(dtype)], [mean], [square], lower, lr=0.1, step=1)
+        return weight, mean, square
+
+    yield Problem("adamw.update", 0, _grid(BLOCK=(512, 1024, 2048, 4096), num_warps=(2, 4, 8)), run)
+
+
+PROBLEMS = {
+    "adamw": _adamw,
+    "add_layer_norm": _layer_norm,
+    "attention": _attention,
+    "bias_gelu": _gelu,
+    "linear_cross_entropy": _cross_entropy,
+}
+
+
+def search(
+    problem: Problem, dtype: torch.dtype, usual: tuning.Options, measure: Callable[[Callable[[], object]], float]
+) -> Found:
+    """The fastest of a problem's candidates and the usual options, by ``measure``, which gives the seconds of a call."""
+    with tuning.trying(problem.kernel, usual):
+        wanted = problem.run()
+        usual_seconds = measure(problem.run)
+    best, seconds, unusable = usual, usual_seconds * (1 - LEAST_GAIN), 0
+    for candidate in problem.grid:
+        if candidate == usual:
+            continue
+        try:
+            with tuning.trying(problem.kernel, candidate):
+                if not _agree(problem.run(), wanted, TOLERANCE[dtype]):
+                    unusable += 1
+                    continue
+                taken = measure(problem.run)
+        except (
+            Exception
+        ):  # too much shared memory, too many registers, a limit of the compiler: each has an error of its own
+            unusable += 1
+            continue
+        if taken < seconds:
+            best, seconds = candidate, taken
+    return Found(best, usual_seconds if best is usual else seconds, usual_seconds, unusable)
+
+
+def _agree(results: tuple[Tensor, ...], wanted: tuple[Tensor, ...], tolerance: float) -> bool:
+    pairs = [(x.detach().float(), y.detach().float()) for x, y in zip(results, wanted, strict=True)]
+    return all(float((x - y).norm()) <= tolerance * float(y.norm()) for x, y in pairs)
+
+
+def tune(op: str | None = None, dtype: str = "bfloat16", head_dim: int = 64, hidden: int = 768) -> None:
+    """Searches the kernels of an op, or of all that have options, and writes each one's best to the cache file.
+
+    Args:
+        op: one of `PROBLEMS`; None for each.
+        dtype: "bfloat16", whose options serve float16 too, or "float32".
+        head_dim: of the attention.
+        hidden: the width of the model.
+
+    Raises:
+        BertfastError: an argument is none of those, or there is no GPU.
+    """
+    if op is not None and op not in PROBLEMS:
+        raise BertfastError(f"op is {op!r}; it must be one of {', '.join(PROBLEMS)}")
+    if dtype not in ("bfloat16", "float32"):
+        raise BertfastError(f"dtype is {dtype!r}; it must be bfloat16 or float32")
+    if head_dim not in kernels.dispatch.HEAD_DIMS:
+        raise BertfastError(
+            f"head-dim is {head_dim}; it must be one of {', '.join(map(str, kernels.dispatch.HEAD_DIMS))}"
+        )
+    if hidden < 1:
+        raise BertfastError(f"hidden is {hidden}; it must be at least 1")
+    if not torch.cuda.is_available():
+        raise BertfastError("tune measures on a CUDA GPU, and PyTorch finds none here")
+    import triton.testing
+
+    def measure(run: Callable[[], object]) -> float:
+        return triton.testing.do_bench(run, return_mode="median") / 1e3
+
+    device, torch_dtype = torch.device("cuda", torch.cuda.current_device()), getattr(torch, dtype)
+    assert device.index is not None
+    for name in [op] if op else PROBLEMS:
+        with kernels.use_backend("triton"):
+            for problem in PROBLEMS[name](torch_dtype, device, head_dim, hidden, 16384):
+                key, usual = tuning.default(problem.kernel, torch_dtype, device, problem.size)
+                found = search(problem, torch_dtype, usual, measure)
+                tuning.save(problem.kernel, key, found.options, device.index)
+                chosen = "as shipped" if found.options == usual else f"{dict(found.options)}, shipped {dict(usual)}"
+                print(
+                    f"{problem.kernel} {key}: {found.usual_seconds * 1e3:.3f} -> {found.seconds * 1e3:.3f} ms, {chosen} "
+                    f"({len(problem.grid)} tried, {found.unusable} unusable)"
+                )
+    print(f"written to {tuning.cache_file()}")
