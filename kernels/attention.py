@@ -377,6 +377,82 @@ def _query_gradient_kernel(
 
 
 @triton.jit
+def _short_backward_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    dout_ptr,
+    lse_ptr,
+    dq_ptr,
+    dk_ptr,
+    dv_ptr,
+    cu_ptr,
+    seed_ptr,
+    q_t,
+    q_h,
+    k_t,
+    k_h,
+    v_t,
+    v_h,
+    tokens,
+    heads,
+    head_dim,
+    scale,
+    threshold,
+    keep_scale,
+    above,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The whole backward of one head of a sequence of more than ``above`` and at most BLOCK_N tokens, with no positions and no window.
+
+    Its keys and values stay on chip, so scores and dP are made once for dQ, dK and dV: five products, where the two kernels above take seven.
+    """
+    head, sequence = tl.program_id(0), tl.program_id(1)
+    start = tl.load(cu_ptr + sequence).to(tl.int64)
+    length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
+    if length <= above:
+        return
+    key = tl.arange(0, BLOCK_N)
+    k = _load_rows(k_ptr + start * k_t + head * k_h, key, k_t, head_dim, key < length, BLOCK_D)
+    v = _load_rows(v_ptr + start * v_t + head * v_h, key, v_t, head_dim, key < length, BLOCK_D)
+    dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    line, width = (start * heads + head) * head_dim, heads * head_dim  # of out and of every gradient
+    # What the compiler would hoist out of the loop, such as operands made of k and v, would spill.
+    for first in tl.range(0, length, BLOCK_M, disable_licm=True):
+        place = first + tl.arange(0, BLOCK_M)
+        rows, real = start + place, place < length
+        q = _load_rows(q_ptr + start * q_t + head * q_h, place, q_t, head_dim, real, BLOCK_D)
+        dout = _load_rows(dout_ptr + line, place, width, head_dim, real, BLOCK_D)
+        out = _load_rows(out_ptr + line, place, width, head_dim, real, BLOCK_D)
+        delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
+        lse = tl.load(lse_ptr + head.to(tl.int64) * tokens + rows, real, 0.0)
+        # Tiles are (keys, queries), so that they enter the products below as they are. A query past the end meets zeros in q and dout.
+        scores = dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION) * (scale * 1.4426950408889634)
+        p = tl.exp2(scores - (lse * 1.4426950408889634)[None, :])
+        p = tl.where((key < length)[:, None], p, 0.0)
+        dropped = p
+        if DROPOUT:
+            keep = tl.trans(attention_lanes(tl.load(seed_ptr), rows, head, 0, BLOCK_N).to(tl.int32) >= threshold)
+            dropped = tl.where(keep, p * keep_scale, 0.0)
+        dv = dot(dropped.to(dout.dtype), dout, dv, PRECISION)
+        dp = dot(v, tl.trans(dout), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION)
+        if DROPOUT:
+            dp = tl.where(keep, dp * keep_scale, 0.0)
+        ds = (p * (dp - delta[None, :])).to(q.dtype)
+        dk = dot(ds, q, dk, PRECISION)
+        dq = tl.trans(dot(tl.trans(k), ds, tl.zeros((BLOCK_D, BLOCK_M), tl.float32), PRECISION))
+        _store_rows(dq_ptr + line, place, width, head_dim, real, dq * scale, BLOCK_D)
+    _store_rows(dk_ptr + line, key, width, head_dim, key < length, dk * scale, BLOCK_D)
+    _store_rows(dv_ptr + line, key, width, head_dim, key < length, dv, BLOCK_D)
+
+
+@triton.jit
 def _table_gradient_kernel(
     ds_ptr,
     order_ptr,
@@ -426,6 +502,23 @@ def _table_gradient_kernel(
             tl.store(part_ptr + part * buckets + bucket, tl.sum(total, 0), bucket < buckets)
 
 
+# Of the one-pass backward, by padded length and head size. In half precision alone: on sm_100 Triton 3.7 multiplies some float32 tiles of 64 rows
+# and more in tf32, even where told "ieee".
+_SHORT = {
+    (64, 16): (32, 64, 4, 1),
+    (64, 32): (32, 64, 4, 2),
+    (64, 64): (32, 64, 4, 2),
+    (128, 16): (32, 128, 8, 2),
+    (128, 32): (32, 128, 8, 2),
+    (128, 64): (32, 128, 8, 2),
+    (256, 32): (32, 256, 8, 2),
+}
+_SHORT_90_100 = _SHORT | {  # of sm_90 and sm_100, whose products take their operands from shared memory
+    (64, 128): (32, 64, 8, 2),
+    (128, 128): (32, 128, 8, 2),
+    (256, 16): (32, 256, 8, 2),
+    (256, 64): (32, 256, 8, 1),
+}
 TABLE_TILES = {"BLOCK_T": 16, "BLOCK_B": 32}  # tokens and buckets of a tile of the tables' gradients
 
 
@@ -435,6 +528,27 @@ def _tiles(q: Tensor, kernel: str, positions: bool) -> dict[str, Any]:
     exact = q.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
     tuned = tuning.options(f"attention.{kernel}{'_positions' * positions}", q.dtype, q.device, block_d)
     return {"PRECISION": "ieee" if exact else "tf32", "BLOCK_D": block_d, **tuned}
+
+
+def _short_tiles(q: Tensor, max_seqlen: int, capability: tuple[int, int]) -> list[dict[str, Any]]:
+    """Constants and launch options of the one-pass backward for each length up to max_seqlen's; none where that is too long for one pass."""
+    block_d, longest = triton.next_power_of_2(q.shape[2]), max(64, triton.next_power_of_2(max_seqlen))
+    table = _SHORT_90_100 if capability[0] in (9, 10) else _SHORT
+    if q.dtype == torch.float32 or (longest, block_d) not in table:
+        return []
+    return [_options(table[length, block_d], block_d, "ieee") for length in (64, 128, 256) if length <= longest]
+
+
+def _options(tiles: tuple[int, int, int, int], block_d: int, precision: str) -> dict[str, Any]:
+    block_m, block_n, warps, stages = tiles
+    return {
+        "PRECISION": precision,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_D": block_d,
+        "num_warps": warps,
+        "num_stages": stages,
+    }
 
 
 def _forward_triton(
@@ -488,13 +602,24 @@ def _backward_triton(
     sequences = cu_seqlens.shape[0] - 1
     if 0 in (max_seqlen, heads, sequences):
         return
+    strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
+    rest = (tokens, heads, head_dim, scale, threshold, keep_scale(threshold))
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    if positions is None and window < 0 and (short := _short_tiles(q, max_seqlen, capability)):
+        # A launch by length, with the tiles that fit it: programs of the other lengths leave at once.
+        above = 0
+        for tiles in short:
+            _short_backward_kernel[heads, sequences](
+                q, k, v, out, dout, lse, dq, dk, dv, cu_seqlens, seed, *strides, *rest, above,
+                DROPOUT=threshold > 0, **tiles,
+            )  # fmt: skip
+            above = tiles["BLOCK_N"]
+        return
     # A table whose gradient is not wanted has room of no elements for it.
     dbias, dquery_scores, dkey_scores = (x if x.numel() else None for x in tables)
     by_queries, by_keys = dbias is not None or dquery_scores is not None, dkey_scores is not None
     ds = q.new_empty(tokens, heads, max_seqlen if by_queries or by_keys else 0)
     delta = torch.empty_like(lse)
-    strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
-    rest = (tokens, heads, head_dim, scale, threshold, keep_scale(threshold))
     rest = (*rest, *_position_arguments(positions, heads, max_seqlen, window))
     tiles = _tiles(q, "query_gradient", positions is not None)
     by_query = (triton.cdiv(max_seqlen, tiles["BLOCK_M"]), heads, sequences)

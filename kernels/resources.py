@@ -25,6 +25,7 @@ from . import dispatch, tuning
 CAPABILITIES = (80, 90, 100)
 # Bytes of shared memory that a block may have. NVIDIA, "CUDA C++ Programming Guide", technical specifications.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHORT = "_short_backward_kernel"
 ATTENTION = ("_forward_kernel", "_key_gradient_kernel", "_query_gradient_kernel")
 # Arguments that are multiples of 16 at a launch, as addresses are.
 ALIGNED = {"hidden", "head_dim"} | {f"{name}_{axis}" for name in ("q", "k", "v", "qs", "ks") for axis in "th"}
@@ -67,6 +68,7 @@ class Resources:
     tensor_core: tuple[str, ...]
     positions: bool
     window: bool
+    length: int | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Case:
     capability: int
     positions: bool = False
     window: bool = False
+    length: int | None = None  # that a tile of the kernel holds, where it holds whole sequences
 
 
 def cases(dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)) -> Iterator[Case]:
@@ -94,6 +97,9 @@ def cases(dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torc
                 for dropout in (False, True):
                     for kernel in ATTENTION:
                         yield Case(kernel, dtype, head_dim, dropout, capability)
+                    for length in (64, 128, 256):
+                        if _short_tiles(dtype, head_dim, capability, length):
+                            yield Case(SHORT, dtype, head_dim, dropout, capability, length=length)
             # With dropout, which takes the most registers: all tables and their gradients; a window.
             yield Case("_table_gradient_kernel", dtype, None, False, capability, positions=True, window=True)
             for head_dim, kernel in product((64, 128), ATTENTION):
@@ -147,7 +153,17 @@ def measure(case: Case) -> Resources:
         tensor_core=tuple(sorted(set(TENSOR_CORE.findall(compiled.asm["ptx"])))),
         positions=case.positions,
         window=case.window,
+        length=case.length,
     )
+
+
+def _short_tiles(dtype: torch.dtype, head_dim: int, capability: int, length: int) -> list[dict[str, Any]]:
+    from importlib import import_module
+
+    module = import_module("bertfast.kernels.attention")
+    q = torch.empty(0, 1, head_dim, dtype=dtype)
+    tiles: list[dict[str, Any]] = module._short_tiles(q, length, divmod(capability, 10))
+    return tiles
 
 
 def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
@@ -171,14 +187,18 @@ def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         settings = module._tile_options(kernel, torch.empty(0, 0, dtype=case.dtype), torch.empty(0))
     else:
         module = import_module("bertfast.kernels.attention")
-        q = torch.empty(0, 1, case.head_dim, dtype=case.dtype)
-        kernel = case.kernel.removeprefix("_").removesuffix("_kernel")
-        settings = {**module._tiles(q, kernel, case.positions), "DROPOUT": case.dropout}
+        if case.length is None:
+            q = torch.empty(0, 1, case.head_dim, dtype=case.dtype)
+            kernel = case.kernel.removeprefix("_").removesuffix("_kernel")
+            settings = module._tiles(q, kernel, case.positions)
+        else:
+            settings = _short_tiles(case.dtype, case.head_dim, case.capability, case.length)[-1]
+        settings["DROPOUT"] = case.dropout
         # What a launch leaves out is None.
         tables = ("buckets_ptr", "bias_ptr", "query_scores_ptr", "key_scores_ptr", "ds_ptr")
         names = getattr(module, case.kernel).arg_names
         settings |= {name: None for name in tables if name in names and not case.positions}
-        settings |= {} if case.window else {"window": None}
+        settings |= {} if case.window or "window" not in names else {"window": None}
     options = {name: settings.pop(name) for name in ("num_warps", "num_stages")}
     return getattr(module, case.kernel), settings, options
 
@@ -230,6 +250,7 @@ def main(arguments: list[str]) -> None:
         return
     for row in found:
         traits = [name for name in ("dropout", "positions", "window") if getattr(row, name)]
+        traits += [] if row.length is None else [f"length {row.length}"]
         shape = "" if row.head_dim is None else " ".join(["", str(row.head_dim), *traits])
         print(
             f"sm_{row.capability} {row.dtype:>8} {row.kernel + shape:<44} {row.registers:>3} registers "

@@ -24,13 +24,14 @@ def rows(request):
 
 
 def name(row):
-    traits = " ".join(f"{trait}={row[trait]}" for trait in ("head_dim", "dropout", "positions", "window"))
+    traits = " ".join(f"{trait}={row[trait]}" for trait in ("head_dim", "dropout", "positions", "window", "length"))
     return f"{row['kernel']} {row['dtype']} {traits} sm_{row['capability']}"
 
 
 def test_every_kernel_is_compiled_for_every_target(rows):
     assert {row["capability"] for row in rows} == {80, 90, 100}
-    assert {row["kernel"] for row in rows} == {
+    half_alone = set() if rows[0]["dtype"] == "float32" else {"short_backward_kernel"}
+    assert {row["kernel"] for row in rows} == half_alone | {
         "forward_kernel",
         "key_gradient_kernel",
         "query_gradient_kernel",

@@ -1,5 +1,7 @@
 """The Triton kernels keep the promises of the other backends: on a GPU compiled, elsewhere in Triton's interpreter."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -49,6 +51,33 @@ def test_attention_matches_float64_at_every_head_size_and_dtype(head_dim, dtype)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention_dropout_matches_float64_under_the_same_mask(dtype):
     attention_check([3, 66], 2, 32, dtype, dropout_p=0.3, seed=2**40 + 7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("longest", [1, 16, 17, 64, 65, 128, 129, 256, 257])
+def test_half_precision_matches_float64_at_the_borders_of_the_lengths_tiles(longest, dtype):
+    attention_check([3, longest, 0], 1, 32, dtype, slack=1, dropout_p=0.1, seed=5)
+
+
+@pytest.mark.parametrize("head_dim", [16, 48, 64, 80, 128])
+def test_one_pass_backward_matches_float64_for_sequences_of_every_length_at_once(head_dim):
+    attention_check([1, 64, 0, 65, 128, 30], 2, head_dim, torch.bfloat16, slack=3, dropout_p=0.2, seed=6, scale=0.3)
+
+
+@pytest.mark.parametrize(
+    ("longest", "lengths"),
+    [(1, [64]), (64, [64]), (65, [64, 128]), (128, [64, 128]), (129, [64, 128, 256]), (256, [64, 128, 256]), (257, [])],
+)
+def test_one_pass_serves_half_precision_up_to_the_longest_length_that_fits(longest, lengths):
+    module = import_module("bertfast.kernels.attention")
+    for capability, dtype, head_dim, wanted in (
+        ((9, 0), torch.bfloat16, 64, lengths),
+        ((8, 0), torch.float16, 48, lengths if longest <= 128 else []),
+        ((12, 0), torch.bfloat16, 64, lengths if longest <= 128 else []),
+        ((9, 0), torch.float32, 16, []),
+    ):
+        tiles = module._short_tiles(torch.empty(0, 1, head_dim, dtype=dtype), longest, capability)
+        assert [x["BLOCK_N"] for x in tiles] == wanted
 
 
 @pytest.mark.parametrize("window", [0, 1, 31, 64, 69])
@@ -141,9 +170,23 @@ def test_attention_drops_exactly_what_the_reference_drops():
     assert torch.equal(kept[0], kept[1])
 
 
-@pytest.mark.parametrize("tables", ["", "bqk"])
-def test_the_backward_is_the_same_bits_each_time(tables):
-    q, k, v, dout = (torch.randn(40, 2, 32, device=DEVICE) for _ in range(4))
+def test_the_one_pass_backward_drops_exactly_what_the_reference_drops():
+    """With the identity for the output's gradient, V's is the transposed matrix of kept probabilities."""
+    length = 64
+    q, k, v, dout = (torch.zeros(length + 5, 2, length, dtype=torch.bfloat16, device=DEVICE) for _ in range(4))
+    dout[5:] = torch.eye(length, device=DEVICE)[:, None, :]
+    options = {"dropout_p": 0.4, "seed": -9}
+    kept = [
+        attention_run(x, (q, k, v), dout, boundaries([5, length]), length, **options)[3] != 0
+        for x in ("reference", "triton")
+    ]
+    assert torch.equal(kept[0], kept[1])
+    assert 0 < kept[0][5:].float().mean() < 1
+
+
+@pytest.mark.parametrize(("tables", "dtype"), [("", torch.float32), ("bqk", torch.float32), ("", torch.bfloat16)])
+def test_the_backward_is_the_same_bits_each_time(tables, dtype):
+    q, k, v, dout = (torch.randn(40, 2, 32, device=DEVICE, dtype=dtype) for _ in range(4))
     options = {"dropout_p": 0.1, "seed": 1, "positions": random_positions(tables, 40, 2, 33)}
     one, other = (attention_run("triton", (q, k, v), dout, boundaries([33, 7]), 33, **options) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
