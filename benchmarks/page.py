@@ -35,7 +35,7 @@ process's resident pages, which are exact to about a MiB.
 
 ## To reproduce
 
-`make bench` measures everything on a CPU in under 25 minutes, `make gpu` on a GPU in under nine, each with its checks, and writes this page, its plots and their
+`make bench` measures everything on a CPU in about half an hour, `make gpu` on a GPU in under nine, each with its checks, and writes this page, its plots and their
 JSON. Below each table and plot stands the command that measures it alone; that one writes under `build/benchmarks/`. `bertfast bench --lengths FILE` measures an
 op or the step on your own lengths, `bertfast profile` shows where a step's time goes. Run nothing else meanwhile: noise is marked, not removed.
 """

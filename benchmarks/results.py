@@ -17,7 +17,7 @@ from .importable import REPOSITORY
 from .settings import Settings
 
 # The part of a run's seconds by whose end the cases of a group have ended; what one group leaves, the next one has.
-ENDS = {"ops": 0.45, "step": 0.85, "sweeps": 1.0}
+ENDS = {"ops": 0.4, "step": 0.85, "sweeps": 1.0}
 FIRST_GUESS = {"ops": 10.0, "step": 60.0, "sweeps": 20.0}  # seconds of a case, before one of its kind was measured
 
 

@@ -57,20 +57,21 @@ CURRENT = current()
 DTYPES = ["float32", "bfloat16"]
 
 
-def _shapes() -> tuple[list[Lengths], list[Lengths], list[Lengths], Lengths]:
-    """Batches of attention and the step; sizes of what works on each token alone; of the loss; and real lengths. A GPU needs more to be filled."""
+def _shapes() -> tuple[list[Lengths], list[Lengths], list[Lengths], list[Lengths], Lengths]:
+    """Batches of attention; of the step; sizes of what works on each token alone; of the loss; and real lengths. A GPU needs more to be filled."""
     if CURRENT.quick:
         mixed = Lengths("mixed", (9, 5, 3))
-        return [mixed, full(2, 8)], [full(4, 16)], [full(4, 16)], mixed
+        return [mixed, full(2, 8)], [mixed, full(2, 8)], [full(4, 16)], [full(4, 16)], mixed
     if CURRENT.device == "cuda":
         batches = [wikitext(128), full(128, 128), full(32, 512)]
-        return batches, [full(128, 512)], [full(128, 128), full(216, 512)], wikitext(512)
+        return batches, batches, [full(128, 512)], [full(128, 128), full(216, 512)], wikitext(512)
     point = Lengths("reference point, mean 48 of 128", REFERENCE_POINT)
     batches = [point, wikitext(8), full(8, 128), full(2, 512)]
-    return batches, [full(8, 128), full(16, 512)], [point, full(8, 512)], wikitext(32)
+    step_batches = [point, wikitext(16), full(8, 128), full(2, 512)]
+    return batches, step_batches, [full(8, 128), full(16, 512)], [point, full(8, 512)], wikitext(32)
 
 
-BATCHES, SIZES, MASKED, REAL = _shapes()
+BATCHES, STEP_BATCHES, SIZES, MASKED, REAL = _shapes()
 
 
 def make_setup(lengths: Lengths, dtype: str, config: BertConfig | None = None) -> Setup:
