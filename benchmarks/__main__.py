@@ -20,6 +20,7 @@ CPU_SECONDS = 1740.0
 EXAMPLES = """examples:
   python -m benchmarks cpu                     every case on the CPU; writes benchmarks/results and docs/performance.md
   python -m benchmarks cpu --only attention    the cases of one op (any expression of pytest's -k), written under build/
+  python -m benchmarks cpu --only embed --update   an op anew, in the place of its cases in the JSON that is there
   python -m benchmarks gpu                     kernel tests, then every case on the GPU, in under nine minutes
   python -m benchmarks cpu --quick             tiny shapes: does everything run? its figures mean nothing
   python -m benchmarks page                    tables and plots again, from the JSON that is there
@@ -37,6 +38,7 @@ def main() -> int:
     parser.add_argument("device", choices=["cpu", "gpu", "page"], help="what to measure on, or to write the page alone")
     parser.add_argument("--quick", action="store_true", help="tiny shapes and few rounds, written under build/")
     parser.add_argument("--only", default="", help="cases whose names match, as in pytest's -k, under build/")
+    parser.add_argument("--update", action="store_true", help="put the cases of --only into benchmarks/results")
     options = parser.parse_args()
     if options.device == "page":
         from .page import write_page
@@ -48,10 +50,10 @@ def main() -> int:
             "error: no CUDA GPU that PyTorch can use is on this machine; `make bench` measures the CPU", file=sys.stderr
         )
         return 2
-    return _measure("cuda" if options.device == "gpu" else "cpu", options.quick, options.only)
+    return _measure("cuda" if options.device == "gpu" else "cpu", options.quick, options.only, options.update)
 
 
-def _measure(device: str, quick: bool, only: str) -> int:
+def _measure(device: str, quick: bool, only: str, update: bool) -> int:
     started = time.monotonic()
     if device == "cuda":
         # What the compiler says of registers and shared memory needs no GPU: `make test` checks it.
@@ -66,8 +68,8 @@ def _measure(device: str, quick: bool, only: str) -> int:
             print("error: the kernels' tests failed; figures of wrong kernels are worth nothing", file=sys.stderr)
             return code
     left = GPU_SECONDS - GPU_MARGIN - (time.monotonic() - started) if device == "cuda" else CPU_SECONDS
-    whole = not quick and not only
-    settings = Settings(device, quick, left, RESULTS if whole else PARTIAL_RESULTS)
+    kept = not quick and (update or not only)
+    settings = Settings(device, quick, left, RESULTS if kept else PARTIAL_RESULTS, update)
     chosen = ["-k", only] if only else []
     code = _pytest(
         "benchmarks",
@@ -82,7 +84,7 @@ def _measure(device: str, quick: bool, only: str) -> int:
     from .page import print_tables, write_page
 
     print_tables(settings.results)
-    if whole:
+    if kept:
         write_page()
     return code
 

@@ -80,7 +80,7 @@ def _peaks(case: dict[str, Any]) -> str:
 
 def _share(record: dict[str, Any], case: dict[str, Any], own: dict[str, Any]) -> str:
     if case["flops"]:
-        rate = record["rates"][f"matrix {case['dtype']}"]
+        rate = case.get("rates", record["rates"])[f"matrix {case['dtype']}"]
         return f"{case['flops'] / own['median'] / rate:.0%} of the matrix rate"
     floors = [side for side in case["sides"].values() if side["kind"] == "floor"]
     return f"{floors[0]['ratio']['median']:.0%} of the floor" if floors else ""
@@ -93,7 +93,7 @@ def step_parts(record: dict[str, Any]) -> Iterator[list[str]]:
             continue
         part = ours(case)[1]["part"]["median"]
         parts = [(side["part"]["ratio"]["median"], name) for name, side in others(case, "peer")]
-        rate = record["rates"][f"matrix {case['dtype']}"]
+        rate = case.get("rates", record["rates"])[f"matrix {case['dtype']}"]
         yield [
             case["shape"],
             case["dtype"],
@@ -196,6 +196,13 @@ def _section(record: dict[str, Any]) -> str:
         if extra:
             parts.append("\nBeside the products alone:\n\n" + _markdown(["shape", "dtype", "our time"], extra))
         parts.append(f"\n`{again} test_{FILES.get(op, op)}`\n")
+        later = {
+            f"commit `{case['commit']}`, {case['date']}"
+            for case in record["cases"]
+            if case["op"] == op and "commit" in case
+        }
+        if later:
+            parts.append(f"\nMeasured again, in part or whole, at {'; '.join(sorted(later))}.\n")
     gaps = _gaps(record)
     if gaps:
         parts.append("\n### Not measured\n\n" + "".join(f"- {gap}\n" for gap in gaps))

@@ -29,16 +29,19 @@ class Results:
         self.started = time.monotonic()
         self.longest: dict[str, float] = {}  # seconds, by kind of case
         self.rates = measured
+        self.commit, self.date = commit(), datetime.datetime.now(datetime.UTC).date().isoformat()
         self.record: dict[str, Any] = {
             "machine": machine,
             "versions": versions(),
-            "commit": commit(),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "commit": self.commit,
+            "date": self.date,
             "quick": settings.quick,
             "rates": measured,
             "cases": [],
             "skipped": {},
         }
+        if settings.update:
+            self.record = json.loads(self.path.read_text(encoding="utf-8"))
 
     @classmethod
     def start(cls, settings: Settings) -> Results:
@@ -60,8 +63,16 @@ class Results:
         self.longest[kind] = max(seconds, self.longest.get(kind, 0.0))
 
     def add(self, case: dict[str, Any]) -> None:
-        """Takes a case in."""
-        self.record["cases"].append(case)
+        """Takes a case in; in a record that is updated, in the place of the same one's earlier figures."""
+        cases = self.record["cases"]
+        if self.settings.update:
+            case |= {"commit": self.commit, "date": self.date, "rates": self.rates}
+            same = [place for place, other in enumerate(cases) if _identity(other) == _identity(case)]
+            if same:
+                cases[same[0]] = case
+                self._write()
+                return
+        cases.append(case)
         self._write()
 
     def skip(self, case: str, reason: str) -> None:
@@ -71,6 +82,8 @@ class Results:
 
     def finish(self) -> None:
         """Measures the rates once more: the better of two is the machine's, should something else have run during the first."""
+        if self.settings.update:  # the record's own rates are those of its whole run
+            return
         again = rates.measure(self.settings.device, self.settings.quick)
         self.record["rates"] = {name: max(value, again[name]) for name, value in self.rates.items()}
         self._write()
@@ -80,6 +93,10 @@ class Results:
         draft = self.path.with_suffix(".tmp")
         draft.write_text(json.dumps(_rounded(self.record), indent=1) + "\n", encoding="utf-8")
         os.replace(draft, self.path)
+
+
+def _identity(case: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(case.get(name) for name in ("op", "shape", "dtype", "sweep", "x"))
 
 
 def _rounded(value: Any) -> Any:

@@ -28,28 +28,32 @@ class Settings:
         quick: tiny shapes and few rounds, to see that everything runs; its figures mean nothing.
         seconds: after which no further case starts.
         results: folder of the JSON and the plots.
+        update: put what is measured in the place of the same cases in the JSON that is there.
     """
 
     device: str = "cpu"
     quick: bool = False
     seconds: float = 540.0
     results: Path = RESULTS
+    update: bool = False
 
     def environment(self) -> dict[str, str]:
         """The variables that `current` reads."""
         values = {"DEVICE": self.device, "QUICK": str(int(self.quick)), "SECONDS": str(self.seconds)}
+        values["UPDATE"] = str(int(self.update))
         return {PREFIX + name: value for name, value in (values | {"RESULTS": str(self.results)}).items()}
 
 
 def current() -> Settings:
     """The settings of this process."""
-    read = {name: os.environ.get(PREFIX + name) for name in ("DEVICE", "QUICK", "SECONDS", "RESULTS")}
+    read = {name: os.environ.get(PREFIX + name) for name in ("DEVICE", "QUICK", "SECONDS", "RESULTS", "UPDATE")}
     quick = read["QUICK"] == "1"
     return Settings(
         device=read["DEVICE"] or ("cuda" if torch.cuda.is_available() else "cpu"),
         quick=quick,
         seconds=float(read["SECONDS"] or Settings.seconds),
         results=Path(read["RESULTS"] or (PARTIAL_RESULTS if quick else RESULTS)),
+        update=read["UPDATE"] == "1",
     )
 
 

@@ -77,23 +77,27 @@ T *pointer(Address address) {
   return reinterpret_cast<T *>(address);
 }
 
-void require(bool good, const std::string &message) {
-  if (!good) throw std::invalid_argument(message);
-}
+[[noreturn]] void fail(const std::string &message) { throw std::invalid_argument(message); }
+
+// The message is made only where it is needed: checks of every element would otherwise cost more than the ops.
+#define REQUIRE(condition, message)  \
+  do {                               \
+    if (!(condition)) fail(message); \
+  } while (false)
 
 void require_pointer(Address address, int64_t elements, const char *name) {
-  require(address != 0 || elements == 0, std::string(name) + " is a null pointer");
+  REQUIRE(address != 0 || elements == 0, std::string(name) + " is a null pointer");
 }
 
 void require_sizes(std::initializer_list<std::pair<const char *, int64_t>> sizes) {
   for (const auto &[name, size] : sizes)
-    require(size >= 0, std::string(name) + " is " + std::to_string(size) + "; it must be at least 0");
+    REQUIRE(size >= 0, std::string(name) + " is " + std::to_string(size) + "; it must be at least 0");
 }
 
 // Calls run(T{}) with the element type that `dtype` names, without the interpreter's lock.
 template <typename Run>
 void with_dtype(const std::string &dtype, Run run) {
-  require(dtype == "float32" || dtype == "bfloat16", "dtype is '" + dtype + "'; it must be float32 or bfloat16");
+  REQUIRE(dtype == "float32" || dtype == "bfloat16", "dtype is '" + dtype + "'; it must be float32 or bfloat16");
   kernels();  // may raise, so it comes before the lock is given up
   py::gil_scoped_release release;
   if (dtype == "float32")
@@ -113,23 +117,23 @@ void check_attention(const AttentionSizes &size, Address cu_seqlens) {
                  {"tokens", size.tokens},
                  {"max_seqlen", size.max_seqlen},
                  {"threshold", size.threshold}});
-  require(size.head_dim > 0 && size.head_dim <= 128 && size.head_dim % 16 == 0,
+  REQUIRE(size.head_dim > 0 && size.head_dim <= 128 && size.head_dim % 16 == 0,
           "head_dim is " + std::to_string(size.head_dim) + "; it must be a multiple of 16, at most 128");
-  require(size.threshold < 65536, "threshold must be below 65536");
-  require(size.threads > 0, "threads must be above 0");
-  require(cu_seqlens != 0, "cu_seqlens is a null pointer");
+  REQUIRE(size.threshold < 65536, "threshold must be below 65536");
+  REQUIRE(size.threads > 0, "threads must be above 0");
+  REQUIRE(cu_seqlens != 0, "cu_seqlens is a null pointer");
   const int32_t *bounds = pointer<const int32_t>(cu_seqlens);
-  require(bounds[0] == 0, "cu_seqlens must start with 0");
+  REQUIRE(bounds[0] == 0, "cu_seqlens must start with 0");
   for (int64_t i = 0; i < size.sequences; ++i) {
-    require(bounds[i + 1] >= bounds[i], "cu_seqlens must never fall");
-    require(bounds[i + 1] - bounds[i] <= size.max_seqlen, "a sequence is longer than max_seqlen");
+    REQUIRE(bounds[i + 1] >= bounds[i], "cu_seqlens must never fall");
+    REQUIRE(bounds[i + 1] - bounds[i] <= size.max_seqlen, "a sequence is longer than max_seqlen");
   }
-  require(bounds[size.sequences] <= size.tokens, "cu_seqlens goes beyond the tokens");
+  REQUIRE(bounds[size.sequences] <= size.tokens, "cu_seqlens goes beyond the tokens");
 }
 
 // The widest reach of a strided (tokens, heads, head_dim) array must not run backwards.
 void check_strides(const char *name, int64_t token, int64_t head) {
-  require(token >= 0 && head >= 0, std::string("the strides of ") + name + " must be at least 0");
+  REQUIRE(token >= 0 && head >= 0, std::string("the strides of ") + name + " must be at least 0");
 }
 
 // Addresses of bucket_of, bias, query_scores and key_scores (0: absent), and what `Positions` says of them.
@@ -140,15 +144,15 @@ struct PositionTables {
 };
 
 void check_positions(const PositionTables &positions, const AttentionSizes &size, int64_t window) {
-  require(window >= -1, "window is " + std::to_string(window) + "; it must be at least 0, or -1 for all keys");
+  REQUIRE(window >= -1, "window is " + std::to_string(window) + "; it must be at least 0, or -1 for all keys");
   const auto [bucket_of, bias, query_scores, key_scores] = positions.tables;
   require_sizes({{"buckets", positions.buckets}});
-  for (int64_t stride : positions.strides) require(stride >= 0, "the strides of the tables must be at least 0");
+  for (int64_t stride : positions.strides) REQUIRE(stride >= 0, "the strides of the tables must be at least 0");
   require_pointer(bucket_of, size.max_seqlen && (bias || query_scores || key_scores), "bucket_of");
   if (!bucket_of) return;
   const int32_t *values = pointer<const int32_t>(bucket_of);
   for (int64_t i = 0; i < 2 * size.max_seqlen - 1; ++i)
-    require(values[i] >= 0 && values[i] < positions.buckets, "bucket_of[" + std::to_string(i) + "] is " + std::to_string(values[i]) +
+    REQUIRE(values[i] >= 0 && values[i] < positions.buckets, "bucket_of[" + std::to_string(i) + "] is " + std::to_string(values[i]) +
                                                                  "; it must be from 0 to " + std::to_string(positions.buckets - 1));
 }
 
@@ -219,7 +223,7 @@ void attention_backward(const std::string &dtype, Address dout, Address q, Addre
   const PositionTables positions{tables, buckets, table_strides};
   check_attention(size, cu_seqlens), check_positions(positions, size, window);
   for (size_t i = 0; i < table_gradients.size(); ++i)
-    require(!table_gradients[i] || tables[i + 1], "a gradient is wanted of a table that is absent");
+    REQUIRE(!table_gradients[i] || tables[i + 1], "a gradient is wanted of a table that is absent");
   for (auto [address, name] : {std::pair{dout, "dout"}, {q, "q"}, {k, "k"}, {v, "v"}, {out, "out"}, {lse, "lse"}, {dq, "dq"},
                                {dk, "dk"}, {dv, "dv"}})
     require_pointer(address, tokens * heads, name);
@@ -241,7 +245,7 @@ void attention_backward(const std::string &dtype, Address dout, Address q, Addre
 
 void dropout(const std::string &dtype, Address x, Address out, int64_t n, int64_t threshold, int64_t seed, int64_t threads) {
   require_sizes({{"n", n}, {"threshold", threshold}});
-  require(threshold < 65536 && threads > 0, "threshold must be below 65536 and threads above 0");
+  REQUIRE(threshold < 65536 && threads > 0, "threshold must be below 65536 and threads above 0");
   require_pointer(x, n, "x"), require_pointer(out, n, "out");
   with_dtype(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -282,7 +286,7 @@ void check_index(Address index, int64_t masked, int64_t rows) {
 void gather_rows(Address x, Address index, Address out, int64_t rows, int64_t masked, int64_t width, int64_t stride,
                  int64_t threads) {
   require_sizes({{"rows", rows}, {"masked", masked}, {"width", width}, {"the stride of x", stride}});
-  require(threads > 0, "threads must be above 0");
+  REQUIRE(threads > 0, "threads must be above 0");
   check_index(index, masked, rows);
   require_pointer(x, rows * width, "x"), require_pointer(out, masked * width, "out");
   const Kernels &table = kernels();
@@ -293,7 +297,7 @@ void gather_rows(Address x, Address index, Address out, int64_t rows, int64_t ma
 
 void scatter_rows(Address dout, Address index, Address dx, int64_t rows, int64_t masked, int64_t width, int64_t threads) {
   require_sizes({{"rows", rows}, {"masked", masked}, {"width", width}});
-  require(threads > 0, "threads must be above 0");
+  REQUIRE(threads > 0, "threads must be above 0");
   check_index(index, masked, rows);
   require_pointer(dout, masked * width, "dout"), require_pointer(dx, rows * width, "dx");
   const Kernels &table = kernels();
@@ -310,8 +314,8 @@ void mask_tokens(Address ids, Address special, Address counters, Address choices
                  {"choose_below", choose_below},
                  {"mask_below", mask_below},
                  {"random_below", random_below}});
-  require(random_ids <= int64_t{1} << 32, "random_ids must be at most 2^32");
-  require(threads > 0, "threads must be above 0");
+  REQUIRE(random_ids <= int64_t{1} << 32, "random_ids must be at most 2^32");
+  REQUIRE(threads > 0, "threads must be above 0");
   for (auto [address, name] : {std::pair{ids, "ids"}, {special, "special"}, {masked, "masked"}, {labels, "labels"}})
     require_pointer(address, tokens, name);
   const MaskTokens arguments{pointer<const int64_t>(ids),
@@ -339,14 +343,14 @@ void cross_entropy_rows(const std::string &dtype, Address logits, Address bias, 
                         Address correct, int64_t rows, int64_t vocab, int64_t ignore_index, float label_smoothing, float z_loss,
                         Address grad_scale, Address dbias, int64_t threads) {
   require_sizes({{"rows", rows}, {"vocab", vocab}});
-  require(vocab > 0, "vocab must be above 0");
-  require(threads > 0, "threads must be above 0");
-  require(!dbias || grad_scale, "dbias needs grad_scale");
+  REQUIRE(vocab > 0, "vocab must be above 0");
+  REQUIRE(threads > 0, "threads must be above 0");
+  REQUIRE(!dbias || grad_scale, "dbias needs grad_scale");
   for (auto [address, name] : {std::pair{logits, "logits"}, {labels, "labels"}, {loss, "loss"}, {lse, "lse"}, {correct, "correct"}})
     require_pointer(address, rows, name);
   const int64_t *values = pointer<const int64_t>(labels);
   for (int64_t row = 0; row < rows; ++row)
-    require(values[row] == ignore_index || (values[row] >= 0 && values[row] < vocab),
+    REQUIRE(values[row] == ignore_index || (values[row] >= 0 && values[row] < vocab),
             "labels[" + std::to_string(row) + "] is " + std::to_string(values[row]) + "; it must be from 0 to " +
                 std::to_string(vocab - 1) + ", or " + std::to_string(ignore_index) + " to be ignored");
   with_dtype(dtype, [&](auto tag) {
@@ -359,7 +363,7 @@ void cross_entropy_rows(const std::string &dtype, Address logits, Address bias, 
 
 void check_sizes(int64_t rows, int64_t width, int64_t threshold, int64_t threads) {
   require_sizes({{"rows", rows}, {"the width", width}, {"threshold", threshold}});
-  require(width > 0 && threshold < 65536 && threads > 0, "the width and threads must be above 0 and threshold below 65536");
+  REQUIRE(width > 0 && threshold < 65536 && threads > 0, "the width and threads must be above 0 and threshold below 65536");
 }
 
 template <typename T>
@@ -447,7 +451,7 @@ void check_embed(int64_t tokens, int64_t hidden, const Three &tables, const Thre
     require_pointer(ids[i], tokens, "a table's ids");
     const int64_t *values = pointer<const int64_t>(ids[i]);
     for (int64_t token = 0; token < tokens; ++token)
-      require(values[token] >= 0 && values[token] < sizes[i],
+      REQUIRE(values[token] >= 0 && values[token] < sizes[i],
               "an id is " + std::to_string(values[token]) + " and its table has " + std::to_string(sizes[i]) + " rows");
   }
 }
@@ -506,11 +510,11 @@ void sum_row_groups(const std::string &dtype, Address rows, Address order, Addre
   for (auto [address, name] : {std::pair{starts, "starts"}, {targets, "targets"}, {out, "out"}})
     require_pointer(address, groups, name);
   for (int64_t i = 0; i < count; ++i)
-    require(pointer<const int64_t>(order)[i] >= 0 && pointer<const int64_t>(order)[i] < count, "order goes beyond the rows");
+    REQUIRE(pointer<const int64_t>(order)[i] >= 0 && pointer<const int64_t>(order)[i] < count, "order goes beyond the rows");
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t *start = pointer<const int64_t>(starts) + g, target = pointer<const int64_t>(targets)[g];
-    require(start[0] >= 0 && start[0] <= start[1] && start[1] <= count, "starts must rise within the rows");
-    require(target >= 0 && target < size, "targets go beyond out");
+    REQUIRE(start[0] >= 0 && start[0] <= start[1] && start[1] <= count, "starts must rise within the rows");
+    REQUIRE(target >= 0 && target < size, "targets go beyond out");
   }
   with_dtype(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -532,8 +536,8 @@ std::vector<AdamwTensor<T>> adamw_tensors(const std::vector<std::array<Address, 
 
 void check_adamw(const std::vector<std::array<Address, 5>> &addresses, const std::vector<int64_t> &sizes, int needed,
                  int64_t threads) {
-  require(addresses.size() == sizes.size(), "there must be a size for each tensor");
-  require(threads > 0, "threads must be above 0");
+  REQUIRE(addresses.size() == sizes.size(), "there must be a size for each tensor");
+  REQUIRE(threads > 0, "threads must be above 0");
   for (size_t i = 0; i < sizes.size(); ++i) {
     require_sizes({{"a tensor's size", sizes[i]}});
     for (int part = 0; part < 4; ++part)

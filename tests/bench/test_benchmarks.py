@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import page
+from benchmarks.results import Results
 from benchmarks.settings import Settings
 from bertfast.bench import floors, lengths, steps, timing
 from bertfast.config import BertConfig
@@ -119,3 +120,20 @@ def test_useful_flops_count_what_the_model_multiplies() -> None:
 
 def test_the_page_of_figures_is_what_the_committed_json_gives() -> None:
     assert page.PAGE.read_text(encoding="utf-8") == page.page_text(page.load_results())
+
+
+def test_an_update_replaces_the_same_case_and_says_when(tmp_path: Path) -> None:
+    machine = {"slug": "machine", "name": "machine", "device": "cpu"}
+    rates = {"matrix float32": 1.0, "copy": 1.0}
+    case = {"op": "dropout", "shape": "4 x 4", "dtype": "float32", "value": 1}
+    first = Results(Settings(results=tmp_path), machine, rates)
+    first.add(dict(case))
+    first.add(case | {"dtype": "bfloat16"})
+    again = Results(Settings(results=tmp_path, update=True), machine, {"matrix float32": 2.0, "copy": 2.0})
+    again.add(case | {"value": 2})
+    again.finish()
+    (record,) = page.load_results(tmp_path)
+    assert [(found["dtype"], found["value"]) for found in record["cases"]] == [("float32", 2), ("bfloat16", 1)]
+    assert record["cases"][0]["commit"] == again.commit
+    assert "commit" not in record["cases"][1]
+    assert (record["rates"], record["cases"][0]["rates"]["copy"]) == (rates, 2.0)
