@@ -82,9 +82,10 @@ template <typename T>
 void sum_row_groups(const float *rows, const int64_t *order, const int64_t *starts, const int64_t *targets, T *out,
                     int64_t groups, int64_t hidden, int threads) {
   constexpr int64_t step = 256;  // columns of a task, so that one large group does not fall to one thread
-  const int64_t parts = (hidden + step - 1) / step;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t task = 0; task < groups * parts; ++task) {
+  const int64_t parts = (hidden + step - 1) / step, tasks = groups * parts;
+  const int64_t share = std::clamp<int64_t>(tasks / (16 * threads), 1, 32);  // of tasks that a thread takes at a time
+#pragma omp parallel for num_threads(threads) schedule(dynamic, share)
+  for (int64_t task = 0; task < tasks; ++task) {
     const int64_t group = task / parts, begin = task % parts * step, n = std::min(step, hidden - begin);
     alignas(64) float total[step + kWidth] = {};
     for (int64_t member = starts[group]; member < starts[group + 1]; ++member) {

@@ -26,7 +26,7 @@ from .triton_dot import dot
 
 REDUCTIONS = ("mean", "sum", "none")
 # A block of logits on the CPU: large enough for the matrix product's full rate, small beside the weights.
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 48 << 20
 
 
 # --- Triton ---
