@@ -22,7 +22,7 @@ This page is written by `python -m benchmarks page` from the JSON files under `b
 
 A ratio is the other side's time over ours, **above 1 where bertfast is faster**: the median over rounds in which all sides run in turn in
 one process, after a check that they compute the same thing. `~` marks a case in which a side's quartiles lie more than {NOISE_BOUND:.0%} of its median
-apart: do not conclude from it. Times are forward and backward together; a step adds the optimizer. With dropout, whose bits are each side's own, sides are
+apart: do not conclude from it. All sides have the good of a C library that keeps freed memory (`bertfast/training/memory.py`), as `bertfast pretrain` sets it. Times are forward and backward together; a step adds the optimizer. With dropout, whose bits are each side's own, sides are
 compared without it and timed with it.
 
 The *share* column says how near the case is to what cannot be avoided. For products it is the useful FLOPs (real tokens, pairs of tokens in one

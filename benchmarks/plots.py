@@ -134,7 +134,7 @@ def _draw_ratios(cases: list[Record], record: Record, canvas: Any) -> None:
     axes.grid(False, axis="y")
     axes.invert_yaxis()
     axes.margins(y=0.01)
-    axes.set_xlim(0, 2 * widest)  # room for the labels
+    axes.set_xlim(0, 2.25 * widest)  # room for the labels
     axes.set_xlabel("fastest peer's time over ours (median, quartiles); above 1 ours is faster")
 
 
