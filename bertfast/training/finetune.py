@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,6 @@ from .metrics import LiveBar
 from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
 from .precision import PRECISIONS, Masters
 from .seeds import dropout_seed
-from .signals import caught_signals
 
 TASKS = ("classification",)
 WARMUP_SHARE = 0.1  # of the updates. Devlin et al., "BERT", appendix A.3
@@ -249,7 +247,7 @@ def _train(
     history: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     best_weights: dict[str, Tensor] = {}
-    with LiveBar(total, label="finetune") as bar, caught_signals(signal.SIGINT) as stop:
+    with LiveBar(total, label="finetune") as bar:
         for epoch in range(1, config.epochs + 1):
             order = np.random.default_rng([config.seed, epoch]).permutation(len(train))
             model.train()
@@ -274,8 +272,6 @@ def _train(
                 set_rate(optimizer, config.lr * linear_schedule(step, warmup, total))
                 optimizer.step()
                 optimizer.zero_grad()
-                if stop:
-                    raise KeyboardInterrupt
                 losses += value
                 bar.advance(step + 1, f"epoch {epoch}  loss {value:.3f}")
             scores = _score(model, dev, dev_firsts, device)

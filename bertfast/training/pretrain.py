@@ -44,7 +44,6 @@ from .metrics import LiveBar, MetricsLog
 from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
 from .precision import Masters
 from .seeds import dropout_seed
-from .signals import caught_signals
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
@@ -165,7 +164,7 @@ class _Trainer:
         window = self.window
         parts = self.batches.iterate(start * config.accumulation)
         clock = time.monotonic() - window.elapsed
-        with LiveBar(config.steps, start) as bar, caught_signals(signal.SIGINT, signal.SIGTERM) as stop:
+        with LiveBar(config.steps, start) as bar, _signals() as stop:
             for step in range(start, config.steps):
                 rate = config.lr * linear_schedule(step, config.warmup, config.steps)
                 epoch, loss, norm = self._update(step, rate, parts)
@@ -373,3 +372,25 @@ def _locked(run: Path) -> Iterator[None]:
         except OSError:
             raise BertfastError(f"{run}: another process is training there") from None
         yield
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM put their number into, so that the step ends and a checkpoint is written."""
+    caught: list[int] = []
+
+    def handler(number: int, _frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    try:
+        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: the program around decides
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
