@@ -205,6 +205,8 @@ def test_an_interrupt_leaves_no_folder_and_says_nothing_long(place: Path) -> Non
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
+        # A shell's background job ignores interrupts, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while not list(place.glob(".out.*.tmp")) and time.monotonic() < deadline:
