@@ -11,13 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.objectives import Spans, document_spans, mask_tokens, most_masked, sentence_pairs
+from bertfast.objectives import Spans, document_spans, mask_tokens, most_masked, ordered_pairs, sentence_pairs
 from bertfast.packed import Budget, PackedBatch
 
 from .store import TokenStore
 from .tokenizer import SpecialIds
 
-OBJECTIVES = ("mlm+nsp", "mlm")
+# How each objective cuts the corpus: pairs of segments, or (RTD and distillation take what masked-LM alone does) single ones.
+CUTS = {
+    "mlm": document_spans,
+    "mlm+nsp": sentence_pairs,
+    "mlm+sop": ordered_pairs,
+    "rtd": document_spans,
+    "distill": document_spans,
+}
+OBJECTIVES = tuple(CUTS)
 MASKINGS = ("dynamic", "static")
 Plan = tuple[Spans, list[NDArray[np.int64]]]  # examples, and the rows of them that make each batch
 # What a generator is for; a purpose of its own keeps streams of the same seed and epoch apart.
@@ -52,7 +60,8 @@ class Batches:
             raise BertfastError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
         if masking not in MASKINGS:
             raise BertfastError(f"masking is {masking!r}; it must be one of {', '.join(MASKINGS)}")
-        self.pairs = objective == "mlm+nsp"
+        self.cut = CUTS[objective]
+        self.pairs = self.cut is not document_spans
         self.added = 3 if self.pairs else 2  # [CLS] A [SEP] and, of a pair, the last [SEP]
         if seq_len < self.added + 2:
             raise BertfastError(f"seq-len is {seq_len}; it must be at least {self.added + 2}")
@@ -78,9 +87,8 @@ class Batches:
         return self.planned[1]
 
     def _plan(self, epoch: int) -> Plan:
-        make = sentence_pairs if self.pairs else document_spans
         rng = self._rng(_SPANS, 0 if self.static else epoch)
-        spans = make(self.store.sentences, self.store.documents, self.seq_len - self.added, rng)
+        spans = self.cut(self.store.sentences, self.store.documents, self.seq_len - self.added, rng)
         order = self._rng(_ORDER, epoch).permutation(len(spans))
         lengths = spans.tokens[order] + self.added
         batches, start, total = [], 0, 0

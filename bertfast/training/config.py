@@ -24,7 +24,9 @@ class PretrainConfig:
         tokenizer: folder of the tokenizer.
         out: folder of the run; it must not exist, unless the run is resumed.
         model: a preset's name, or a folder in Hugging Face's format to go on training from.
-        objective: "mlm+nsp" or "mlm".
+        objective: "mlm", "mlm+nsp" (is the second segment the next or a random one), "mlm+sop" (are the two swapped), "rtd" (ELECTRA's
+            replaced-token detection) or "distill" (from a teacher).
+        teacher: folder in Hugging Face's format, of the model to distill from; with "distill" alone.
         masking: "dynamic" (new each epoch) or "static".
         steps: optimizer updates.
         batch_tokens: tokens of a batch at most; of one part of it under accumulation.
@@ -48,6 +50,7 @@ class PretrainConfig:
     out: str
     model: str = "bert-small"
     objective: str = "mlm+nsp"
+    teacher: str | None = None
     masking: str = "dynamic"
     steps: int = 10_000
     batch_tokens: int = 8192
@@ -83,6 +86,15 @@ class PretrainConfig:
         for name, choices in (("objective", OBJECTIVES), ("masking", MASKINGS), ("precision", PRECISIONS)):
             if getattr(self, name) not in choices:
                 raise BertfastError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        if self.objective == "distill" and not self.teacher:
+            raise BertfastError("objective is 'distill', which needs a teacher: the folder of a model; give --teacher")
+        if self.teacher is not None:
+            if self.objective != "distill":
+                raise BertfastError(
+                    f"teacher is {self.teacher!r} and objective {self.objective!r}; only --objective distill takes one"
+                )
+            if not Path(self.teacher).is_dir():
+                raise BertfastError(f"teacher is {self.teacher!r}; it must be a model's folder")
         if self.cuda_graph not in (None, True, False):
             raise BertfastError(f"cuda-graph is {self.cuda_graph!r}; it must be true, false or left out")
         if self.cuda_graph and self.accumulation > 1:
@@ -127,8 +139,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
             raise BertfastError(f"{path}: data is {data!r}; it must be a file or a list of files")
         values["data"] = tuple(data)
-    for name in ("tokenizer", "out", "model"):
-        if not isinstance(values.get(name, ""), str):
+    for name in ("tokenizer", "out", "model", "teacher"):
+        if not isinstance(values.get(name) or "", str):
             raise BertfastError(f"{path}: {name} is {values[name]!r}; it must be text")
     # YAML 1.1 reads 1e-4, with no point in it, as text.
     for name in ("lr", "weight_decay", "clip_norm"):

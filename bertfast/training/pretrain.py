@@ -319,7 +319,7 @@ def _numbers(line: dict[str, Any]) -> str:
 
 
 def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> BertForPreTraining | BertForMaskedLM:
-    cls = BertForPreTraining if config.objective == "mlm+nsp" else BertForMaskedLM
+    cls = BertForPreTraining if config.objective in ("mlm+nsp", "mlm+sop") else BertForMaskedLM
     torch.manual_seed(config.seed)
     if config.model in PRESETS:
         shape = BertConfig.preset(

@@ -259,6 +259,22 @@ def test_pretrain_options_out_of_range(option: str, value: object, fails: Callab
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"objective": "distill"}, "--teacher"),
+        ({"objective": "distill", "teacher": "nowhere"}, "teacher is 'nowhere'; it must be a model's folder"),
+        ({"objective": "mlm", "teacher": "tok"}, "only --objective distill"),
+        ({"objective": "clm"}, "mlm, mlm+nsp, mlm+sop, rtd, distill"),
+    ],
+)
+def test_objectives_that_do_not_fit_the_options(
+    options: dict[str, str], said: str, fails: Callable[..., Outcome], place: Path
+) -> None:
+    assert said in fails(*pretrain(**options)).errors[0]
+    assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("option", "value"),
     [
         ("task", "tagging"),
