@@ -27,6 +27,7 @@ CUTS = {
 }
 OBJECTIVES = tuple(CUTS)
 MASKINGS = ("dynamic", "static")
+MASK_UNITS = ("token", "whole-word", "span")
 Plan = tuple[Spans, list[NDArray[np.int64]]]  # examples, and the rows of them that make each batch
 # What a generator is for; a purpose of its own keeps streams of the same seed and epoch apart.
 _SPANS, _ORDER, _MASK = range(3)
@@ -38,7 +39,8 @@ class Batches:
     An epoch is one pass over the corpus, its examples shuffled and gathered into batches of at most ``batch_tokens`` tokens; no sequence is cut
     between batches. With dynamic masking each epoch cuts the corpus anew and hides other tokens; with static masking the examples
     and what is hidden in them are those of the first epoch, in another order. Tokens are hidden on ``device``, where the batches come out,
-    the same ones on each.
+    the same ones on each: single ones, whole words or spans of words. These need ``continues`` (vocab,), from
+    `words.continuations`; a sentence starts a word whatever its first token.
 
     Raises:
         BertfastError: an option out of range, or a corpus that the objective cannot use.
@@ -55,11 +57,18 @@ class Batches:
         masking: str = "dynamic",
         seed: int = 0,
         device: torch.device | str = "cpu",
+        mask_unit: str = "token",
+        continues: NDArray[np.bool_] | None = None,
     ) -> None:
         if objective not in OBJECTIVES:
             raise BertfastError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
         if masking not in MASKINGS:
             raise BertfastError(f"masking is {masking!r}; it must be one of {', '.join(MASKINGS)}")
+        if mask_unit not in MASK_UNITS:
+            raise BertfastError(f"mask-unit is {mask_unit!r}; it must be one of {', '.join(MASK_UNITS)}")
+        if mask_unit != "token" and continues is None:
+            raise BertfastError(f"mask-unit is {mask_unit!r}, which needs to be told which tokens continue a word")
+        self.continues, self.hides_spans = None if mask_unit == "token" else continues, mask_unit == "span"
         self.cut = CUTS[objective]
         self.pairs = self.cut is not document_spans
         self.added = 3 if self.pairs else 2  # [CLS] A [SEP] and, of a pair, the last [SEP]
@@ -121,15 +130,18 @@ class Batches:
     def _batch(self, spans: Spans, rows: NDArray[np.int64], epoch: int) -> PackedBatch:
         special, ids = self.special, self.store.ids
         pieces: list[Any] = []
+        starts: list[Any] = []  # of words; a special token's is not read
         segments: list[NDArray[np.int64]] = []
         lengths = []
         for a0, a1, b0, b1 in zip(
             *(column[rows].tolist() for column in (spans.a_start, spans.a_end, spans.b_start, spans.b_end)), strict=True
         ):
             pieces += [[special.cls], ids[a0:a1], [special.sep]]
+            starts += [[True], self._word_starts(a0, a1), [True]]
             segments.append(np.zeros(a1 - a0 + 2, np.int64))
             if self.pairs:
                 pieces += [ids[b0:b1], [special.sep]]
+                starts += [self._word_starts(b0, b1), [True]]
                 segments.append(np.ones(b1 - b0 + 1, np.int64))
             lengths.append(a1 - a0 + b1 - b0 + self.added)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
@@ -139,7 +151,15 @@ class Batches:
         seed = int(self._rng(_MASK, *(() if self.static else (epoch,))).integers(-(2**63), 2**63 - 1))
         tokens, cu_seqlens = self._tensor(np.concatenate(pieces)), self._tensor(bounds).int()
         hidden, positions, labels = mask_tokens(
-            tokens, cu_seqlens, self.is_special[tokens], self.words, special.mask, self._tensor(counters), seed
+            tokens,
+            cu_seqlens,
+            self.is_special[tokens],
+            self.words,
+            special.mask,
+            self._tensor(counters),
+            seed,
+            self._tensor(np.concatenate(starts)).bool(),
+            self.hides_spans,
         )
         return PackedBatch(
             input_ids=hidden,
@@ -151,6 +171,15 @@ class Batches:
             masked_labels=labels,
             next_sentence_labels=self._tensor(spans.label[rows]) if self.pairs else None,
         )
+
+    def _word_starts(self, start: int, end: int) -> NDArray[np.bool_]:
+        """Which tokens of the store from ``start`` to ``end`` start a word."""
+        if self.continues is None:
+            return np.ones(end - start, np.bool_)
+        found = ~self.continues[self.store.ids[start:end]]
+        first, last = np.searchsorted(self.store.sentences, (start, end))
+        found[self.store.sentences[first:last] - start] = True
+        return found
 
     def _tensor(self, values: NDArray) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.device)

@@ -46,11 +46,9 @@ def ordered_pairs(
                 split = int(rng.integers(low + 1, high))
             else:
                 break
+            pair = (low, split), (split, high)
             label = SWAPPED if rng.random() < SWAPPED_RATE else IN_ORDER
-            a, b = (low, split), (split, high)
-            rows.append(
-                (*(truncate(b, a, max_tokens, rng) if label == SWAPPED else truncate(a, b, max_tokens, rng)), label)
-            )
+            rows.append((*truncate(*(pair[::-1] if label == SWAPPED else pair), max_tokens, rng), label))
             start = end
     if not rows:
         raise BertfastError(

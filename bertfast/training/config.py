@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from bertfast.config import PRESETS
-from bertfast.data.packing import MASKINGS, OBJECTIVES
+from bertfast.data.packing import MASK_UNITS, MASKINGS, OBJECTIVES
 from bertfast.errors import BertfastError
 
 from .precision import PRECISIONS
@@ -28,6 +28,7 @@ class PretrainConfig:
             replaced-token detection) or "distill" (from a teacher).
         teacher: folder in Hugging Face's format, of the model to distill from; with "distill" alone.
         masking: "dynamic" (new each epoch) or "static".
+        mask_unit: what is hidden together: "token", "whole-word" or "span" (of whole words, as in SpanBERT).
         steps: optimizer updates.
         batch_tokens: tokens of a batch at most; of one part of it under accumulation.
         seq_len: tokens of a sequence at most, special tokens included.
@@ -52,6 +53,7 @@ class PretrainConfig:
     objective: str = "mlm+nsp"
     teacher: str | None = None
     masking: str = "dynamic"
+    mask_unit: str = "token"
     steps: int = 10_000
     batch_tokens: int = 8192
     seq_len: int = 128
@@ -83,9 +85,16 @@ class PretrainConfig:
         for name in ("lr", "clip_norm"):
             _number(name, getattr(self, name), above=0)
         _number("weight_decay", self.weight_decay, least=0)
-        for name, choices in (("objective", OBJECTIVES), ("masking", MASKINGS), ("precision", PRECISIONS)):
+        for name, choices in (
+            ("objective", OBJECTIVES),
+            ("masking", MASKINGS),
+            ("mask_unit", MASK_UNITS),
+            ("precision", PRECISIONS),
+        ):
             if getattr(self, name) not in choices:
-                raise BertfastError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+                raise BertfastError(
+                    f"{name.replace('_', '-')} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                )
         if self.objective == "distill" and not self.teacher:
             raise BertfastError("objective is 'distill', which needs a teacher: the folder of a model; give --teacher")
         if self.teacher is not None:

@@ -24,6 +24,7 @@ from bertfast.config import PRESETS, BertConfig
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
+from bertfast.data.words import continuations
 from bertfast.errors import BertfastError
 from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, load_weights, make_folder, write_atomically
 from bertfast.model import BertForMaskedLM, BertForPreTraining
@@ -124,6 +125,8 @@ def _prepare(
         config.masking,
         config.seed,
         device,
+        config.mask_unit,
+        None if config.mask_unit == "token" else continuations(words, model.config.vocab_size),
     )
     batches.plan(0)  # says now if the corpus cannot serve the objective
     return batches

@@ -109,6 +109,39 @@ def test_a_random_partner_comes_from_another_document_and_a_next_one_from_the_sa
     assert 0.4 < np.mean(labels) < 0.75  # a lone last sentence always takes a random partner
 
 
+UNITS = {
+    "token": {},
+    "whole-word": {"mask_unit": "whole-word", "continues": np.arange(VOCAB) % 3 == 0},
+    "span": {"mask_unit": "span", "continues": np.arange(VOCAB) % 3 == 0},
+}
+
+
+@pytest.mark.parametrize("unit", ["whole-word", "span"])
+def test_words_and_spans_are_hidden_the_same_from_any_start_within_the_budget(unit):
+    run = batches(objective="mlm+sop", **UNITS[unit])
+    budget = run.budget()
+    whole = list(islice(run.iterate(), 20))
+    assert same(next(batches(objective="mlm+sop", **UNITS[unit]).iterate(17))[1], whole[17][1])
+    assert not same(whole[0][1], next(batches(objective="mlm+sop").iterate())[1])
+    assert all(batch.fits(budget) for epoch, batch in whole if epoch == 0)
+
+
+@pytest.mark.parametrize("unit", ["whole-word", "span"])
+def test_a_sentence_starts_a_word_whatever_its_first_token(unit):
+    """Where all tokens continue a word, each sentence, of two tokens here, is one."""
+    store = TokenStore(np.arange(5, 305, dtype=np.uint16), np.arange(0, 301, 2), np.array([0, 150]))
+    everything = {"objective": "mlm", "mask_unit": unit, "continues": np.ones(VOCAB, np.bool_), "seq_len": 80}
+    whole = 0
+    for _, batch in islice(batches(store, **everything).iterate(), 20):
+        original = batch.input_ids.clone()
+        original[batch.masked_positions] = batch.masked_labels
+        hidden = torch.zeros_like(original).index_fill(0, batch.masked_positions, 1)
+        halves = (original[:-1] % 2 == 1) & (original[1:] == original[:-1] + 1) & (original[:-1] >= 5)
+        assert torch.equal(hidden[:-1][halves], hidden[1:][halves])
+        whole += int(hidden[:-1][halves].sum())
+    assert whole > 50
+
+
 @pytest.mark.parametrize("objective", ["rtd", "distill"])
 def test_rtd_and_distillation_take_the_batches_of_mlm(objective):
     made, wanted = batches(objective=objective).iterate(), batches(objective="mlm").iterate()
@@ -167,6 +200,8 @@ def test_any_corpus_packs_within_its_limits(seed, seq_len, documents):
     [
         ({"objective": "sop"}, "objective is 'sop'; it must be one of mlm, mlm.nsp, mlm.sop, rtd, distill"),
         ({"masking": "none"}, "masking is 'none'"),
+        ({"mask_unit": "phrase"}, "mask-unit is 'phrase'; it must be one of token, whole-word, span"),
+        ({"mask_unit": "span"}, "which tokens continue a word"),
         ({"seq_len": 4}, "seq-len is 4; it must be at least 5"),
         ({"seq_len": 200}, "a batch must hold a whole sequence"),
     ],

@@ -242,6 +242,7 @@ def test_a_model_without_a_tokenizer(place: Path, fails: Callable[..., Outcome])
         ("precision", "fp8"),
         ("objective", "clm"),
         ("masking", "none"),
+        ("mask_unit", "phrase"),
         ("model", "bert-huge"),
         ("checkpoint_every", 0),
         ("log_every", 0),
