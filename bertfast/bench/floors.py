@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bertfast.config import BertConfig
+from bertfast.config import EncoderConfig
 
 from .lengths import Lengths
 
@@ -116,7 +116,7 @@ def linear(rows: int, inner: int, columns: int, itemsize: int) -> Floor:
     return Floor(3 * 2 * rows * inner * columns, passes * itemsize)
 
 
-def step_ops(config: BertConfig, lengths: Lengths, masked: int, parameters: int, itemsize: int) -> dict[str, Floor]:
+def step_ops(config: EncoderConfig, lengths: Lengths, masked: int, parameters: int, itemsize: int) -> dict[str, Floor]:
     """A masked-LM training step by op, under the names of `bertfast profile`.
 
     Of the last block only the masked positions' rows are counted past its attention. Dropouts and residual sums are part of the norms, as
@@ -149,7 +149,7 @@ def step_ops(config: BertConfig, lengths: Lengths, masked: int, parameters: int,
 PRODUCTS = ("matrix products", "attention forward", "attention backward", "linear_cross_entropy")
 
 
-def step_flops(config: BertConfig, lengths: Lengths, masked: int) -> float:
+def step_flops(config: EncoderConfig, lengths: Lengths, masked: int) -> float:
     """FLOPs of the products of a forward and a backward: of real tokens, of pairs in one sequence, and of masked positions."""
     ops = step_ops(config, lengths, masked, 0, 4)
     return sum(ops[name].flops for name in PRODUCTS)
