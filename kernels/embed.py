@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
-from .checks import check_device, check_integers, check_like, check_norm, check_tensor
+from .checks import check_device, check_ids, check_integers, check_like, check_norm, check_tensor
 from .dispatch import address
 from .layer_norm_triton import moments, norm_backward, padded_width
 from .philox import as_seed, dropout_threshold, keep_scale
@@ -528,9 +528,4 @@ def _check_table(kind: str, ids: Tensor, table: Tensor, input_ids: Tensor, word:
     check_like(name, table, "word", word)
     if table.shape[1] != word.shape[1]:
         raise ValueError(f"{name} has {table.shape[1]} columns and word {word.shape[1]}; they must be the same")
-    if not torch.compiler.is_compiling() and ids.device.type == "cpu" and ids.numel():
-        low, high = (int(value) for value in ids.aminmax())
-        if low < 0 or high >= table.shape[0]:
-            raise ValueError(
-                f"{kind}_ids holds {low if low < 0 else high}; {name} has {table.shape[0]} rows, so it must be from 0 to {table.shape[0] - 1}"
-            )
+    check_ids(f"{kind}_ids", ids, name, table.shape[0])

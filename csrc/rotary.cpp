@@ -1,0 +1,39 @@
+// Rotary position embedding of queries and keys: see kernels/rotary.py.
+#include "kernels.h"
+
+#include "simd.h"
+
+namespace bertfast::BERTFAST_ISA {
+
+namespace {
+
+template <typename T>
+inline void rotate(const T *x, T *out, const float *cos, const float *sin, float sign, int64_t half) {
+  each_vector(half, [&](int64_t j, int64_t left) {
+    const vec c = load_some(cos + j, left), s = load_some(sin + j, left) * sign;
+    const vec first = load_some(x + j, left), second = load_some(x + half + j, left);
+    store_some(out + j, first * c - second * s, left);
+    store_some(out + half + j, second * c + first * s, left);
+  });
+}
+
+}  // namespace
+
+template <typename T>
+void rotary(const Rotary<T> &p) {
+  const float sign = p.inverse ? -1 : 1;
+#pragma omp parallel for num_threads(p.threads) schedule(static)
+  for (int64_t token = 0; token < p.tokens; ++token) {
+    const float *cos = p.cos + p.position_ids[token] * p.half, *sin = p.sin + p.position_ids[token] * p.half;
+    for (int64_t head = 0; head < p.heads; ++head) {
+      const int64_t out = (token * p.heads + head) * 2 * p.half;
+      rotate(p.q + token * p.q_stride[0] + head * p.q_stride[1], p.q_out + out, cos, sin, sign, p.half);
+      rotate(p.k + token * p.k_stride[0] + head * p.k_stride[1], p.k_out + out, cos, sin, sign, p.half);
+    }
+  }
+}
+
+template void rotary(const Rotary<float> &);
+template void rotary(const Rotary<bf16> &);
+
+}  // namespace bertfast::BERTFAST_ISA
