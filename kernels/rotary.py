@@ -158,7 +158,9 @@ def rotary(q: Tensor, k: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor)
     check_integers("position_ids", position_ids, ("tokens",), torch.int64)
     check_device("position_ids", position_ids, "q", q)
     if position_ids.shape[0] != q.shape[0]:
-        raise ValueError(f"position_ids has {position_ids.shape[0]} entries and q {q.shape[0]} tokens; give one a token")
+        raise ValueError(
+            f"position_ids has {position_ids.shape[0]} entries and q {q.shape[0]} tokens; give one a token"
+        )
     for name, table in (("cos", cos), ("sin", sin)):
         check_tensor(name, table, ("positions", "head_dim // 2"))
         check_device(name, table, "q", q)
