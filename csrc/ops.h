@@ -102,7 +102,7 @@ struct BiasGeluBackward {
   float *dbias;  // may be null
 };
 
-// Word, position and segment tables with their ids; a null table is left out.
+// Word, position and segment tables with their ids; a null table is left out, and the bias may be null.
 template <typename T>
 struct Embed {
   const T *tables[3];

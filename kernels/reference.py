@@ -128,7 +128,7 @@ def embed(
     position: Tensor | None,
     segment: Tensor | None,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     seed: Tensor,
     eps: float,
     threshold: int,

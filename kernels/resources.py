@@ -40,7 +40,7 @@ ROW_KERNELS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "_adamw_kernel": ("adamw", {"COPY": True}, "adamw.update"),
     "_dropout_kernel": ("dropout", {"COUNTERS": 128}, None),
     "_embed_backward_kernel": ("embed", EMBED, None),
-    "_embed_forward_kernel": ("embed", EMBED, None),
+    "_embed_forward_kernel": ("embed", EMBED | {"BIAS": True}, None),
     "_gelu_backward_kernel": ("bias_gelu", GELU | {"ROWS": 64}, "bias_gelu.backward"),
     "_gelu_forward_kernel": ("bias_gelu", GELU, "bias_gelu.forward"),
     "_norm_backward_kernel": ("add_layer_norm", NORM, "add_layer_norm.backward"),

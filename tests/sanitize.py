@@ -159,7 +159,6 @@ def norms(ext: Any, dtype: str, count: int, width: int, threshold: int, whole: b
     sizes = [11, 7, 2] if whole else [11, 0, 0]
     tables = [a.values(size, width) if size else 0 for size in sizes]
     ids = [a.integers(a.rng.integers(0, size, count)) if size else 0 for size in sizes]
-    bias = a.floats(width)
     ext.embed_forward(
         dtype, tables, ids, sizes, weight, bias, out, mean, rstd, *rest, 1e-6, threshold, 3, THREADS
     )  # fmt: skip
