@@ -141,7 +141,7 @@ def embed(
     position: Tensor | None,
     segment: Tensor | None,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     seed: Tensor,
     eps: float,
     threshold: int,
@@ -166,6 +166,17 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
 def scatter_rows(x: Tensor, index: Tensor, rows: int) -> Tensor:
     """``rows`` rows of zeros with x's put at the index, -1 nowhere; see `bertfast.kernels.unpack`."""
     return x.new_zeros(rows + 1, x.shape[1]).index_copy(0, index + 1, x)[1:]
+
+
+def rotary(q: Tensor, k: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """x cos + rotate_half(x) sin of queries and keys; see `bertfast.kernels.rotary`."""
+    cos, sin = (table.detach()[position_ids, None] for table in (cos, sin))
+
+    def rotated(x: Tensor) -> Tensor:
+        first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, -1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+    return rotated(q), rotated(k)
 
 
 def linear_cross_entropy(

@@ -94,6 +94,11 @@ def embed(tokens: int, table_rows: int, hidden: int, itemsize: int) -> Floor:
     return Floor(22 * tokens * hidden, (4 * tokens + table_rows) * hidden * itemsize + 2 * 3 * INT64 * tokens)
 
 
+def rotary(tokens: int, hidden: int, itemsize: int) -> Floor:
+    """q and k in and out, and so their gradients; the tables stay in the caches."""
+    return Floor(2 * 2 * 3 * tokens * hidden, 2 * 4 * tokens * hidden * itemsize + 2 * INT64 * tokens)
+
+
 def mask_tokens(tokens: int, words: bool = False) -> Floor:
     """Ids and a byte for the special ones in, ids and labels out; there is no backward."""
     return Floor(0, tokens * ((3 + words) * INT64 + 1))
