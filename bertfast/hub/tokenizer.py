@@ -11,7 +11,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
-from bertfast.config import BertConfig
+from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -80,7 +80,7 @@ def wordpiece_tokenizer(vocabulary: dict[str, int], lowercase: bool, source: str
     return tokenizer
 
 
-def check_tokenizer_fits(tokenizer: Tokenizer, config: BertConfig, source: str = "the tokenizer") -> None:
+def check_tokenizer_fits(tokenizer: Tokenizer, config: EncoderConfig, source: str = "the tokenizer") -> None:
     """Raises BertfastError if the tokenizer can give an id that the model's word embeddings do not have."""
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= config.vocab_size:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from bertfast.data.tokenizer import SpecialIds
 from bertfast.errors import BertfastError
 from bertfast.hub import check_tokenizer_fits, load, load_tokenizer
-from bertfast.model import BertForMaskedLM, BertForPreTraining
+from bertfast.model.models import MaskedLMModel
 from bertfast.packed import PackedBatch
 
 
@@ -33,7 +33,7 @@ class MaskFiller:
 
     def __init__(self, folder: str | Path) -> None:
         model = load(folder)
-        if not isinstance(model, (BertForMaskedLM, BertForPreTraining)):
+        if not isinstance(model, MaskedLMModel):
             raise BertfastError(
                 f"{folder}: is a {type(model).__name__}, which has no masked-LM head to fill a mask with"
             )
@@ -53,7 +53,7 @@ class MaskFiller:
             raise BertfastError(f"top is {top}; it must be from 1 to {self.model.config.vocab_size}")
         if "[MASK]" not in text:
             raise BertfastError("the text has no [MASK] to fill; write [MASK] where a word is to go")
-        limit = self.model.config.max_position_embeddings
+        limit = self.model.config.max_length
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         truncated = len(ids) > limit - 2
         ids = [self.special.cls, *ids[: limit - 2], self.special.sep]
@@ -61,8 +61,7 @@ class MaskFiller:
         if not places:
             raise BertfastError(f"every [MASK] is beyond the model's {limit} positions; shorten the text")
         batch = PackedBatch.from_sequences([ids])
-        hidden = self.model.bert(batch).last_hidden_state[places]
-        logits = self.model.cls.predictions.logits(hidden, self.model.bert.embeddings.word_embeddings.weight)
+        logits = self.model.word_logits(self.model.base(batch).last_hidden_state[places])
         values, words = logits.float().softmax(-1).topk(top)
         result = []
         for place, probabilities, candidates in zip(places, values.tolist(), words.tolist(), strict=True):

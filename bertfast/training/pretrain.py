@@ -20,14 +20,14 @@ import yaml
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bertfast.config import PRESETS, BertConfig
+from bertfast.config import PRESETS, EncoderConfig
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.data.words import continuations
 from bertfast.errors import BertfastError
 from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, load_weights, make_folder, write_atomically
-from bertfast.model import BertForMaskedLM, BertForPreTraining
+from bertfast.model import PreTrainedModel, member_class
 from bertfast.packed import PackedBatch
 
 from .checkpoint import (
@@ -106,13 +106,13 @@ def pretrain(
 def _prepare(
     config: PretrainConfig,
     run: Path,
-    model: BertForPreTraining | BertForMaskedLM,
+    model: PreTrainedModel,
     words: Tokenizer,
     device: torch.device,
 ) -> Batches:
     """Puts what does not change into the run's folder, and opens its data."""
     clean(run)
-    save_tokenizer(words, run, model.config.max_position_embeddings)
+    save_tokenizer(words, run, model.config.max_length)
     text = json.dumps(model.config.to_dict(type(model).__name__), indent=2) + "\n"
     write_atomically(run / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
     batches = Batches(
@@ -139,7 +139,7 @@ class _Trainer:
         self,
         config: PretrainConfig,
         run: Path,
-        model: BertForPreTraining | BertForMaskedLM,
+        model: PreTrainedModel,
         batches: Batches,
         device: torch.device,
         on_log: Callable[[dict[str, Any]], None] | None,
@@ -321,19 +321,20 @@ def _numbers(line: dict[str, Any]) -> str:
     return f"loss {line['loss']:.3f}  mlm acc {line['mlm_accuracy']:.3f}  {line['tokens_per_second']:,.0f} tok/s"
 
 
-def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> BertForPreTraining | BertForMaskedLM:
-    cls = BertForPreTraining if config.objective in ("mlm+nsp", "mlm+sop") else BertForMaskedLM
+def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> PreTrainedModel:
     torch.manual_seed(config.seed)
     if config.model in PRESETS:
-        shape = BertConfig.preset(
+        shape = EncoderConfig.preset(
             config.model, vocab_size=tokenizer.get_vocab_size(), pad_token_id=tokenizer.token_to_id("[PAD]")
         )
     else:
         shape = load_config(config.model)
-    if config.seq_len > shape.max_position_embeddings:
-        raise BertfastError(f"seq-len is {config.seq_len} and the model has {shape.max_position_embeddings} positions")
+    if config.seq_len > shape.max_length:
+        raise BertfastError(f"seq-len is {config.seq_len} and the model has {shape.max_length} positions")
     check_tokenizer_fits(tokenizer, shape, config.tokenizer)
-    model = cls(shape)
+    model = member_class(shape, "ForPreTraining" if config.objective in ("mlm+nsp", "mlm+sop") else "ForMaskedLM")(
+        shape
+    )
     if config.model not in PRESETS:
         load_weights(model, config.model, new_head_ok=True)
     return model

@@ -183,7 +183,7 @@ def test_the_loss_is_that_of_the_full_logits_at_the_masked_positions():
     model, batch = built(BertForPreTraining).eval(), pretraining_batch()
     output = model(batch)
     hidden = model.bert(batch).last_hidden_state
-    logits = model.cls.predictions.logits(hidden, model.bert.embeddings.word_embeddings.weight)[batch.masked_positions]
+    logits = model.word_logits(hidden)[batch.masked_positions]
     torch.testing.assert_close(output.mlm_loss, F.cross_entropy(logits, batch.masked_labels))
     torch.testing.assert_close(
         output.nsp_loss, F.cross_entropy(output.seq_relationship_logits, batch.next_sentence_labels)
