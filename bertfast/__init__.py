@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import kernels
+    from . import kernels as kernels
     from .config import *  # noqa: F403
-    from .errors import BertfastError
-    from .hub import load
+    from .errors import BertfastError as BertfastError
+    from .hub import load as load
     from .model import *  # noqa: F403
-    from .packed import PackedBatch
-    from .training.finetune import finetune
-    from .training.pretrain import pretrain
+    from .packed import PackedBatch as PackedBatch
+    from .training.finetune import finetune as finetune
+    from .training.pretrain import pretrain as pretrain
 
 _HOMES = {
     "BertfastError": "errors",
