@@ -192,7 +192,7 @@ class EncoderConfig:
                 kept["id2label"] = {int(index): str(label) for index, label in labels.items()}
             except (AttributeError, TypeError, ValueError) as error:
                 raise BertfastError(f"{source}: id2label must map whole numbers to names ({error})") from error
-        return member._from_json(kept, values)  # type: ignore[return-value]
+        return member._from_json(kept, values)
 
     @classmethod
     def _from_json(cls, kept: dict[str, Any], values: dict[str, Any]) -> Self:

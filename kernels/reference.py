@@ -64,7 +64,10 @@ def attention(
         seen = seen & visible[row][:, None, None, :]
         if blind:
             seen = seen & visible[row][:, None, :, None]
-    scores = scores.masked_fill(~seen, torch.finfo(dtype).min)
+    lowest = torch.finfo(dtype).min
+    # Where a token that sees nothing gets the mean, that mean has a gradient.
+    mean = visible is not None and not blind
+    scores = scores + torch.where(seen, 0.0, lowest) if mean else scores.masked_fill(~seen, lowest)
     probabilities = scores.softmax(-1)
     if threshold:
         head = torch.arange(heads, device=q.device)

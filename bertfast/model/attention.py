@@ -104,7 +104,7 @@ def attend(
         q, k, v = parts.query_key_value(x).unflatten(1, (3, heads, -1)).unbind(1)
     else:
         projections = (parts.query, parts.key, parts.value)
-        q, k, v = (project(x).unflatten(1, (heads, -1)) for project in projections)  # type: ignore[misc]
+        q, k, v = (project(x).unflatten(1, (heads, -1)) for project in projections)
     window, positions, scale = None, None, config.head_dim**-0.5
     if isinstance(config, ModernBertConfig):
         window = config.window(layer)
@@ -169,9 +169,8 @@ def _disentangled(
 ) -> kernels.RelativePositions:
     """The content-to-position and position-to-content scores. He et al., "DeBERTa", section 3.1, equation 4."""
     key, query = (parts.key, parts.query) if config.share_att_key else (parts.position_key, parts.position_query)
-    scores = {}
+    scores: dict[str, Tensor | None] = {"c2p": None, "p2c": None}
     for kind, project, content in (("c2p", key, q), ("p2c", query, k)):
-        scores[kind] = None
         if kind in config.pos_att_type:
             assert project is not None
             table = project(relative).unflatten(1, (config.num_attention_heads, -1))
@@ -188,7 +187,6 @@ def convolve(
     embedded, the layer's input, and x, its output, are (tokens, hidden). He et al., the released code ("nGiE").
     """
     assert isinstance(config, DebertaV2Config)
-    assert parts.conv is not None
     shape = (len(sequences.cu_seqlens) - 1, sequences.padded_width)
     padded = kernels.unpack(embedded, sequences.rows, shape)
     out = sequences.hide(kernels.pack(parts.conv(padded.transpose(1, 2)).transpose(1, 2), sequences.rows))

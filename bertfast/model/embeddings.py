@@ -64,8 +64,6 @@ def embed(
     ``tied`` is the word table as `tie` gives it, which takes a sparse gradient. Devlin et al., "BERT", figure 2; Lan et al., "ALBERT", section 3.1.
     """
     word, position, segment, layer_norm = parts.word, parts.position, parts.segment, parts.embedding_norm
-    assert word is not None
-    assert layer_norm is not None
     for name, ids, table, limit in (
         ("input_ids", input_ids, word, "vocab_size"),
         ("token_type_ids", segment_ids, segment, "type_vocab_size"),
@@ -98,13 +96,12 @@ def embed(
     if position is not None:
         total = total + position(position_ids)
     if _projects_first(parts, config):
-        assert parts.projection is not None
         return dropout(norm(layer_norm, parts.projection(total)), p, seed)
     x = dropout(norm(layer_norm, total), p, seed)
     return x if parts.projection is None else parts.projection(x)
 
 
-def _position_table(position: nn.Module) -> Tensor:
+def _position_table(position: nn.Embedding) -> Tensor:
     """RoBERTa's row for padding takes no gradient, as in `torch.nn.Embedding`; the fused op knows only the word table's."""
     table = position.weight
     if position.padding_idx is None or not (table.requires_grad and torch.is_grad_enabled()):

@@ -82,7 +82,7 @@ class Encoded:
 
     Attributes:
         states: the embeddings' output and each block's, (tokens, hidden); not the last block's where only the rows below were wanted.
-        first: (sequences, hidden), each sequence's first token; zeros for an empty one.
+        first: (sequences, hidden), each sequence's first token, where it was wanted; zeros for an empty one.
         predicted: (masked, hidden), the last block's rows at the masked positions that `Encoder.encode` was given.
         batch: what was encoded.
         padding: the way back, where the input was padded.
@@ -91,7 +91,7 @@ class Encoded:
     """
 
     states: list[Tensor]
-    first: Tensor
+    first: Tensor | None
     predicted: Tensor | None
     batch: PackedBatch
     padding: Padding | None
@@ -139,6 +139,7 @@ class Encoder:
         *,
         training: bool,
         seed: int | Tensor | None = None,
+        read_first: bool = True,
         masked_positions: Tensor | None = None,
         every_row: bool = True,
         tied: bool = False,
@@ -150,6 +151,7 @@ class Encoder:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as of `EncoderModel.forward`.
             training: whether dropouts drop.
             seed: of the dropouts; None draws one from torch's generator.
+            read_first: whether `Encoded.first` is wanted.
             masked_positions: of a `PackedBatch`, whose rows `Encoded.predicted` is to hold.
             every_row: False where the heads read the first tokens' rows and those at masked_positions alone; the last block then computes no
                 other past its attention.
@@ -161,7 +163,6 @@ class Encoder:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, keep_padding
         )
         seeds = self._site_seeds(seed, batch.segment_ids.device, training)
-        assert self.parts.word is not None
         table: Tensor = self.parts.word.weight
         # On a GPU the pass that tying spares is nothing, and a sparse gradient would stall the queue.
         tied = tied and embeds is None and table.requires_grad and torch.is_grad_enabled()
@@ -177,7 +178,7 @@ class Encoder:
         )
         if isinstance(self.config, DebertaV2Config):
             x = sequences.hide(x)
-        read = [_first_tokens(batch.cu_seqlens)]
+        read = [_first_tokens(batch.cu_seqlens)] if read_first else []
         if masked_positions is not None:
             read.append(masked_positions)
         states = self._run(x, sequences, seeds, None if every_row else read)
@@ -187,8 +188,9 @@ class Encoder:
             # A row that stands for no token is zeros, as a gathered one is.
             missing = torch.cat(read)[:, None] < 0
             rows = list(states.pop().masked_fill(missing, 0).split([len(index) for index in read]))
-        predicted = None if masked_positions is None else rows[1]
-        return Encoded(states, rows[0], predicted, batch, padding, seeds[self._head_site], outer)
+        predicted = None if masked_positions is None else rows.pop()
+        first = rows[0] if read_first else None
+        return Encoded(states, first, predicted, batch, padding, seeds[self._head_site], outer)
 
     def pooled(self, encoded: Encoded) -> Tensor | None:
         """tanh(dense(first token)) of each sequence, where there is a pooler. Devlin et al., section 3 and the released code."""
@@ -236,7 +238,7 @@ class Encoder:
         parts: View,
         index: int,
         x: Tensor,
-        branch: None,
+        branch: Tensor | None,
         sequences: Sequences,
         seeds: Seeds,
         relative: Tensor | None,
@@ -244,8 +246,6 @@ class Encoder:
     ) -> tuple[Tensor, None, None]:
         """Attention and feed-forward, each with its residual and LayerNorm. Devlin et al., section 3."""
         config = self.config
-        assert parts.attention_output is not None
-        assert parts.down is not None
         context = attend(parts, config, index, x, sequences, seeds[0], relative)
         if rows is not None:
             context, x = (torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x))
@@ -263,7 +263,7 @@ class Encoder:
         branch: Tensor | None,
         sequences: Sequences,
         seeds: Seeds,
-        relative: None,
+        relative: Tensor | None,
         rows: Sequence[Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """LayerNorms before the attention and before the gated feed-forward. Warner et al., section 2.1.1.
@@ -273,8 +273,6 @@ class Encoder:
         """
         config = self.config
         assert isinstance(config, ModernBertConfig)
-        assert parts.attention_output is not None
-        assert parts.down is not None
         if isinstance(parts.attention_norm, nn.Identity | None):
             normed = x
         else:
@@ -366,7 +364,7 @@ class Encoder:
         """Columns, padding included, as Hugging Face counts; with RoBERTa's offset the padding ids are left out of the count."""
         offset = self.config.position_offset
         if offset and input_ids is not None:
-            real = (input_ids != self.config.pad_token_id).long()
+            real = input_ids.ne(offset - 1).long()
             return real.cumsum(1) * real + offset - 1
         return torch.arange(offset, offset + shape[1], device=device)[None]
 

@@ -25,15 +25,15 @@ class MLMHead:
     def __init__(self, config: EncoderConfig, root: nn.Module, paths: dict[str, str]) -> None:
         # Everyone but BERT's closest kin has the exact GELU whatever the encoder has.
         self.activation = "gelu" if config.model_type in ("roberta", "xlm-roberta", "electra") else config.hidden_act
-        modern = isinstance(config, ModernBertConfig)
-        if modern:
+        has_dense_bias = self.has_bias = True
+        if isinstance(config, ModernBertConfig):
             self.activation = config.classifier_activation
+            has_dense_bias, self.has_bias = config.classifier_bias, config.decoder_bias
         width = config.hidden_size if "lm_predictions" in paths["dense"] else config.embedding_width
-        dense = nn.Linear(config.hidden_size, width, bias=not modern or config.classifier_bias)
+        dense = nn.Linear(config.hidden_size, width, bias=has_dense_bias)
         place(root, paths["dense"], dense)
         layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=getattr(config, "norm_bias", True))
         place(root, paths["norm"], layer_norm)
-        self.has_bias = not modern or config.decoder_bias
         if self.has_bias:
             place(root, paths["bias"], nn.Parameter(torch.zeros(config.vocab_size)))
         self.parts = View(root, paths)
@@ -78,11 +78,10 @@ class FeatureHead:
 
     def __init__(self, config: EncoderConfig, root: nn.Module, paths: dict[str, str], outputs: int, kind: str) -> None:
         width = config.hidden_size
-        modern = isinstance(config, ModernBertConfig)
-        self.activation = "tanh"
+        self.activation, has_dense_bias = "tanh", True
         self.first_dropout, self.last_dropout = 0.0, config.head_dropout
-        if modern:
-            self.activation = config.classifier_activation
+        if isinstance(config, ModernBertConfig):
+            self.activation, has_dense_bias = config.classifier_activation, config.classifier_bias
         elif isinstance(config, DebertaV2Config):
             self.activation, self.first_dropout = config.pooler_hidden_act, config.pooler_dropout
             if kind == "token":
@@ -100,11 +99,11 @@ class FeatureHead:
             self.first_dropout = config.head_dropout
         if kind == "choice" and config.model_type in ("roberta", "xlm-roberta"):
             self.last_dropout = config.hidden_dropout_prob
-        if kind == "span" and not modern:
+        if kind == "span" and "dense" not in paths:
             self.last_dropout = getattr(config, "qa_dropout", 0.0)
 
         if "dense" in paths:
-            place(root, paths["dense"], nn.Linear(width, width, bias=not modern or config.classifier_bias))
+            place(root, paths["dense"], nn.Linear(width, width, bias=has_dense_bias))
         if "norm" in paths:
             layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=getattr(config, "norm_bias", True))
             place(root, paths["norm"], layer_norm)
@@ -119,7 +118,6 @@ class FeatureHead:
         if self.parts.norm is not None:
             x = norm(self.parts.norm, x)
         x = dropout(x, self.last_dropout, seed)
-        assert self.parts.out is not None
         return self.parts.out(x)
 
 
@@ -135,7 +133,6 @@ class DiscriminatorHead:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(tokens, hidden) to (tokens,)."""
-        assert self.parts.out is not None
         return self.parts.out(activated(self.parts.dense, x, self.activation)).squeeze(-1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ class View:
             except AttributeError:
                 continue
 
-    def __getattr__(self, name: str) -> nn.Module | None:
+    def __getattr__(self, name: str) -> Any:  # a module with its kind's attributes, or None
         if name.startswith("__"):  # copying and pickling ask for their hooks
             raise AttributeError(name)
         home = self.__dict__["_homes"].get(name)

@@ -35,9 +35,8 @@ def dropout(x: Tensor, p: float, seed: Tensor | None) -> Tensor:
     return x if seed is None or p == 0 else kernels.dropout(x, p, seed=seed)
 
 
-def activated(module: nn.Module | None, x: Tensor, activation: str, gated: bool = False) -> Tensor:
+def activated(module: Any, x: Tensor, activation: str, gated: bool = False) -> Tensor:
     """act(module(x)); gated, act of the first half of the columns times the second half."""
-    assert module is not None
     form = GELUS.get(activation)
     if form is not None and is_plain(module, nn.Linear):
         return kernels.bias_gelu(F.linear(x, module.weight), module.bias, approximate=form, gated=gated)
@@ -51,7 +50,7 @@ def activated(module: nn.Module | None, x: Tensor, activation: str, gated: bool 
 
 
 def norm(
-    module: nn.Module | None,
+    module: Any,
     x: Tensor,
     residual: Tensor | None = None,
     dropout_p: float = 0.0,
@@ -59,7 +58,6 @@ def norm(
     prenorm: bool = False,
 ) -> Any:  # a Tensor, or with prenorm a pair of them
     """LayerNorm of dropout(x) + residual, with ``prenorm`` that sum too; no dropout where seed is None."""
-    assert module is not None
     if residual is not None:
         x = x.to(residual.dtype)  # under autocast the residual stays in float32
     p = 0.0 if seed is None else dropout_p
@@ -81,7 +79,7 @@ def norm(
 
 
 def norm_of_rows(
-    module: nn.Module | None,
+    module: Any,
     x: Tensor,
     residual: Tensor,
     dropout_p: float,

@@ -239,7 +239,10 @@ class MaskedLMModel(_HeadModel):
         """The encoder's output; of a packed batch with masked positions, only what the heads read of it."""
         positions = batch.masked_positions if isinstance(batch, PackedBatch) else None
         every_row = positions is None or output_hidden_states
-        return self.base.encode(batch, *inputs, seed=seed, masked_positions=positions, every_row=every_row, tied=True)
+        pooled = self.base.encoder_run.parts.pooler is not None
+        return self.base.encode(
+            batch, *inputs, seed=seed, read_first=pooled, masked_positions=positions, every_row=every_row, tied=True
+        )
 
     def _predict(
         self, encoded: Encoded, labels: Tensor | None, return_logits: bool
@@ -263,7 +266,6 @@ class MaskedLMModel(_HeadModel):
     def word_logits(self, hidden: Tensor) -> Tensor:
         """(..., hidden) rows of the last block to (..., vocab)."""
         word = self.base.encoder_run.parts.word
-        assert word is not None
         return self.mlm.logits(hidden, word.weight)
 
 
@@ -453,7 +455,7 @@ class ReplacedTokenPreTraining(_HeadModel):
 class _SequenceHead(_HeadModel):
     """A head over one feature a sequence."""
 
-    head: FeatureHead
+    task_head: FeatureHead
 
     @property
     def reads_every_row(self) -> bool:
@@ -462,14 +464,17 @@ class _SequenceHead(_HeadModel):
 
     def features(self, encoded: Encoded) -> Tensor:
         """(sequences, hidden), what `classify` takes: the last block's rows of the first tokens, or the mean over each sequence."""
-        return mean_pooled(encoded.last, encoded.batch.cu_seqlens) if self.reads_every_row else encoded.first
+        if self.reads_every_row:
+            return mean_pooled(encoded.last, encoded.batch.cu_seqlens)
+        assert encoded.first is not None
+        return encoded.first
 
     def classify(self, features: Tensor, seed: Tensor | None = None) -> Tensor:
         """(sequences, hidden) to (sequences, outputs of the head), through the pooler where there is one; no dropout where seed is None."""
         pooler = self.base.encoder_run.parts.pooler
         if pooler is not None:
             features = torch.tanh(pooler(features))
-        return self.head(features, seed)
+        return self.task_head(features, seed)
 
 
 class ForSequenceClassification(_SequenceHead):
@@ -477,7 +482,7 @@ class ForSequenceClassification(_SequenceHead):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config, add_pooling_layer="dense" not in LAYOUTS[config.model_type].classifier)
-        self.head = FeatureHead(config, self, self.layout.classifier, config.num_labels, "sequence")
+        self.task_head = FeatureHead(config, self, self.layout.classifier, config.num_labels, "sequence")
         self._initialize_head()
 
     def forward(
@@ -514,7 +519,7 @@ class ForMultipleChoice(_SequenceHead):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config, add_pooling_layer="dense" not in LAYOUTS[config.model_type].choice)
-        self.head = FeatureHead(config, self, self.layout.choice, 1, "choice")
+        self.task_head = FeatureHead(config, self, self.layout.choice, 1, "choice")
         self._initialize_head()
 
     def forward(
@@ -563,7 +568,7 @@ class ForTokenClassification(_HeadModel):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config, add_pooling_layer=False)
-        self.head = FeatureHead(config, self, self.layout.tokens, config.num_labels, "token")
+        self.task_head = FeatureHead(config, self, self.layout.tokens, config.num_labels, "token")
         self._initialize_head()
 
     def forward(
@@ -583,7 +588,7 @@ class ForTokenClassification(_HeadModel):
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         encoded = self.base.encode(*inputs, seed=seed)
         _no_labels_beside(input_ids, labels)
-        logits = self.head(encoded.last, encoded.head_seed)
+        logits = self.task_head(encoded.last, encoded.head_seed)
         packed = encoded.batch.token_labels if labels is None else _packed_labels(encoded, labels)
         return TokenClassifierOutput(
             loss=None if packed is None else F.cross_entropy(logits.float(), packed),
@@ -597,7 +602,7 @@ class ForQuestionAnswering(_HeadModel):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config, add_pooling_layer=False)
-        self.head = FeatureHead(config, self, self.layout.span, 2, "span")
+        self.task_head = FeatureHead(config, self, self.layout.span, 2, "span")
         self._initialize_head()
 
     def forward(
@@ -624,7 +629,7 @@ class ForQuestionAnswering(_HeadModel):
         wanted = start_positions is not None and end_positions is not None
         encoded = self.base.encode(*inputs, seed=seed, keep_padding=wanted)
         _no_labels_beside(input_ids, start_positions, end_positions)
-        logits = self.head(encoded.last, encoded.head_seed)
+        logits = self.task_head(encoded.last, encoded.head_seed)
         batch, padding = encoded.batch, encoded.padding
         if padding is None:
             start_positions, end_positions = batch.start_positions, batch.end_positions

@@ -141,6 +141,7 @@ def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | P
 
     torch.manual_seed(config.seed)
     classifier = member_class(shape, "ForSequenceClassification")(shape)
+    assert isinstance(classifier, ForSequenceClassification)
     if not config.from_scratch:
         new = load_weights(classifier, config.model, new_head_ok=True)
         if new:
