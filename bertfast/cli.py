@@ -141,10 +141,16 @@ def pretrain(
     tokenizer: Annotated[str | None, typer.Option(help="Folder of the tokenizer.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
     model: Annotated[
-        str, typer.Option(help="A preset (bert-tiny, -mini, -small, -medium, -base, -large), or a model's folder.")
+        str,
+        typer.Option(
+            help="A preset (bert-small, albert-base, electra-small, distilbert-base, ...), a config.json, or a model's folder."
+        ),
     ] = "bert-small",
     objective: Annotated[str, typer.Option(help="mlm, mlm+nsp, mlm+sop, rtd or distill.")] = "mlm+nsp",
     teacher: Annotated[str | None, typer.Option(help="Folder of the model to distill from.")] = None,
+    generator_size: Annotated[
+        float, typer.Option(help="Width of the generator beside the discriminator's, with --objective rtd.")
+    ] = 0.25,
     masking: Annotated[str, typer.Option(help="dynamic (new each epoch) or static.")] = "dynamic",
     mask_unit: Annotated[str, typer.Option(help="What is hidden together: token, whole-word or span.")] = "token",
     steps: Annotated[int, typer.Option(help="Updates.")] = 10_000,

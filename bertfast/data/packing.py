@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.objectives import Spans, document_spans, mask_tokens, most_masked, ordered_pairs, sentence_pairs
+from bertfast.objectives import Spans, document_spans, mask_tokens, mlm, most_masked, ordered_pairs, rtd, sentence_pairs
 from bertfast.packed import Budget, PackedBatch
 
 from .store import TokenStore
@@ -70,6 +70,9 @@ class Batches:
             raise BertfastError(f"mask-unit is {mask_unit!r}, which needs to be told which tokens continue a word")
         self.continues, self.hides_spans = None if mask_unit == "token" else continues, mask_unit == "span"
         self.cut = CUTS[objective]
+        self.shares = (
+            (rtd.MASKED_SHARE, rtd.RANDOM_SHARE) if objective == "rtd" else (mlm.MASKED_SHARE, mlm.RANDOM_SHARE)
+        )
         self.pairs = self.cut is not document_spans
         self.added = 3 if self.pairs else 2  # [CLS] A [SEP] and, of a pair, the last [SEP]
         if seq_len < self.added + 2:
@@ -160,6 +163,7 @@ class Batches:
             seed,
             self._tensor(np.concatenate(starts)).bool(),
             self.hides_spans,
+            *self.shares,
         )
         return PackedBatch(
             input_ids=hidden,

@@ -22,7 +22,7 @@ from tiny import sentences, write_model
 import bertfast
 from bertfast.errors import BertfastError
 from bertfast.hub import load
-from bertfast.model import BertForMaskedLM, BertForPreTraining
+from bertfast.model import AlbertForPreTraining, BertForMaskedLM, BertForPreTraining
 from bertfast.training.checkpoint import checkpoints
 from bertfast.training.metrics import FILE, read_metrics
 from bertfast.training.pretrain import Interrupted, PretrainResult
@@ -113,9 +113,19 @@ def test_masked_lm_alone(place: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit", ["whole-word", "span"])
 def test_segments_put_in_order_and_words_hidden_whole(unit: str, place: Path, tmp_path: Path) -> None:
-    result = run(place, tmp_path / "run", objective="mlm+sop", mask_unit=unit)
-    assert isinstance(load(result.out), BertForPreTraining)
-    assert result.last["nsp_loss"] > 0
+    shape = {
+        "embedding_size": 16,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    model = tmp_path / "albert.json"
+    model.write_text(json.dumps({"model_type": "albert", "vocab_size": 1, "max_position_embeddings": 64, **shape}))
+    result = run(place, tmp_path / "run", model=str(model), objective="mlm+sop", mask_unit=unit)
+    assert isinstance(load(result.out), AlbertForPreTraining)
+    assert result.last["sop_loss"] > 0
+    assert 0 <= result.last["sop_accuracy"] <= 1
 
 
 def test_seeds_decide_everything(place: Path, whole: Path, tmp_path: Path) -> None:
