@@ -91,7 +91,7 @@ def test_clean_removes_only_what_a_kill_left(tmp_path: Path) -> None:
     shutil.copytree(folder, folder.with_name(".step-00000010.tmp"))
     (tmp_path / ".model.safetensors.tmp").write_bytes(b"half")
     clean(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model.safetensors", "part"]
     assert checkpoints(tmp_path) == [folder]
 
 
