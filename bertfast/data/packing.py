@@ -53,7 +53,8 @@ class Batches:
         if masking not in MASKINGS:
             raise BertfastError(f"masking is {masking!r}; it must be one of {', '.join(MASKINGS)}")
         self.pairs = objective == "mlm+nsp"
-        self.added = 3 if self.pairs else 2  # [CLS] A [SEP] and, of a pair, the last [SEP]
+        self.frame = special.pair if self.pairs else special.single
+        self.added = self.frame.added
         if seq_len < self.added + 2:
             raise BertfastError(f"seq-len is {seq_len}; it must be at least {self.added + 2}")
         if batch_tokens < seq_len:
@@ -111,18 +112,15 @@ class Batches:
             epoch += 1
 
     def _batch(self, spans: Spans, rows: NDArray[np.int64], epoch: int) -> PackedBatch:
-        special, ids = self.special, self.store.ids
+        ids = self.store.ids
         pieces: list[Any] = []
         segments: list[NDArray[np.int64]] = []
         lengths = []
         for a0, a1, b0, b1 in zip(
             *(column[rows].tolist() for column in (spans.a_start, spans.a_end, spans.b_start, spans.b_end)), strict=True
         ):
-            pieces += [[special.cls], ids[a0:a1], [special.sep]]
-            segments.append(np.zeros(a1 - a0 + 2, np.int64))
-            if self.pairs:
-                pieces += [ids[b0:b1], [special.sep]]
-                segments.append(np.ones(b1 - b0 + 1, np.int64))
+            pieces += self.frame.around(ids[a0:a1], ids[b0:b1])
+            segments.append(self.frame.segment_ids(a1 - a0, b1 - b0))
             lengths.append(a1 - a0 + b1 - b0 + self.added)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         position_ids = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
@@ -131,7 +129,7 @@ class Batches:
         seed = int(self._rng(_MASK, *(() if self.static else (epoch,))).integers(-(2**63), 2**63 - 1))
         tokens, cu_seqlens = self._tensor(np.concatenate(pieces)), self._tensor(bounds).int()
         hidden, positions, labels = mask_tokens(
-            tokens, cu_seqlens, self.is_special[tokens], self.words, special.mask, self._tensor(counters), seed
+            tokens, cu_seqlens, self.is_special[tokens], self.words, self.special.mask, self._tensor(counters), seed
         )
         return PackedBatch(
             input_ids=hidden,

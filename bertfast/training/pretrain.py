@@ -23,7 +23,7 @@ from torch import Tensor
 from bertfast.config import PRESETS, BertConfig
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
-from bertfast.data.tokenizer import SpecialIds, save_tokenizer
+from bertfast.data.tokenizer import TOKENIZER_FILES, SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
 from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, load_weights, make_folder, write_atomically
 from bertfast.model import BertForMaskedLM, BertForPreTraining
@@ -44,8 +44,6 @@ from .metrics import LiveBar, MetricsLog
 from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
 from .precision import Masters
 from .seeds import dropout_seed
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
 class Interrupted(Exception):
@@ -111,12 +109,14 @@ def _prepare(
 ) -> Batches:
     """Puts what does not change into the run's folder, and opens its data."""
     clean(run)
-    save_tokenizer(words, run, model.config.max_position_embeddings)
+    special = SpecialIds(words, config.tokenizer)
+    shape = model.config
+    save_tokenizer(words, run, shape.max_position_embeddings, special, segments=shape.type_vocab_size > 1)
     text = json.dumps(model.config.to_dict(type(model).__name__), indent=2) + "\n"
     write_atomically(run / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
     batches = Batches(
         TokenStore.build(config.data, words, run / "tokens", config.text_field),
-        SpecialIds(words),
+        special,
         model.config.vocab_size,
         config.seq_len,
         config.batch_tokens,
@@ -223,7 +223,8 @@ class _Trainer:
         )
 
     def _save(self, step: int) -> None:
-        files = {name: (self.run / name).read_text(encoding="utf-8") for name in (*TOKENIZER_FILES, "config.json")}
+        paths = [self.run / name for name in (*TOKENIZER_FILES, "config.json")]
+        files = {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
         moments = optimizer_tensors(self.optimizer, self.masters.names, self.masters.weights)
         values = {"tokens": self.tokens, "seconds": self.seconds, "window": self.window.state(), "last": self.last}
         save_checkpoint(self.run, step, files, self.masters.named(), moments, values)
@@ -323,7 +324,9 @@ def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> BertForPreTrai
     torch.manual_seed(config.seed)
     if config.model in PRESETS:
         shape = BertConfig.preset(
-            config.model, vocab_size=tokenizer.get_vocab_size(), pad_token_id=tokenizer.token_to_id("[PAD]")
+            config.model,
+            vocab_size=tokenizer.get_vocab_size(),
+            pad_token_id=SpecialIds(tokenizer, config.tokenizer).pad,
         )
     else:
         shape = load_config(config.model)
