@@ -323,11 +323,9 @@ def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> BertForPreTrai
     cls = BertForPreTraining if config.objective == "mlm+nsp" else BertForMaskedLM
     torch.manual_seed(config.seed)
     if config.model in PRESETS:
-        shape = BertConfig.preset(
-            config.model,
-            vocab_size=tokenizer.get_vocab_size(),
-            pad_token_id=SpecialIds(tokenizer, config.tokenizer).pad,
-        )
+        entries = max(tokenizer.get_vocab().values()) + 1  # published vocabularies have ids without a token
+        pad = SpecialIds(tokenizer, config.tokenizer).pad
+        shape = BertConfig.preset(config.model, vocab_size=entries, pad_token_id=pad)
     else:
         shape = load_config(config.model)
     if config.seq_len > shape.max_position_embeddings:
