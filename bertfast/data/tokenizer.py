@@ -15,7 +15,8 @@ from tokenizers.decoders import Metaspace as MetaspaceDecoder
 from tokenizers.models import BPE, Unigram, WordPiece
 from tokenizers.normalizers import NFKC, NFKD, BertNormalizer, Lowercase, Nmt, Replace, Strip, StripAccents
 from tokenizers.normalizers import Sequence as Normalizers
-from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel, Metaspace
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel, Metaspace, Split
+from tokenizers.pre_tokenizers import Sequence as Pieces
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 
 from bertfast.errors import BertfastError
@@ -97,7 +98,7 @@ def train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def train_unigram(texts: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
     """A Unigram tokenizer as ALBERT's and DeBERTa v3's, learned from ``texts``; [PAD] [UNK] [CLS] [SEP] [MASK] are 0 to 4.
 
-    Kudo, "Subword Regularization", section 3.2. Text is normalised by SentencePiece's rules and NFKC; lower case goes with the loss of accents.
+    Kudo, "Subword Regularization", section 3.2. Text is cleaned as SentencePiece does, by NFKC; lower case goes with the loss of accents.
 
     Raises:
         BertfastError: the size is too small for the characters that the texts hold, or there is no text.
@@ -106,7 +107,8 @@ def train_unigram(texts: Iterable[str], vocab_size: int, lowercase: bool = True)
     tokenizer = Tokenizer(Unigram())
     fold = [NFKD(), StripAccents(), Lowercase()] if lowercase else []
     tokenizer.normalizer = Normalizers([Nmt(), *fold, NFKC(), Replace(Regex(r"\s+"), " "), Strip()])
-    tokenizer.pre_tokenizer = Metaspace()
+    # No piece has both letters and punctuation, as in the published vocabularies.
+    tokenizer.pre_tokenizer = Pieces([Metaspace(), Split(Regex(r"▁?\p{P}"), "isolated")])
     tokenizer.decoder = MetaspaceDecoder()
     texts = _require_text(tokenizer.normalizer.normalize_str(text) for text in texts)
     characters = {"▁", *(character for text in texts for character in set(text))} - {" "}

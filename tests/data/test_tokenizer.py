@@ -134,6 +134,15 @@ def test_unigram_text_is_cleaned_as_sentencepiece_does():
     assert uncased.decode(uncased.encode("abc fine").ids) == "abc fine"
 
 
+def test_no_unigram_piece_has_letters_and_punctuation():
+    tokenizer = train_unigram(['"dens," said the fox; (dens, dens!) the fox\'s dens, too.'] * 9, 100)
+    pieces = [piece.removeprefix("▁") for piece in tokenizer.get_vocab() if piece[0] != "["]
+    assert {",", "("} < set(pieces)
+    assert any(len(piece) > 1 for piece in pieces)
+    assert all(piece.isalpha() or len(piece) < 2 for piece in pieces)
+    assert tokenizer.decode(tokenizer.encode("the fox's dens, (too)!").ids) == "the fox's dens, (too)!"
+
+
 def test_bytes_spell_what_was_never_seen():
     tokenizer = train_byte_level_bpe(TEXTS, 330)
     text = "Zürich 東京 😀"
