@@ -1,6 +1,7 @@
 """Pretrain and fine-tune BERT-family encoders on packed batches, with fused Triton and C++ kernels.
 
-Names are loaded on first use, so that ``import bertfast`` costs nothing.
+Names are loaded on first use, so that ``import bertfast`` costs nothing. The models and configurations of every member are here under Hugging
+Face's names: ``bertfast.RobertaForMaskedLM``, ``bertfast.AlbertConfig``.
 """
 
 from importlib import import_module
@@ -9,42 +10,36 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import kernels
-    from .config import BertConfig
-    from .errors import BertfastError
-    from .hub import load
-    from .model import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel
-    from .packed import PackedBatch
-    from .training.finetune import finetune
-    from .training.pretrain import pretrain
+    from . import kernels as kernels
+    from .config import *  # noqa: F403
+    from .errors import BertfastError as BertfastError
+    from .hub import load as load
+    from .model import *  # noqa: F403
+    from .packed import PackedBatch as PackedBatch
+    from .training.finetune import finetune as finetune
+    from .training.pretrain import pretrain as pretrain
 
 _HOMES = {
-    "BertConfig": "config",
-    "BertForMaskedLM": "model",
-    "BertForPreTraining": "model",
-    "BertForSequenceClassification": "model",
-    "BertModel": "model",
     "BertfastError": "errors",
     "PackedBatch": "packed",
     "finetune": "training",
     "load": "hub",
     "pretrain": "training",
 }
+_MEMBERS = ("Bert", "Roberta", "XLMRoberta", "Albert", "DistilBert", "Electra", "DebertaV2", "ModernBert")
+_HEADS = (
+    "Model",
+    "ForMaskedLM",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+)
+_HOMES |= {f"{member}Config": "config" for member in _MEMBERS}
+_HOMES |= {f"{member}{head}": "model" for member in _MEMBERS for head in _HEADS}
+_HOMES |= {f"{member}ForPreTraining": "model" for member in ("Bert", "Albert", "Electra")}
 
-__all__ = [
-    "BertConfig",
-    "BertForMaskedLM",
-    "BertForPreTraining",
-    "BertForSequenceClassification",
-    "BertModel",
-    "BertfastError",
-    "PackedBatch",
-    "__version__",
-    "finetune",
-    "kernels",
-    "load",
-    "pretrain",
-]
+__all__ = ["__version__", "kernels", *_HOMES]
 
 
 def __getattr__(name: str) -> object:
@@ -58,4 +53,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return list(__all__)

@@ -153,8 +153,10 @@ def pretrain(
     model: Annotated[
         str, typer.Option(help="A preset (bert-tiny, -mini, -small, -medium, -base, -large), or a model's folder.")
     ] = "bert-small",
-    objective: Annotated[str, typer.Option(help="mlm+nsp or mlm.")] = "mlm+nsp",
+    objective: Annotated[str, typer.Option(help="mlm, mlm+nsp, mlm+sop, rtd or distill.")] = "mlm+nsp",
+    teacher: Annotated[str | None, typer.Option(help="Folder of the model to distill from.")] = None,
     masking: Annotated[str, typer.Option(help="dynamic (new each epoch) or static.")] = "dynamic",
+    mask_unit: Annotated[str, typer.Option(help="What is hidden together: token, whole-word or span.")] = "token",
     steps: Annotated[int, typer.Option(help="Updates.")] = 10_000,
     batch_tokens: Annotated[int, typer.Option(help="Tokens of a batch at most.")] = 8192,
     seq_len: Annotated[int, typer.Option(help="Tokens of a sequence at most.")] = 128,

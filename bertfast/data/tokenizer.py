@@ -251,10 +251,10 @@ class Frame:
         """How many special tokens there are."""
         return sum(index >= 0 for index in self.ids)
 
-    def around(self, *sequences: Sequence[int] | NDArray) -> list[Sequence[int] | NDArray]:
-        """The parts of the input of these sequences, one after the other."""
+    def around(self, *sequences: Sequence | NDArray, special: Sequence | None = None) -> list[Sequence | NDArray]:
+        """The parts of the input of these sequences, one after the other; ``special`` in place of each special token if it is given."""
         left = iter(sequences)
-        return [[index] if index >= 0 else next(left) for index in self.ids]
+        return [next(left) if index < 0 else special or [index] for index in self.ids]
 
     def segment_ids(self, *lengths: int) -> NDArray[np.int64]:
         """(tokens,) of the input of sequences of these lengths."""

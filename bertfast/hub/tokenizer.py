@@ -17,7 +17,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from tokenizers.processors import RobertaProcessing, TemplateProcessing
 
-from bertfast.config import BertConfig
+from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 
 ROLES = (
@@ -288,7 +288,7 @@ def _require(names: Sequence[str], vocabulary: dict[str, int], source: str) -> N
         raise BertfastError(f"{source}: has no {', '.join(missing)}; its special tokens are to be {', '.join(names)}")
 
 
-def check_tokenizer_fits(tokenizer: Tokenizer, config: BertConfig, source: str = "the tokenizer") -> None:
+def check_tokenizer_fits(tokenizer: Tokenizer, config: EncoderConfig, source: str = "the tokenizer") -> None:
     """Raises BertfastError if the tokenizer can give an id that the model's word embeddings do not have.
 
     Says on standard error if a word of the tokenizer has the id that the model keeps for padding, whose row is not trained and which no

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from bertfast.data.tokenizer import SpecialIds
 from bertfast.errors import BertfastError
 from bertfast.hub import check_tokenizer_fits, load, load_tokenizer
-from bertfast.model import BertForMaskedLM, BertForPreTraining
+from bertfast.model.models import MaskedLMModel
 from bertfast.packed import PackedBatch
 
 
@@ -33,7 +33,7 @@ class MaskFiller:
 
     def __init__(self, folder: str | Path) -> None:
         model = load(folder)
-        if not isinstance(model, (BertForMaskedLM, BertForPreTraining)):
+        if not isinstance(model, MaskedLMModel):
             raise BertfastError(
                 f"{folder}: is a {type(model).__name__}, which has no masked-LM head to fill a mask with"
             )
@@ -57,7 +57,7 @@ class MaskFiller:
         text = text.replace("[MASK]", mask)
         if mask not in text:
             raise BertfastError(f"the text has no {mask} to fill; write {mask} where a word is to go")
-        limit = self.model.config.max_position_embeddings
+        limit = self.model.config.max_length
         tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
         truncated = len(tokens) > limit - frame.added
         tokens = tokens[: limit - frame.added]
@@ -65,8 +65,8 @@ class MaskFiller:
         if not places:
             raise BertfastError(f"every {mask} is beyond the model's {limit} positions; shorten the text")
         batch = PackedBatch.from_sequences([[index for part in frame.around(tokens) for index in part]])
-        hidden = self.model.bert(batch).last_hidden_state[batch.input_ids == self.special.mask]
-        logits = self.model.cls.predictions.logits(hidden, self.model.bert.embeddings.word_embeddings.weight)
+        hidden = self.model.base(batch).last_hidden_state[batch.input_ids == self.special.mask]
+        logits = self.model.word_logits(hidden)
         values, words = logits.float().softmax(-1).topk(top)
         result = []
         for place, probabilities, candidates in zip(places, values.tolist(), words.tolist(), strict=True):

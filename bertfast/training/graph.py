@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.model import BertForMaskedLM, BertForPreTraining
+from bertfast.model import PreTrainedModel
 from bertfast.packed import Budget, PackedBatch
 
 from .optimizer import AdamW, clip_gradients
@@ -41,7 +41,7 @@ class GraphedStep:
 
     def __init__(
         self,
-        model: BertForMaskedLM | BertForPreTraining,
+        model: PreTrainedModel,
         optimizer: AdamW,
         clip_norm: float,
         budget: Budget,

@@ -20,13 +20,14 @@ import yaml
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bertfast.config import PRESETS, BertConfig
+from bertfast.config import PRESETS, EncoderConfig
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.data.tokenizer import TOKENIZER_FILES, SpecialIds, save_tokenizer
+from bertfast.data.words import continuations
 from bertfast.errors import BertfastError
 from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, load_weights, make_folder, write_atomically
-from bertfast.model import BertForMaskedLM, BertForPreTraining
+from bertfast.model import PreTrainedModel, member_class
 from bertfast.packed import PackedBatch
 
 from .checkpoint import (
@@ -103,15 +104,14 @@ def pretrain(
 def _prepare(
     config: PretrainConfig,
     run: Path,
-    model: BertForPreTraining | BertForMaskedLM,
+    model: PreTrainedModel,
     words: Tokenizer,
     device: torch.device,
 ) -> Batches:
     """Puts what does not change into the run's folder, and opens its data."""
     clean(run)
     special = SpecialIds(words, config.tokenizer)
-    shape = model.config
-    save_tokenizer(words, run, shape.max_position_embeddings, special, segments=shape.type_vocab_size > 1)
+    save_tokenizer(words, run, model.config.max_length, special, segments=model.config.type_vocab_size > 1)
     text = json.dumps(model.config.to_dict(type(model).__name__), indent=2) + "\n"
     write_atomically(run / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
     batches = Batches(
@@ -124,6 +124,8 @@ def _prepare(
         config.masking,
         config.seed,
         device,
+        config.mask_unit,
+        None if config.mask_unit == "token" else continuations(words, model.config.vocab_size),
     )
     batches.plan(0)  # says now if the corpus cannot serve the objective
     return batches
@@ -136,7 +138,7 @@ class _Trainer:
         self,
         config: PretrainConfig,
         run: Path,
-        model: BertForPreTraining | BertForMaskedLM,
+        model: PreTrainedModel,
         batches: Batches,
         device: torch.device,
         on_log: Callable[[dict[str, Any]], None] | None,
@@ -319,19 +321,20 @@ def _numbers(line: dict[str, Any]) -> str:
     return f"loss {line['loss']:.3f}  mlm acc {line['mlm_accuracy']:.3f}  {line['tokens_per_second']:,.0f} tok/s"
 
 
-def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> BertForPreTraining | BertForMaskedLM:
-    cls = BertForPreTraining if config.objective == "mlm+nsp" else BertForMaskedLM
+def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> PreTrainedModel:
     torch.manual_seed(config.seed)
     if config.model in PRESETS:
         entries = max(tokenizer.get_vocab().values()) + 1  # published vocabularies have ids without a token
         pad = SpecialIds(tokenizer, config.tokenizer).pad
-        shape = BertConfig.preset(config.model, vocab_size=entries, pad_token_id=pad)
+        shape = EncoderConfig.preset(config.model, vocab_size=entries, pad_token_id=pad)
     else:
         shape = load_config(config.model)
-    if config.seq_len > shape.max_position_embeddings:
-        raise BertfastError(f"seq-len is {config.seq_len} and the model has {shape.max_position_embeddings} positions")
+    if config.seq_len > shape.max_length:
+        raise BertfastError(f"seq-len is {config.seq_len} and the model has {shape.max_length} positions")
     check_tokenizer_fits(tokenizer, shape, config.tokenizer)
-    model = cls(shape)
+    model = member_class(shape, "ForPreTraining" if config.objective in ("mlm+nsp", "mlm+sop") else "ForMaskedLM")(
+        shape
+    )
     if config.model not in PRESETS:
         load_weights(model, config.model, new_head_ok=True)
     return model

@@ -39,12 +39,12 @@ def batches(store=STORE, **options):
 
 
 def same(a, b):
-    names = ("input_ids", "segment_ids", "position_ids", "cu_seqlens", "masked_positions", "masked_labels")
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+    a, b = a.tensors(), b.tensors()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("masking", ["dynamic", "static"])
-@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
+@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp", "mlm+sop"])
 def test_a_start_anywhere_gives_what_the_whole_run_gave(objective, masking):
     run = batches(objective=objective, masking=masking)
     whole = list(islice(run.iterate(), 60))
@@ -80,7 +80,7 @@ def test_another_seed_gives_other_batches():
 
 
 @pytest.mark.parametrize("masking", ["dynamic", "static"])
-@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
+@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp", "mlm+sop"])
 def test_the_budget_holds_the_first_epochs_batches_and_most_of_the_others(objective, masking):
     run = batches(objective=objective, masking=masking)
     budget = run.budget()
@@ -92,7 +92,7 @@ def test_the_budget_holds_the_first_epochs_batches_and_most_of_the_others(object
     assert budget.masked <= largest + max(largest // 16, 8), "the predicted rows are the dearest slack"
 
 
-@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
+@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp", "mlm+sop"])
 def test_batches_are_well_formed(objective):
     for _, batch in islice(batches(objective=objective).iterate(), 40):
         batch.check()
@@ -106,9 +106,9 @@ def test_batches_are_well_formed(objective):
             ids, segments = original[start:end].tolist(), batch.segment_ids[start:end].tolist()
             assert ids[0] == SPECIAL.cls
             assert ids[-1] == SPECIAL.sep
-            assert ids.count(SPECIAL.sep) == (2 if objective == "mlm+nsp" else 1)
+            assert ids.count(SPECIAL.sep) == (1 if objective == "mlm" else 2)
             assert batch.position_ids[start:end].tolist() == list(range(end - start))
-            if objective == "mlm+nsp":
+            if objective != "mlm":
                 first = ids.index(SPECIAL.sep)
                 assert segments == [0] * (first + 1) + [1] * (len(ids) - first - 1)
             else:
@@ -127,6 +127,58 @@ def test_a_random_partner_comes_from_another_document_and_a_next_one_from_the_sa
             assert same_document == (label == 0)
             labels.append(label)
     assert 0.4 < np.mean(labels) < 0.75  # a lone last sentence always takes a random partner
+
+
+UNITS = {
+    "token": {},
+    "whole-word": {"mask_unit": "whole-word", "continues": np.arange(VOCAB) % 3 == 0},
+    "span": {"mask_unit": "span", "continues": np.arange(VOCAB) % 3 == 0},
+}
+
+
+@pytest.mark.parametrize("unit", ["whole-word", "span"])
+def test_words_and_spans_are_hidden_the_same_from_any_start_within_the_budget(unit):
+    run = batches(objective="mlm+sop", **UNITS[unit])
+    budget = run.budget()
+    whole = list(islice(run.iterate(), 20))
+    assert same(next(batches(objective="mlm+sop", **UNITS[unit]).iterate(17))[1], whole[17][1])
+    assert not same(whole[0][1], next(batches(objective="mlm+sop").iterate())[1])
+    assert all(batch.fits(budget) for epoch, batch in whole if epoch == 0)
+
+
+@pytest.mark.parametrize("unit", ["whole-word", "span"])
+def test_a_sentence_starts_a_word_whatever_its_first_token(unit):
+    """Where all tokens continue a word, each sentence, of two tokens here, is one."""
+    store = TokenStore(np.arange(5, 305, dtype=np.uint16), np.arange(0, 301, 2), np.array([0, 150]))
+    everything = {"objective": "mlm", "mask_unit": unit, "continues": np.ones(VOCAB, np.bool_), "seq_len": 80}
+    whole = 0
+    for _, batch in islice(batches(store, **everything).iterate(), 20):
+        original = batch.input_ids.clone()
+        original[batch.masked_positions] = batch.masked_labels
+        hidden = torch.zeros_like(original).index_fill(0, batch.masked_positions, 1)
+        halves = (original[:-1] % 2 == 1) & (original[1:] == original[:-1] + 1) & (original[:-1] >= 5)
+        assert torch.equal(hidden[:-1][halves], hidden[1:][halves])
+        whole += int(hidden[:-1][halves].sum())
+    assert whole > 50
+
+
+@pytest.mark.parametrize("objective", ["rtd", "distill"])
+def test_rtd_and_distillation_take_the_batches_of_mlm(objective):
+    made, wanted = batches(objective=objective).iterate(), batches(objective="mlm").iterate()
+    assert all(same(next(made)[1], next(wanted)[1]) for _ in range(3))
+
+
+def test_a_swapped_pair_is_labelled_so():
+    whole = TokenStore(np.arange(5, 305, dtype=np.uint16), np.arange(0, 301, 10), np.arange(0, 31, 10))
+    labels = []
+    for _, batch in islice(batches(whole, objective="mlm+sop").iterate(), 20):
+        original = batch.input_ids.clone()
+        original[batch.masked_positions] = batch.masked_labels
+        for row, label in enumerate(batch.next_sentence_labels.tolist()):
+            start, end = batch.cu_seqlens[row : row + 2].tolist()
+            assert label == (original[start + 1] > original[end - 2])
+            labels.append(label)
+    assert 0 < sum(labels) < len(labels)
 
 
 def test_an_epoch_of_mlm_covers_every_token_once():
@@ -166,8 +218,10 @@ def test_any_corpus_packs_within_its_limits(seed, seq_len, documents):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "sop"}, "objective is 'sop'"),
+        ({"objective": "sop"}, "objective is 'sop'; it must be one of mlm, mlm.nsp, mlm.sop, rtd, distill"),
         ({"masking": "none"}, "masking is 'none'"),
+        ({"mask_unit": "phrase"}, "mask-unit is 'phrase'; it must be one of token, whole-word, span"),
+        ({"mask_unit": "span"}, "which tokens continue a word"),
         ({"seq_len": 4}, "seq-len is 4; it must be at least 5"),
         ({"seq_len": 200}, "a batch must hold a whole sequence"),
     ],

@@ -135,12 +135,12 @@ def test_unigram_text_is_cleaned_as_sentencepiece_does():
 
 
 def test_no_unigram_piece_has_letters_and_punctuation():
-    tokenizer = train_unigram(['"dens," said the fox; (dens, dens!) the fox\'s dens, too.'] * 9, 100)
+    text = "the fox's den, the dog's den, dens, (dens) foxes, (foxes) dogs, (dogs)!"
+    tokenizer = train_unigram([text] * 9, 100)
     pieces = [piece.removeprefix("▁") for piece in tokenizer.get_vocab() if piece[0] != "["]
-    assert {",", "("} < set(pieces)
-    assert any(len(piece) > 1 for piece in pieces)
+    assert sum(len(piece) > 1 for piece in pieces) > 2
     assert all(piece.isalpha() or len(piece) < 2 for piece in pieces)
-    assert tokenizer.decode(tokenizer.encode("the fox's dens, (too)!").ids) == "the fox's dens, (too)!"
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
 def test_bytes_spell_what_was_never_seen():

@@ -126,6 +126,13 @@ def test_it_trains_with_every_kind_of_tokenizer(train: Any, place: Path, tmp_pat
     assert load_tokenizer(tuned.out).to_str() == tokenizer.to_str()
 
 
+@pytest.mark.parametrize("unit", ["whole-word", "span"])
+def test_segments_put_in_order_and_words_hidden_whole(unit: str, place: Path, tmp_path: Path) -> None:
+    result = run(place, tmp_path / "run", objective="mlm+sop", mask_unit=unit)
+    assert isinstance(load(result.out), BertForPreTraining)
+    assert result.last["nsp_loss"] > 0
+
+
 def test_seeds_decide_everything(place: Path, whole: Path, tmp_path: Path) -> None:
     other = run(place, tmp_path / "other", seed=1).out
     assert losses(other)[0]["loss"] != losses(whole)[0]["loss"]
