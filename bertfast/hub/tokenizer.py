@@ -20,13 +20,8 @@ from tokenizers.processors import RobertaProcessing, TemplateProcessing
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 
-ROLES = (
-    "pad_token",
-    "unk_token",
-    "cls_token",
-    "sep_token",
-    "mask_token",
-)  # Hugging Face's names, in this order throughout
+# Hugging Face's names; special tokens come in this order throughout.
+ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 # A SentencePiece model does not say how its tokenizer cleans and frames text: the class that the file is named for does.
@@ -291,9 +286,9 @@ def _require(names: Sequence[str], vocabulary: dict[str, int], source: str) -> N
 def check_tokenizer_fits(tokenizer: Tokenizer, config: EncoderConfig, source: str = "the tokenizer") -> None:
     """Raises BertfastError if the tokenizer can give an id that the model's word embeddings do not have.
 
-    Says on standard error if a word of the tokenizer has the id that the model keeps for padding, whose row is not trained and which no
-    RoBERTa counts as a position. It is no error: such checkpoints are published, and give the numbers that they give. Nor is a word meant where
-    another special token has that id (the multilingual MiniLMs).
+    Says on standard error if a word of the tokenizer has the id that the model keeps for padding: that row is not trained, and a RoBERTa
+    in `transformers` counts no position there. It is no error, since such a checkpoint still gives the numbers that it gives. Another special
+    token may have that id, as in the published multilingual MiniLMs.
     """
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= config.vocab_size:
