@@ -107,23 +107,33 @@ def tokenizer(
         list[str], typer.Option(metavar="FILE...", help="Files of text: plain, JSON lines, or gzip of either.")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    kind: Annotated[
+        str, typer.Option("--type", help="wordpiece (BERT), bpe (RoBERTa's bytes) or unigram (ALBERT, DeBERTa v3).")
+    ] = "wordpiece",
     vocab_size: Annotated[int, typer.Option(help="Entries of the vocabulary.")] = 30522,
-    cased: Annotated[bool, typer.Option("--cased", help="Keep upper case and accents.")] = False,
+    cased: Annotated[bool, typer.Option("--cased", help="Keep upper case and accents, as bpe always does.")] = False,
     text_field: Annotated[str, typer.Option(help="Field of JSON lines.")] = "text",
 ) -> None:
-    """Train a WordPiece tokenizer on text.
+    """Train a tokenizer on text: WordPiece, byte-level BPE or Unigram.
 
     \b
     Example:
         bertfast tokenizer --data corpus.txt --vocab-size 8192 --out tok
     """
     from bertfast.data.readers import read_documents
-    from bertfast.data.tokenizer import save_tokenizer, train_wordpiece
+    from bertfast.data.tokenizer import save_tokenizer, train_byte_level_bpe, train_unigram, train_wordpiece
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BertfastError(f"{out}: exists already; choose another --out")
     lines = (line for document in read_documents(data, text_field) for line in document)
-    trained = train_wordpiece(lines, vocab_size, lowercase=not cased)
+    if kind == "wordpiece":
+        trained = train_wordpiece(lines, vocab_size, lowercase=not cased)
+    elif kind == "unigram":
+        trained = train_unigram(lines, vocab_size, lowercase=not cased)
+    elif kind == "bpe":
+        trained = train_byte_level_bpe(lines, vocab_size)
+    else:
+        raise BertfastError(f"type is {kind!r}; it must be one of wordpiece, bpe, unigram")
     save_tokenizer(trained, out)
     print(f"{trained.get_vocab_size()} entries in {out}")
 
@@ -333,7 +343,9 @@ def _inputs(file: str, text_column: str | None, pair_column: str | None) -> tupl
 @app.command()
 def fill(
     model: Annotated[str, typer.Argument(help="Folder of a model with a masked-LM head.")],
-    text: Annotated[str, typer.Argument(help="A text with [MASK] where a word is to go.")],
+    text: Annotated[
+        str, typer.Argument(help="A text with [MASK] (or the tokenizer's own mask) where a word is to go.")
+    ],
     top: Annotated[int, typer.Option(help="How many words for each mask.")] = 5,
 ) -> None:
     """Print the likeliest words for each [MASK].

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bertfast.config import PRESETS, ElectraConfig, EncoderConfig
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
-from bertfast.data.tokenizer import SpecialIds, save_tokenizer
+from bertfast.data.tokenizer import TOKENIZER_FILES, SpecialIds, save_tokenizer
 from bertfast.data.words import continuations
 from bertfast.errors import BertfastError
 from bertfast.hub import (
@@ -62,9 +62,6 @@ from .metrics import LiveBar, MetricsLog
 from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
 from .precision import Masters
 from .seeds import dropout_seed
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-
 
 TASKS = ("mlm", "nsp", "sop", "rtd", "soft", "cosine")  # whose losses and counts a model's output may have
 
@@ -132,14 +129,15 @@ def _prepare(
 ) -> Batches:
     """Puts what does not change into the run's folder, and opens its data."""
     clean(run)
+    special = SpecialIds(words, config.tokenizer)
     for place, saved in saved_models(model).items():
-        save_tokenizer(words, run / place, saved.config.max_length)
+        save_tokenizer(words, run / place, saved.config.max_length, special, segments=saved.config.type_vocab_size > 1)
         text = json.dumps(saved.config.to_dict(type(saved).__name__), indent=2) + "\n"
         write_atomically(run / place / "config.json", lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
     vocab_size = saved_models(model)[""].config.vocab_size
     batches = Batches(
         TokenStore.build(config.data, words, run / "tokens", config.text_field),
-        SpecialIds(words),
+        special,
         vocab_size,
         config.seq_len,
         config.batch_tokens,
@@ -251,7 +249,7 @@ class _Trainer:
         models = saved_models(self.model)
         paths = [Path(place) / name for place in models for name in (*TOKENIZER_FILES, "config.json")]
         files = {
-            str(path): (self.run / path).read_text(encoding="utf-8") for path in paths if (self.run / path).exists()
+            str(path): (self.run / path).read_text(encoding="utf-8") for path in paths if (self.run / path).is_file()
         }
         weights = {place: self.masters.of(model) for place, model in models.items()}
         moments = optimizer_tensors(self.optimizer, self.masters.names, self.masters.weights)
@@ -354,7 +352,8 @@ def _numbers(line: dict[str, Any]) -> str:
 
 def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> nn.Module:
     torch.manual_seed(config.seed)
-    own: dict[str, Any] = {"vocab_size": tokenizer.get_vocab_size(), "pad_token_id": tokenizer.token_to_id("[PAD]")}
+    entries = max(tokenizer.get_vocab().values()) + 1  # published vocabularies have ids without a token
+    own: dict[str, Any] = {"vocab_size": entries, "pad_token_id": SpecialIds(tokenizer, config.tokenizer).pad}
     if config.model in PRESETS:
         shape = EncoderConfig.preset(config.model, **own)
     elif config.starts_random:

@@ -12,7 +12,7 @@ from bertfast import BertfastError
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.data.tokenizer import SpecialIds
-from bertfast.hub.tokenizer import SPECIAL_TOKENS, wordpiece_tokenizer
+from bertfast.hub.tokenizer import ROBERTA_TOKENS, SPECIAL_TOKENS, byte_level_bpe_tokenizer, wordpiece_tokenizer
 
 VOCAB = 400
 SPECIAL = SpecialIds(
@@ -53,6 +53,26 @@ def test_a_start_anywhere_gives_what_the_whole_run_gave(objective, masking):
         epoch, batch = next(batches(objective=objective, masking=masking).iterate(start))
         assert epoch == whole[start][0]
         assert same(batch, whole[start][1])
+
+
+@pytest.mark.parametrize(("objective", "frame"), [("mlm", [2, 3]), ("mlm+nsp", [2, 3, 3, 3])])
+def test_sequences_are_framed_as_robertas_tokenizer_frames_them(objective, frame):
+    words = {token: index for index, token in enumerate([*ROBERTA_TOKENS, *map(str, range(VOCAB - 5))])}
+    special = SpecialIds(byte_level_bpe_tokenizer(words, []))
+    run = Batches(STORE, special, VOCAB, seq_len=32, batch_tokens=128, seed=3, objective=objective)
+    for _, batch in islice(run.iterate(), 20):
+        ids = batch.input_ids.clone()
+        ids[batch.masked_positions] = batch.masked_labels
+        assert not batch.segment_ids.any()
+        assert batch.num_tokens <= 128
+        for start, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
+            sequence = ids[start:end]
+            assert len(sequence) <= 32
+            assert sequence[sequence < 5].tolist() == frame
+            assert (sequence[0], sequence[-1]) == (2, 3)
+            if objective == "mlm+nsp":
+                ends = (sequence == 3).nonzero().flatten()
+                assert ends[1] == ends[0] + 1
 
 
 def test_another_seed_gives_other_batches():
