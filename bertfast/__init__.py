@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ._version import __version__
+from .registration import register_attention, register_attention_on_import
 
 if TYPE_CHECKING:
     from . import kernels
@@ -44,7 +45,10 @@ __all__ = [
     "kernels",
     "load",
     "pretrain",
+    "register_attention",
 ]
+
+register_attention_on_import()
 
 
 def __getattr__(name: str) -> object:
