@@ -107,23 +107,33 @@ def tokenizer(
         list[str], typer.Option(metavar="FILE...", help="Files of text: plain, JSON lines, or gzip of either.")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    kind: Annotated[
+        str, typer.Option("--type", help="wordpiece (BERT), bpe (RoBERTa's bytes) or unigram (ALBERT, DeBERTa v3).")
+    ] = "wordpiece",
     vocab_size: Annotated[int, typer.Option(help="Entries of the vocabulary.")] = 30522,
-    cased: Annotated[bool, typer.Option("--cased", help="Keep upper case and accents.")] = False,
+    cased: Annotated[bool, typer.Option("--cased", help="Keep upper case and accents, as bpe always does.")] = False,
     text_field: Annotated[str, typer.Option(help="Field of JSON lines.")] = "text",
 ) -> None:
-    """Train a WordPiece tokenizer on text.
+    """Train a tokenizer on text: WordPiece, byte-level BPE or Unigram.
 
     \b
     Example:
         bertfast tokenizer --data corpus.txt --vocab-size 8192 --out tok
     """
     from bertfast.data.readers import read_documents
-    from bertfast.data.tokenizer import save_tokenizer, train_wordpiece
+    from bertfast.data.tokenizer import save_tokenizer, train_byte_level_bpe, train_unigram, train_wordpiece
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BertfastError(f"{out}: exists already; choose another --out")
     lines = (line for document in read_documents(data, text_field) for line in document)
-    trained = train_wordpiece(lines, vocab_size, lowercase=not cased)
+    if kind == "wordpiece":
+        trained = train_wordpiece(lines, vocab_size, lowercase=not cased)
+    elif kind == "unigram":
+        trained = train_unigram(lines, vocab_size, lowercase=not cased)
+    elif kind == "bpe":
+        trained = train_byte_level_bpe(lines, vocab_size)
+    else:
+        raise BertfastError(f"type is {kind!r}; it must be one of wordpiece, bpe, unigram")
     save_tokenizer(trained, out)
     print(f"{trained.get_vocab_size()} entries in {out}")
 
@@ -141,10 +151,18 @@ def pretrain(
     tokenizer: Annotated[str | None, typer.Option(help="Folder of the tokenizer.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
     model: Annotated[
-        str, typer.Option(help="A preset (bert-tiny, -mini, -small, -medium, -base, -large), or a model's folder.")
+        str,
+        typer.Option(
+            help="A preset (bert-small, albert-base, electra-small, distilbert-base, ...), a config.json, or a model's folder."
+        ),
     ] = "bert-small",
-    objective: Annotated[str, typer.Option(help="mlm+nsp or mlm.")] = "mlm+nsp",
+    objective: Annotated[str, typer.Option(help="mlm, mlm+nsp, mlm+sop, rtd or distill.")] = "mlm+nsp",
+    teacher: Annotated[str | None, typer.Option(help="Folder of the model to distill from.")] = None,
+    generator_size: Annotated[
+        float, typer.Option(help="Width of the generator beside the discriminator's, with --objective rtd.")
+    ] = 0.25,
     masking: Annotated[str, typer.Option(help="dynamic (new each epoch) or static.")] = "dynamic",
+    mask_unit: Annotated[str, typer.Option(help="What is hidden together: token, whole-word or span.")] = "token",
     steps: Annotated[int, typer.Option(help="Updates.")] = 10_000,
     batch_tokens: Annotated[int, typer.Option(help="Tokens of a batch at most.")] = 8192,
     seq_len: Annotated[int, typer.Option(help="Tokens of a sequence at most.")] = 128,
@@ -325,7 +343,9 @@ def _inputs(file: str, text_column: str | None, pair_column: str | None) -> tupl
 @app.command()
 def fill(
     model: Annotated[str, typer.Argument(help="Folder of a model with a masked-LM head.")],
-    text: Annotated[str, typer.Argument(help="A text with [MASK] where a word is to go.")],
+    text: Annotated[
+        str, typer.Argument(help="A text with [MASK] (or the tokenizer's own mask) where a word is to go.")
+    ],
     top: Annotated[int, typer.Option(help="How many words for each mask.")] = 5,
 ) -> None:
     """Print the likeliest words for each [MASK].

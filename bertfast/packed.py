@@ -41,7 +41,8 @@ class PackedBatch:
         max_seqlen: at least the longest sequence's length.
         masked_positions: (masked,) int64 rows of the tokens to predict, no two alike, -1 for slack.
         masked_labels: (masked,) int64 ids to predict there, -100 for slack.
-        next_sentence_labels: (sequences,) int64, 0 where the second segment follows the first, 1 where it is random.
+        next_sentence_labels: (sequences,) int64, the label of the pair: 0 where the second segment follows the first, 1 where it is random
+            (NSP) or the two are swapped (SOP).
         labels: (sequences,) class ids (int64) or targets (float).
         token_labels: (tokens,) int64 class ids, -100 where there is none.
         start_positions: (sequences,) int64, the answer's first token in its sequence; one outside it counts for nothing.
