@@ -392,13 +392,13 @@ def embed(
 
     \b
     Example:
-        bertfast embed all-MiniLM-L6-v2 sentences.txt --out vectors.npy
+        bertfast embed run corpus.txt --out vectors.npy
     """
     import numpy as np
     import torch
 
-    from bertfast import SentenceEncoder
     from bertfast.hub import write_atomically
+    from bertfast.training.sentences import SentenceEncoder
 
     texts = _lines(file)
     if not out.parent.is_dir():

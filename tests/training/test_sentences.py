@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import run_cli, sentences
 from torch import nn
 
 from bertfast import BertfastError, PackedBatch, SentenceEncoder
@@ -27,7 +28,6 @@ from bertfast.model import member_class
 from bertfast.model.pooling import MODES
 from bertfast.training.sentences import Dense, Normalize
 from support import SHARED_DATA, forced, needs_shared_data
-from tiny import run_cli, sentences
 
 POSITIONS = 24
 TEXTS = [
