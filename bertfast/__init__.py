@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from .packed import PackedBatch as PackedBatch
     from .training.finetune import finetune as finetune
     from .training.pretrain import pretrain as pretrain
+    from .training.sentences import SentenceEncoder as SentenceEncoder
 
 _HOMES = {
     "BertfastError": "errors",
     "PackedBatch": "packed",
+    "SentenceEncoder": "training",
     "finetune": "training",
     "load": "hub",
     "pretrain": "training",

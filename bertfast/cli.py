@@ -315,7 +315,6 @@ def predict(
 def _inputs(file: str, text_column: str | None, pair_column: str | None) -> tuple[list[str], list[str | None]]:
     """Texts and their pairs in order; of plain text, lines with nothing on them are left out."""
     from bertfast.data import tasks
-    from bertfast.data.readers import open_text
 
     path = Path(file)
     if file != "-" and tasks.is_task_file(path):
@@ -326,18 +325,28 @@ def _inputs(file: str, text_column: str | None, pair_column: str | None) -> tupl
             f"{'standard input' if file == '-' else file} has no columns, and {pair_column or text_column!r} is one; "
             "give a .tsv, .csv or .jsonl file"
         )
-    if file == "-":
-        try:
-            lines = [line.strip() for line in sys.stdin.buffer.read().decode("utf-8-sig").split("\n")]
-        except UnicodeDecodeError as error:
-            raise BertfastError(f"standard input is not UTF-8 text ({error.reason})") from error
-    else:
-        with open_text(path) as stream:
-            lines = [line.strip() for line in stream]
-    lines = [line for line in lines if line]
+    lines = [line.strip() for line in _lines(file) if line.strip()]
     if not lines:
         raise BertfastError(f"{'standard input' if file == '-' else file} holds no text")
     return lines, [None] * len(lines)
+
+
+def _lines(file: str) -> list[str]:
+    """The lines of a text file, or of standard input for -, without their ends."""
+    from bertfast.data.readers import open_text
+
+    if file != "-":
+        with open_text(Path(file)) as stream:
+            return [line.removesuffix("\n") for line in stream]
+    try:
+        lines = sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise BertfastError(f"standard input is not UTF-8 text ({error.reason})") from error
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        raise BertfastError("standard input holds no text")
+    return lines
 
 
 @app.command()
@@ -364,6 +373,47 @@ def fill(
             print(f"mask {number}")
         for choice in fillers:
             print(f"{choice.probability:.4f}  {choice.word:<16}  {choice.text}")
+
+
+@app.command()
+def embed(
+    model: Annotated[str, typer.Argument(help="Folder of a sentence-transformers model, or of a plain encoder.")],
+    file: Annotated[str, typer.Argument(help="Plain text, a text a line, or - for standard input.")],
+    out: Annotated[Path, typer.Option(help="File to write: a NumPy array (.npy), float32, a row for each line.")],
+    batch_size: Annotated[
+        int | None, typer.Option(help="Texts of a batch at most; default: what suits the machine.")
+    ] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Make every vector's length 1.")] = False,
+    prompt_name: Annotated[
+        str | None, typer.Option(help="One of the model's prompts, to put before each text.")
+    ] = None,
+) -> None:
+    """Write a vector for each line of a text. A line with nothing on it has one too, so that rows are lines.
+
+    \b
+    Example:
+        bertfast embed run corpus.txt --out vectors.npy
+    """
+    import numpy as np
+    import torch
+
+    from bertfast.hub import write_atomically
+    from bertfast.training.sentences import SentenceEncoder
+
+    texts = _lines(file)
+    if not out.parent.is_dir():
+        raise BertfastError(f"{out}: there is no folder {out.parent}")
+    encoder = SentenceEncoder.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = encoder.tokenize(texts, prompt_name=prompt_name)
+    vectors = encoder.encode_tokens(tokens, batch_size=batch_size, normalize=normalize, show_progress=True)
+
+    def save(path: Path) -> None:
+        with open(path, "wb") as stream:
+            np.save(stream, vectors)
+
+    write_atomically(out, save)
+    print(f"{vectors.shape[0]} vectors of {vectors.shape[1]} numbers in {out}")
+    _say_truncated(tokens.cut, encoder.max_length)
 
 
 @app.command()

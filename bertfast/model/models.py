@@ -37,6 +37,7 @@ from .outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from .pooling import mean_pooled
 
 
 def initialize(model: nn.Module, config: EncoderConfig, only: Collection[str] | None = None) -> None:
@@ -676,10 +677,3 @@ def _place_loss(logits: Tensor, places: Tensor) -> Tensor:
     """Cross-entropy of (sequences, positions) logits against (sequences,) places; those outside count for nothing."""
     inside = (places >= 0) & (places < logits.shape[1])
     return F.cross_entropy(logits.float(), torch.where(inside, places, IGNORE_INDEX))
-
-
-def mean_pooled(x: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """(tokens, hidden) to (sequences, hidden), the mean of each sequence's tokens; zeros for an empty one."""
-    lengths = cu_seqlens.diff().long()
-    sums = torch.segment_reduce(x[: cu_seqlens[-1]].float(), "sum", lengths=lengths, initial=0)
-    return (sums / lengths.clamp(min=1)[:, None]).to(x.dtype)
