@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .config import *  # noqa: F403
     from .errors import BertfastError as BertfastError
     from .hub import load as load
+    from .hub.accelerate import accelerate as accelerate
+    from .hub.accelerate import restore as restore
     from .model import *  # noqa: F403
     from .packed import PackedBatch as PackedBatch
     from .training.finetune import finetune as finetune
@@ -25,9 +27,11 @@ _HOMES = {
     "BertfastError": "errors",
     "PackedBatch": "packed",
     "SentenceEncoder": "training",
+    "accelerate": "hub.accelerate",
     "finetune": "training",
     "load": "hub",
     "pretrain": "training",
+    "restore": "hub.accelerate",
 }
 _MEMBERS = ("Bert", "Roberta", "XLMRoberta", "Albert", "DistilBert", "Electra", "DebertaV2", "ModernBert")
 _HEADS = (

@@ -105,7 +105,10 @@ VARIANTS = {  # of a member's encoder, or of what its masked-LM head shares with
         {"embedding_size": 16, "position_biased_input": True, "type_vocab_size": 2},
     ),
     "deberta-conv": (DebertaV2Config, {"conv_kernel_size": 3, "conv_act": "gelu"}),
-    "deberta-conv-5-groups": (DebertaV2Config, {"conv_kernel_size": 5, "conv_groups": 2, "position_biased_input": True}),
+    "deberta-conv-5-groups": (
+        DebertaV2Config,
+        {"conv_kernel_size": 5, "conv_groups": 2, "position_biased_input": True},
+    ),
     "deberta-one-layer-conv": (DebertaV2Config, {"conv_kernel_size": 3, "num_hidden_layers": 1}),
     "deberta-other-lm-head": (DebertaV2Config, {"legacy": False}),
     "modernbert-biases": (
