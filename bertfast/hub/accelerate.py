@@ -562,7 +562,7 @@ class _Base:
         return None
 
 
-class _Unserved(Exception):  # noqa: N818
+class _Unserved(Exception):
     """Why the original runs; without a reason where it will say itself what is wrong."""
 
 
