@@ -222,7 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
             counts = Counter(outcome for outcome, _ in plain.values())
             print(
                 f"{model}: {len(plain)} tests, {counts['skipped']} skipped, {counts['failed']} fail as they are, {counts['passed']} pass; "
-                f"of these {counts['passed'] - len(lines)} pass accelerated ({count} models)"
+                f"of these {counts['passed'] - len(lines)} pass accelerated ({count} models)",
+                flush=True,
             )
             for line in lines:
                 print(f"  {line}")
