@@ -23,6 +23,7 @@ KERNELS = (
     "gather_rows",
     "linear_cross_entropy",
     "mask_tokens",
+    "rotary",
     "isa",
 )
 X86 = platform.machine().lower() in ("x86_64", "amd64")

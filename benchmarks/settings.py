@@ -10,7 +10,7 @@ import torch
 
 from bertfast.bench.case import Setup
 from bertfast.bench.lengths import REFERENCE_POINT, Lengths, full, wikitext
-from bertfast.config import BertConfig
+from bertfast.config import EncoderConfig
 
 from .importable import REPOSITORY
 
@@ -78,16 +78,16 @@ def _shapes() -> tuple[list[Lengths], list[Lengths], list[Lengths], list[Lengths
 BATCHES, STEP_BATCHES, SIZES, MASKED, REAL = _shapes()
 
 
-def make_setup(lengths: Lengths, dtype: str, config: BertConfig | None = None) -> Setup:
+def make_setup(lengths: Lengths, dtype: str, config: EncoderConfig | None = None) -> Setup:
     """At the sizes of BERT-base unless a configuration is given. On a GPU, whose minutes are few, float32 goes without compiled peers."""
     if config is None:
-        config = BertConfig.preset("bert-base", **({"vocab_size": 512} if CURRENT.quick else {}))
+        config = EncoderConfig.preset("bert-base", **({"vocab_size": 512} if CURRENT.quick else {}))
     compiled = not CURRENT.quick and (CURRENT.device == "cpu" or dtype == "bfloat16")
     return Setup(lengths, config, getattr(torch, dtype), CURRENT.device, compiled)
 
 
-def step_config() -> BertConfig:
+def step_config() -> EncoderConfig:
     """The model of the step: on a CPU the reference point's four layers, in which the vocabulary weighs three times as much as in twelve."""
     if CURRENT.quick:
-        return BertConfig.preset("bert-tiny", vocab_size=512)
-    return BertConfig.preset("bert-base", **({} if CURRENT.device == "cuda" else {"num_hidden_layers": 4}))
+        return EncoderConfig.preset("bert-tiny", vocab_size=512)
+    return EncoderConfig.preset("bert-base", **({} if CURRENT.device == "cuda" else {"num_hidden_layers": 4}))

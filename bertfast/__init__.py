@@ -1,6 +1,7 @@
 """Pretrain and fine-tune BERT-family encoders on packed batches, with fused Triton and C++ kernels.
 
-Names are loaded on first use, so that ``import bertfast`` costs nothing.
+Names are loaded on first use, so that ``import bertfast`` costs nothing. The models and configurations of every member are here under Hugging
+Face's names: ``bertfast.RobertaForMaskedLM``, ``bertfast.AlbertConfig``.
 """
 
 from importlib import import_module
@@ -10,43 +11,42 @@ from ._version import __version__
 from .registration import register_attention, register_attention_on_import
 
 if TYPE_CHECKING:
-    from . import kernels
-    from .config import BertConfig
-    from .errors import BertfastError
-    from .hub import load
-    from .model import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel
-    from .packed import PackedBatch
-    from .training.finetune import finetune
-    from .training.pretrain import pretrain
+    from . import kernels as kernels
+    from .config import *  # noqa: F403
+    from .errors import BertfastError as BertfastError
+    from .hub import load as load
+    from .hub.accelerate import accelerate as accelerate
+    from .hub.accelerate import restore as restore
+    from .model import *  # noqa: F403
+    from .packed import PackedBatch as PackedBatch
+    from .training.finetune import finetune as finetune
+    from .training.pretrain import pretrain as pretrain
+    from .training.sentences import SentenceEncoder as SentenceEncoder
 
 _HOMES = {
-    "BertConfig": "config",
-    "BertForMaskedLM": "model",
-    "BertForPreTraining": "model",
-    "BertForSequenceClassification": "model",
-    "BertModel": "model",
     "BertfastError": "errors",
     "PackedBatch": "packed",
+    "SentenceEncoder": "training",
+    "accelerate": "hub.accelerate",
     "finetune": "training",
     "load": "hub",
     "pretrain": "training",
+    "restore": "hub.accelerate",
 }
+_MEMBERS = ("Bert", "Roberta", "XLMRoberta", "Albert", "DistilBert", "Electra", "DebertaV2", "ModernBert")
+_HEADS = (
+    "Model",
+    "ForMaskedLM",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+)
+_HOMES |= {f"{member}Config": "config" for member in _MEMBERS}
+_HOMES |= {f"{member}{head}": "model" for member in _MEMBERS for head in _HEADS}
+_HOMES |= {f"{member}ForPreTraining": "model" for member in ("Bert", "Albert", "Electra")}
 
-__all__ = [
-    "BertConfig",
-    "BertForMaskedLM",
-    "BertForPreTraining",
-    "BertForSequenceClassification",
-    "BertModel",
-    "BertfastError",
-    "PackedBatch",
-    "__version__",
-    "finetune",
-    "kernels",
-    "load",
-    "pretrain",
-    "register_attention",
-]
+__all__ = ["__version__", "kernels", "register_attention", *_HOMES]
 
 register_attention_on_import()
 
@@ -62,4 +62,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return list(__all__)

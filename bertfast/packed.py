@@ -41,8 +41,12 @@ class PackedBatch:
         max_seqlen: at least the longest sequence's length.
         masked_positions: (masked,) int64 rows of the tokens to predict, no two alike, -1 for slack.
         masked_labels: (masked,) int64 ids to predict there, -100 for slack.
-        next_sentence_labels: (sequences,) int64, 0 where the second segment follows the first, 1 where it is random.
+        next_sentence_labels: (sequences,) int64, the label of the pair: 0 where the second segment follows the first, 1 where it is random
+            (NSP) or the two are swapped (SOP).
         labels: (sequences,) class ids (int64) or targets (float).
+        token_labels: (tokens,) int64 class ids, -100 where there is none.
+        start_positions: (sequences,) int64, the answer's first token in its sequence; one outside it counts for nothing.
+        end_positions: likewise its last token.
     """
 
     input_ids: Tensor
@@ -54,18 +58,22 @@ class PackedBatch:
     masked_labels: Tensor | None = None
     next_sentence_labels: Tensor | None = None
     labels: Tensor | None = None
+    token_labels: Tensor | None = None
+    start_positions: Tensor | None = None
+    end_positions: Tensor | None = None
 
     def check(self) -> None:
         """Raises BertfastError unless the fields' shapes fit one another; values are the ops' to check."""
-        for name in ("segment_ids", "position_ids"):
-            shape = tuple(getattr(self, name).shape)
+        for name in ("segment_ids", "position_ids", "token_labels"):
+            ids = getattr(self, name)
+            shape = (self.num_tokens,) if ids is None else tuple(ids.shape)
             if shape != (self.num_tokens,) or self.input_ids.dim() != 1:
                 raise BertfastError(
                     f"{name} has shape {shape} and input_ids {tuple(self.input_ids.shape)}; both must be (tokens,)"
                 )
         if (self.masked_positions is None) != (self.masked_labels is None):
             raise BertfastError("masked_positions and masked_labels go together; one is None")
-        for name in ("next_sentence_labels", "labels"):
+        for name in ("next_sentence_labels", "labels", "start_positions", "end_positions"):
             labels = getattr(self, name)
             if labels is not None and labels.shape[:1] != (self.num_sequences,):
                 raise BertfastError(
@@ -127,7 +135,10 @@ class PackedBatch:
             )
         filled = {
             **dict.fromkeys(("input_ids", "segment_ids", "position_ids"), (slack[0], 0)),
-            **dict.fromkeys(("next_sentence_labels", "labels"), (slack[1], IGNORE_INDEX)),
+            **dict.fromkeys(
+                ("next_sentence_labels", "labels", "start_positions", "end_positions"), (slack[1], IGNORE_INDEX)
+            ),
+            "token_labels": (slack[0], IGNORE_INDEX),
             "masked_positions": (slack[2], -1),
             "masked_labels": (slack[2], IGNORE_INDEX),
         }
@@ -171,6 +182,16 @@ class PackedBatch:
         )
 
 
+def padded_rows(cu_seqlens: Tensor, tokens: int, width: int) -> Tensor:
+    """(tokens,) int64, where each token of a packed batch stands in the flattened (sequences, width) form; -1 for slack."""
+    token = torch.arange(tokens, device=cu_seqlens.device)
+    starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    if len(ends) == 0:
+        return torch.full_like(token, -1)
+    sequence = torch.searchsorted(ends, token, right=True).clamp(max=len(ends) - 1)
+    return torch.where(token < ends[-1], sequence * width + token - starts[sequence], -1)
+
+
 class Padding:
     """Where the tokens of a padded (sequences, positions) batch are, from its attention mask.
 
@@ -203,6 +224,16 @@ class Padding:
         lengths = real.sum(1, dtype=torch.int32)
         self.cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
         self.max_seqlen = int(lengths.max()) if sequences else 0
+
+    @property
+    def columns(self) -> Tensor | None:
+        """(tokens,) where each token stands in its row, if the mask leaves out tokens between others; None if it does not."""
+        if self.rows is None or len(self.rows) == 0:
+            return None
+        same_row = (self.rows // self.shape[1]).diff() == 0
+        if not bool((same_row & (self.rows.diff() != 1)).any()):
+            return None
+        return self.rows % self.shape[1]
 
     def pack(self, padded: Tensor) -> Tensor:
         """(sequences, positions, ...) to (tokens, ...): the real tokens alone."""

@@ -523,6 +523,30 @@ void sum_row_groups(const std::string &dtype, Address rows, Address order, Addre
   });
 }
 
+// `strides` are of q's tokens and heads, then of k's.
+void rotary(const std::string &dtype, Address q, Address k, Address q_out, Address k_out, Address position_ids, Address cos,
+            Address sin, int64_t tokens, int64_t heads, int64_t half, int64_t positions, std::array<int64_t, 4> strides,
+            bool inverse, int64_t threads) {
+  require_sizes({{"tokens", tokens}, {"heads", heads}, {"positions", positions}});
+  REQUIRE(half > 0 && threads > 0, "half and threads must be above 0");
+  check_strides("q", strides[0], strides[1]), check_strides("k", strides[2], strides[3]);
+  for (auto [address, name] : {std::pair{q, "q"}, {k, "k"}, {q_out, "q_out"}, {k_out, "k_out"}})
+    require_pointer(address, tokens * heads, name);
+  require_pointer(position_ids, tokens, "position_ids");
+  for (auto [address, name] : {std::pair{cos, "cos"}, {sin, "sin"}}) require_pointer(address, positions, name);
+  const int64_t *ids = pointer<const int64_t>(position_ids);
+  for (int64_t token = 0; token < tokens; ++token)
+    REQUIRE(ids[token] >= 0 && ids[token] < positions, "position_ids[" + std::to_string(token) + "] is " +
+                                                           std::to_string(ids[token]) + "; it must be from 0 to " +
+                                                           std::to_string(positions - 1));
+  with_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    ops<T>().rotary({pointer<const T>(q), pointer<const T>(k), pointer<T>(q_out), pointer<T>(k_out), ids,
+                     pointer<const float>(cos), pointer<const float>(sin), tokens, heads, half, {strides[0], strides[1]},
+                     {strides[2], strides[3]}, inverse, static_cast<int>(threads)});
+  });
+}
+
 template <typename T>
 std::vector<AdamwTensor<T>> adamw_tensors(const std::vector<std::array<Address, 5>> &addresses, const std::vector<int64_t> &sizes) {
   std::vector<AdamwTensor<T>> tensors;
@@ -606,6 +630,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("sum_row_groups", &sum_row_groups);
   module.def("adamw", &adamw);
   module.def("sum_of_squares", &sum_of_squares);
+  module.def("rotary", &rotary);
   module.def("capabilities", &capabilities, "The instruction sets that run here, best first, and the one that is used.");
   module.def("set_isa", [](const std::string &name) { selected = find(name); }, "Uses that instruction set from now on.");
 }

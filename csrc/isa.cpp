@@ -15,7 +15,7 @@ static constexpr Ops<T> ops() {
           cross_entropy_rows<T>, add_layer_norm_forward<T>, add_layer_norm_backward<T>,
           bias_gelu_forward<T>,  bias_gelu_backward<T>,     embed_forward<T>,
           embed_backward<T>,     sum_row_groups<T>,         adamw<T>,
-          sum_of_squares<T>};
+          sum_of_squares<T>,     rotary<T>};
 }
 
 const Kernels *BERTFAST_JOIN(kernels_, BERTFAST_ISA)() {

@@ -37,5 +37,7 @@ template <typename T>
 void adamw(const AdamwTensor<T> *tensors, int64_t count, const AdamwRates &rates, int threads);
 template <typename T>
 double sum_of_squares(const AdamwTensor<T> *tensors, int64_t count, int threads);
+template <typename T>
+void rotary(const Rotary<T> &);
 
 }  // namespace bertfast::BERTFAST_ISA

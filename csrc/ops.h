@@ -102,7 +102,7 @@ struct BiasGeluBackward {
   float *dbias;  // may be null
 };
 
-// Word, position and segment tables with their ids; a null table is left out.
+// Word, position and segment tables with their ids; a null table is left out, and the bias may be null.
 template <typename T>
 struct Embed {
   const T *tables[3];
@@ -123,6 +123,19 @@ struct EmbedBackward {
   const T *dout;
   float *dsum;         // (tokens, hidden), of the tables' rows
   float *dparameters;  // of the weight, then of the bias
+};
+
+// Queries and keys with strides of token and head; the outputs are contiguous. The tables have `half` columns, half a head.
+template <typename T>
+struct Rotary {
+  const T *q, *k;
+  T *q_out, *k_out;
+  const int64_t *position_ids;
+  const float *cos, *sin;
+  int64_t tokens, heads, half;
+  int64_t q_stride[2], k_stride[2];
+  bool inverse;  // by the angles' negatives
+  int threads;
 };
 
 // One parameter of an AdamW step; `copy`, a lower-precision copy of the updated weights, may be null.
@@ -157,6 +170,7 @@ struct Ops {
                          int64_t groups, int64_t hidden, int threads);
   void (*adamw)(const AdamwTensor<T> *tensors, int64_t count, const AdamwRates &rates, int threads);
   double (*sum_of_squares)(const AdamwTensor<T> *tensors, int64_t count, int threads);
+  void (*rotary)(const Rotary<T> &);
 };
 
 // Ops that compute with no float: rows are moved as bytes, ids are int64.

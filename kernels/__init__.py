@@ -19,6 +19,7 @@ if __name__ == "bertfast.kernels":
     from .mask_tokens import mask_tokens
     from .padding import pack, unpack
     from .positions import RelativePositions, alibi, alibi_slopes, deberta_buckets, t5_buckets
+    from .rotary import rotary, rotary_tables
 
     __all__ = [
         "BackendError",
@@ -37,6 +38,8 @@ if __name__ == "bertfast.kernels":
         "linear_cross_entropy",
         "mask_tokens",
         "pack",
+        "rotary",
+        "rotary_tables",
         "t5_buckets",
         "unpack",
         "use_backend",

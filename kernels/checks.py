@@ -42,6 +42,17 @@ def check_range(name: str, x: Tensor, low: int, high: int) -> None:
         raise ValueError(f"{name} holds {least if least < low else most}; it must be from {low} to {high}")
 
 
+def check_ids(name: str, ids: Tensor, owner: str, rows: int) -> None:
+    """Raises ValueError unless every value is one of the ``rows`` rows of ``owner``; values on a GPU are not read."""
+    if torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
+        return
+    low, high = (int(value) for value in ids.aminmax())
+    if low < 0 or high >= rows:
+        raise ValueError(
+            f"{name} holds {low if low < 0 else high}; {owner} has {rows} rows, so it must be from 0 to {rows - 1}"
+        )
+
+
 def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Raises unless ``x`` has the dtype (TypeError) and the device (ValueError) of ``other``."""
     if x.dtype != other.dtype:

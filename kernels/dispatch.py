@@ -49,6 +49,7 @@ OPS = (
     "linear_cross_entropy",
     "mask_tokens",
     "pack",
+    "rotary",
     "unpack",
 )
 ANY_DTYPE = ("gather_rows", "mask_tokens", "pack", "unpack")  # these move values or make ids, and compute with no float

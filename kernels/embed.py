@@ -1,6 +1,6 @@
 """The embedding layer: ``out = dropout(LayerNorm(word[input_ids] + position[position_ids] + segment[segment_ids]))``.
 
-ids (tokens,), tables (size, hidden), out (tokens, hidden). One pass gathers the rows, adds them and normalises the sum. The backward makes the sum again,
+ids (tokens,), tables (size, hidden), out (tokens, hidden); position, segment and the norm's bias are each optional. One pass gathers the rows, adds them and normalises the sum. The backward makes the sum again,
 writes its gradient once, (tokens, hidden), and adds those rows into the tables' gradients group by group: tokens are sorted by id, and each row
 of a table is the sum of its group in the order of the tokens, made by one program. Nothing is added twice to one place, so no atomics
 are needed and the bits are the same each time; and nothing of a table's size stands in memory but the gradient itself, or,
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
-from .checks import check_device, check_integers, check_like, check_norm, check_tensor
+from .checks import check_device, check_ids, check_integers, check_like, check_norm, check_tensor
 from .dispatch import address
 from .layer_norm_triton import moments, norm_backward, padded_width
 from .philox import as_seed, dropout_threshold, keep_scale
@@ -75,6 +75,7 @@ def _embed_forward_kernel(
     keep_scale,
     POSITION: tl.constexpr,
     SEGMENT: tl.constexpr,
+    BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -90,7 +91,8 @@ def _embed_forward_kernel(
     mean, rstd = moments(s, real, hidden, eps, False)
     out = (s - mean[:, None]) * rstd[:, None]
     out *= tl.load(weight_ptr + column, inside, 0.0).to(tl.float32)[None, :]
-    out += tl.load(bias_ptr + column, inside, 0.0).to(tl.float32)[None, :]
+    if BIAS:
+        out += tl.load(bias_ptr + column, inside, 0.0).to(tl.float32)[None, :]
     first = token.to(tl.int64) * hidden + tl.zeros((1,), tl.int64)
     if DROPOUT:
         kept = flat_lanes(tl.load(seed_ptr), first, COLUMNS, ALIGNED).to(tl.int32) >= threshold
@@ -200,7 +202,7 @@ def _forward_triton(
     tables: list[Tensor | None],
     ids: list[Tensor | None],
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     seed: Tensor,
     eps: float,
     threshold: int,
@@ -211,8 +213,8 @@ def _forward_triton(
     tokens, hidden = out.shape
     if tokens:
         _embed_forward_kernel[(tokens,)](
-            *_or_first(tables), *_or_first(ids), weight, bias, out, mean, rstd, seed, hidden, eps, threshold,
-            keep_scale(threshold), **_constants(tables, hidden, threshold),
+            *_or_first(tables), *_or_first(ids), *_or_first([weight, bias]), out, mean, rstd, seed, hidden, eps, threshold,
+            keep_scale(threshold), BIAS=bias is not None, **_constants(tables, hidden, threshold),
         )  # fmt: skip
 
 
@@ -248,7 +250,7 @@ def _sum_rows_triton(rows: Tensor, order: Tensor, ids: Tensor, out: Tensor) -> N
 
 
 def _or_first(tensors: list[Tensor | None]) -> list[Tensor]:
-    """A kernel takes a pointer for every table; one that it does not read may be any."""
+    """A kernel takes every pointer; one that it does not read may be any."""
     assert tensors[0] is not None
     return [tensors[0] if x is None else x for x in tensors]
 
@@ -277,7 +279,7 @@ def _embed(
     position: Tensor | None,
     segment: Tensor | None,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     seed: Tensor,
     eps: float,
     threshold: int,
@@ -286,14 +288,15 @@ def _embed(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     tables, ids = _contiguous(word, position, segment), _contiguous(input_ids, position_ids, segment_ids)
+    weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     out, mean, rstd = _outputs(input_ids, word)
     if backend == "cpp":
-        weight, bias = weight.float().contiguous(), bias.float().contiguous()
+        weight, bias = weight.float(), None if bias is None else bias.float()
         dispatch._C.embed_forward(
             dispatch.dtype_name(word.dtype),
             *_tables(tables, ids),
             weight.data_ptr(),
-            bias.data_ptr(),
+            address(bias),
             out.data_ptr(),
             mean.data_ptr(),
             rstd.data_ptr(),
@@ -304,7 +307,7 @@ def _embed(
             torch.get_num_threads(),
         )
     else:
-        _forward_triton(tables, ids, weight.contiguous(), bias.contiguous(), seed, eps, threshold, out, mean, rstd)
+        _forward_triton(tables, ids, weight, bias, seed, eps, threshold, out, mean, rstd)
     return out, mean, rstd
 
 
@@ -428,8 +431,8 @@ def _backward(ctx, dout, *_):
             continue
         padding_idx, sparse = (ctx.padding_idx, ctx.sparse_grad) if number == 0 else (-1, False)
         gradients.append(_table_gradient(dsum, ids, table, padding_idx, sparse, ctx.backend))
-    dweight, dbias = dparameters.unbind()
-    return None, None, None, *gradients, dweight.to(weight.dtype), dbias.to(bias.dtype), *(None,) * 6
+    dbias = None if bias is None else dparameters[1].to(bias.dtype)
+    return None, None, None, *gradients, dparameters[0].to(weight.dtype), dbias, *(None,) * 6
 
 
 def _table_gradient(rows: Tensor, ids: Tensor, table: Tensor, padding_idx: int, sparse: bool, backend: str) -> Tensor:
@@ -456,7 +459,7 @@ def embed(
     position: Tensor | None,
     segment: Tensor | None,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     *,
     eps: float = 1e-12,
     dropout_p: float = 0.0,
@@ -471,7 +474,8 @@ def embed(
         position_ids, segment_ids: (tokens,) int64, or None, each with its table.
         word: (vocab, hidden), floating point.
         position, segment: (size, hidden) of word's dtype, or None for no such table.
-        weight, bias: (hidden,) of the LayerNorm, of one floating dtype.
+        weight: (hidden,) of the LayerNorm, of any floating dtype.
+        bias: (hidden,) of weight's dtype, or None for none.
         eps: added to the variance.
         dropout_p: of the result, in [0, 1), rounded to a multiple of 1/65536.
         seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bits are those of `kernels.dropout`.
@@ -528,9 +532,4 @@ def _check_table(kind: str, ids: Tensor, table: Tensor, input_ids: Tensor, word:
     check_like(name, table, "word", word)
     if table.shape[1] != word.shape[1]:
         raise ValueError(f"{name} has {table.shape[1]} columns and word {word.shape[1]}; they must be the same")
-    if not torch.compiler.is_compiling() and ids.device.type == "cpu" and ids.numel():
-        low, high = (int(value) for value in ids.aminmax())
-        if low < 0 or high >= table.shape[0]:
-            raise ValueError(
-                f"{kind}_ids holds {low if low < 0 else high}; {name} has {table.shape[0]} rows, so it must be from 0 to {table.shape[0] - 1}"
-            )
+    check_ids(f"{kind}_ids", ids, name, table.shape[0])

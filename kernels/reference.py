@@ -25,8 +25,15 @@ def attention(
     threshold: int,
     window: int = -1,
     positions: RelativePositions | None = None,
+    columns: Tensor | None = None,
+    visible: Tensor | None = None,
+    blind: bool = False,
 ) -> Tensor:
-    """softmax(scale Q Kᵀ + terms of the positions) V of each sequence by itself, a window of -1 being none; see `bertfast.kernels.attention`."""
+    """softmax(scale Q Kᵀ + terms of the positions) V of each sequence by itself, a window of -1 being none; see `bertfast.kernels.attention`.
+
+    For what no packed batch needs: with ``columns``, (tokens,) int64, distances are those of these, not of places in a sequence, so that tokens may
+    have been left out; with ``visible``, (tokens,) bool, the others are seen by no one, though they see unless ``blind``. One that sees nothing gets the mean.
+    """
     tokens, heads = q.shape[:2]
     sequences = cu_seqlens.shape[0] - 1
     token = torch.arange(tokens, device=q.device)
@@ -46,12 +53,22 @@ def attention(
 
     with torch.autocast(q.device.type, enabled=False):
         scores = torch.einsum("bihd,bjhd->bhij", q_pad, k_pad) * scale
+    column = position if columns is None else torch.where(real, columns[row], 0)
+    distance = (column[..., :, None] - column[..., None, :]).view(-1, 1, max_seqlen, max_seqlen)
     if positions is not None:
-        scores = scores + _position_scores(positions, row, real, max_seqlen, dtype)
+        scores = scores + _position_scores(positions, row, real, distance, dtype)
     seen = real[:, None, None, :]
     if window >= 0:
-        seen = seen & ((position[:, None] - position).abs() <= window)
-    scores = scores.masked_fill(~seen, torch.finfo(dtype).min)
+        seen = seen & (distance.abs() <= window)
+    if visible is not None:
+        seen = seen & visible[row][:, None, None, :]
+        if blind:
+            seen = seen & visible[row][:, None, :, None]
+    lowest = torch.finfo(dtype).min
+    # Where a token that sees nothing gets the mean, that mean has a gradient.
+    mean = visible is not None and not blind
+    hidden = scores.new_zeros(seen.shape).masked_fill(~seen, lowest)
+    scores = scores + hidden if mean else scores.masked_fill(~seen, lowest)
     probabilities = scores.softmax(-1)
     if threshold:
         head = torch.arange(heads, device=q.device)
@@ -66,20 +83,20 @@ def attention(
 
 
 def _position_scores(
-    positions: RelativePositions, row: Tensor, real: Tensor, max_seqlen: int, dtype: torch.dtype
+    positions: RelativePositions, row: Tensor, real: Tensor, distance: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """What relative positions add to the scores; broadcasts to (sequences, heads, queries, keys). ``row`` and ``real`` are (sequences, positions)."""
-    position = torch.arange(max_seqlen, device=row.device)
-    bucket = positions.buckets.long()[position[:, None] - position + max_seqlen - 1]
+    """What relative positions add to the scores; broadcasts to (sequences, heads, queries, keys). ``row`` and ``real`` are (sequences, positions),
+    ``distance`` is (sequences or 1, 1, positions, positions)."""
+    bucket = positions.buckets.long()[distance + positions.buckets.shape[0] // 2]
     terms = torch.zeros((), dtype=dtype, device=row.device)
     if positions.bias is not None:
-        terms = terms + positions.bias.to(dtype)[:, bucket]
+        terms = terms + positions.bias.to(dtype)[:, bucket.squeeze(1)].transpose(0, 1)
     for table, by_query in ((positions.query_scores, True), (positions.key_scores, False)):
         if table is not None:
             padded = torch.where(real[..., None, None], table[row], 0.0).to(dtype).transpose(1, 2)
-            index = bucket if by_query else bucket.T
-            picked = padded.gather(3, index.expand(*padded.shape[:2], -1, -1))
-            terms = terms + (picked if by_query else picked.transpose(2, 3))
+            index = (bucket if by_query else bucket.mT).expand(*padded.shape[:2], -1, -1)
+            picked = padded.gather(3, index)
+            terms = terms + (picked if by_query else picked.mT)
     return terms
 
 
@@ -128,7 +145,7 @@ def embed(
     position: Tensor | None,
     segment: Tensor | None,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     seed: Tensor,
     eps: float,
     threshold: int,
@@ -153,6 +170,17 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
 def scatter_rows(x: Tensor, index: Tensor, rows: int) -> Tensor:
     """``rows`` rows of zeros with x's put at the index, -1 nowhere; see `bertfast.kernels.unpack`."""
     return x.new_zeros(rows + 1, x.shape[1]).index_copy(0, index + 1, x)[1:]
+
+
+def rotary(q: Tensor, k: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """x cos + rotate_half(x) sin of queries and keys; see `bertfast.kernels.rotary`."""
+    cos, sin = (table.detach()[position_ids, None] for table in (cos, sin))
+
+    def rotated(x: Tensor) -> Tensor:
+        first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, -1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+    return rotated(q), rotated(k)
 
 
 def linear_cross_entropy(

@@ -28,7 +28,7 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 SHORT = "_short_backward_kernel"
 ATTENTION = ("_forward_kernel", "_key_gradient_kernel", "_query_gradient_kernel")
 # Arguments that are multiples of 16 at a launch, as addresses are.
-ALIGNED = {"hidden", "head_dim"} | {f"{name}_{axis}" for name in ("q", "k", "v", "qs", "ks") for axis in "th"}
+ALIGNED = {"hidden", "head_dim", "half"} | {f"{name}_{axis}" for name in ("q", "k", "v", "qs", "ks") for axis in "th"}
 # The memory-bound kernels at BERT-base's width, with dropout, bias and every table: the op of each, its constants at a launch, and
 # under which name `tuning` has the others.
 WIDTH = 1024
@@ -40,11 +40,12 @@ ROW_KERNELS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "_adamw_kernel": ("adamw", {"COPY": True}, "adamw.update"),
     "_dropout_kernel": ("dropout", {"COUNTERS": 128}, None),
     "_embed_backward_kernel": ("embed", EMBED, None),
-    "_embed_forward_kernel": ("embed", EMBED, None),
+    "_embed_forward_kernel": ("embed", EMBED | {"BIAS": True}, None),
     "_gelu_backward_kernel": ("bias_gelu", GELU | {"ROWS": 64}, "bias_gelu.backward"),
     "_gelu_forward_kernel": ("bias_gelu", GELU, "bias_gelu.forward"),
     "_norm_backward_kernel": ("add_layer_norm", NORM, "add_layer_norm.backward"),
     "_norm_forward_kernel": ("add_layer_norm", NORM | {"BIAS": True}, "add_layer_norm.forward"),
+    "_rotary_kernel": ("rotary", {"INVERSE": True, "ROWS": 32, "COLUMNS": 32}, None),
     "_sum_runs_kernel": ("embed", {"RUN": 256, "COLUMNS": 256}, None),
     "_add_runs_kernel": ("embed", {"RUN": 256, "COLUMNS": 256}, None),
 }
@@ -207,7 +208,7 @@ INT64 = {"seed_ptr", "labels_ptr", "input_ids_ptr", "position_ids_ptr", "segment
 INT32 = {"cu_ptr", "best_ptr", "buckets_ptr", "bounds_ptr"}
 FLOAT = {
     *("lse_ptr", "delta_ptr", "scale_ptr", "max_ptr", "sum_ptr", "total_ptr", "at_label_ptr", "part_ptr", "mean_ptr"),
-    *("rstd_ptr", "partial_ptr", "dsum_ptr", "rows_ptr", "runs_ptr", "square_ptr", "rates_ptr"),
+    *("rstd_ptr", "partial_ptr", "dsum_ptr", "rows_ptr", "runs_ptr", "square_ptr", "rates_ptr", "cos_ptr", "sin_ptr"),
 }
 FLOAT_SCALARS = {"scale", "scale_log2", "keep_scale", "smoothing", "z_loss", "eps", "beta1", "beta2", "weight_decay"}
 

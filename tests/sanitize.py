@@ -159,7 +159,6 @@ def norms(ext: Any, dtype: str, count: int, width: int, threshold: int, whole: b
     sizes = [11, 7, 2] if whole else [11, 0, 0]
     tables = [a.values(size, width) if size else 0 for size in sizes]
     ids = [a.integers(a.rng.integers(0, size, count)) if size else 0 for size in sizes]
-    bias = a.floats(width)
     ext.embed_forward(
         dtype, tables, ids, sizes, weight, bias, out, mean, rstd, *rest, 1e-6, threshold, 3, THREADS
     )  # fmt: skip
@@ -180,6 +179,19 @@ def gelus(ext: Any, dtype: str, count: int, width: int, tanh: bool, gated: bool)
         x, sizes = a.values(count, columns), (count, width, tanh, gated, THREADS)
         ext.bias_gelu_forward(dtype, x, bias, a.room(count, width), *sizes)
         ext.bias_gelu_backward(dtype, a.values(count, width), x, bias, a.room(count, columns), dbias, *sizes)
+
+
+def rotary(ext: Any, dtype: str, tokens: int, half: int, inverse: bool) -> None:
+    """Both passes on q and k that lie in one projection of their own strides."""
+    a = Arrays(dtype, 9)
+    heads, positions = 3, 11
+    qkv = a.values(tokens, 3, heads, 2 * half)
+    k = qkv + heads * 2 * half * BYTES[dtype]
+    ids = a.integers(a.rng.integers(0, positions, tokens))
+    tables = [a.floats(positions, half) for _ in range(2)]
+    outs = [a.room(tokens, heads, 2 * half) for _ in range(2)]
+    strides = [3 * heads * 2 * half, 2 * half] * 2
+    ext.rotary(dtype, qkv, k, *outs, ids, *tables, tokens, heads, half, positions, strides, inverse, THREADS)
 
 
 def adamw(ext: Any, dtype: str, sizes: list[int]) -> None:
@@ -253,6 +265,9 @@ def drive(ext: Any) -> int:
                 adamw(ext, dtype, [shape[0] * shape[2], 1, 20000])
                 calls += 4
                 calls += 4
+            for tokens, half in ((0, 8), (1, 1), (3, 17), (40, 32)):
+                rotary(ext, dtype, tokens, half, tokens % 2 == 0)
+                calls += 1
             for count, vocab in ((0, 5), (1, 1), (3, 15), (4, 16), (5, 1025)):
                 for smoothing, gradient, bias in ((0.0, False, False), (0.1, True, True), (0.0, True, False)):
                     cross_entropy(ext, dtype, count, vocab, smoothing, gradient, bias)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bertfast import kernels
-from bertfast.config import BertConfig
+from bertfast.config import EncoderConfig
 from bertfast.kernels import dispatch
 
 from . import timing
@@ -40,7 +40,7 @@ class Setup:
     """
 
     lengths: Lengths
-    config: BertConfig
+    config: EncoderConfig
     dtype: torch.dtype
     device: str
     compiled: bool = True

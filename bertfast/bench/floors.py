@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bertfast.config import BertConfig
+from bertfast.config import EncoderConfig
 
 from .lengths import Lengths
 
@@ -94,6 +94,11 @@ def embed(tokens: int, table_rows: int, hidden: int, itemsize: int) -> Floor:
     return Floor(22 * tokens * hidden, (4 * tokens + table_rows) * hidden * itemsize + 2 * 3 * INT64 * tokens)
 
 
+def rotary(tokens: int, hidden: int, itemsize: int) -> Floor:
+    """q and k in and out, and so their gradients; the tables stay in the caches."""
+    return Floor(2 * 2 * 3 * tokens * hidden, 2 * 4 * tokens * hidden * itemsize + 2 * INT64 * tokens)
+
+
 def mask_tokens(tokens: int, words: bool = False) -> Floor:
     """Ids and a byte for the special ones in, ids and labels out; there is no backward."""
     return Floor(0, tokens * ((3 + words) * INT64 + 1))
@@ -116,7 +121,7 @@ def linear(rows: int, inner: int, columns: int, itemsize: int) -> Floor:
     return Floor(3 * 2 * rows * inner * columns, passes * itemsize)
 
 
-def step_ops(config: BertConfig, lengths: Lengths, masked: int, parameters: int, itemsize: int) -> dict[str, Floor]:
+def step_ops(config: EncoderConfig, lengths: Lengths, masked: int, parameters: int, itemsize: int) -> dict[str, Floor]:
     """A masked-LM training step by op, under the names of `bertfast profile`.
 
     Of the last block only the masked positions' rows are counted past its attention. Dropouts and residual sums are part of the norms, as
@@ -149,7 +154,7 @@ def step_ops(config: BertConfig, lengths: Lengths, masked: int, parameters: int,
 PRODUCTS = ("matrix products", "attention forward", "attention backward", "linear_cross_entropy")
 
 
-def step_flops(config: BertConfig, lengths: Lengths, masked: int) -> float:
+def step_flops(config: EncoderConfig, lengths: Lengths, masked: int) -> float:
     """FLOPs of the products of a forward and a backward: of real tokens, of pairs in one sequence, and of masked positions."""
     ops = step_ops(config, lengths, masked, 0, 4)
     return sum(ops[name].flops for name in PRODUCTS)

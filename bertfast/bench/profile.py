@@ -32,6 +32,7 @@ OPS = {
     "gelu": r"bertfast\W*_?bias_gelu",
     "embedding": r"bertfast\W*_?(embed|sum_rows)",
     "gather_rows": r"bertfast\W*_?(gather|scatter)_rows",
+    "rotary": r"bertfast\W*_?rotary",
     "dropout": r"bertfast\W*_?dropout",
     "optimizer": r"bertfast\W*_?adamw|Optimizer\.",
 }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bertfast.config import BertConfig
+from bertfast.config import EncoderConfig
 from bertfast.model import BertForMaskedLM
 from bertfast.packed import PackedBatch
 from bertfast.training.graph import WARMUP, GraphedStep
@@ -104,7 +104,7 @@ def case(setup: Setup, *, attentions: tuple[str, ...] = ("eager", "sdpa")) -> Ca
     )
 
 
-def our_side(config: BertConfig, batch: Batch, dtype: torch.dtype, device: str) -> Side:
+def our_side(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device: str) -> Side:
     """The step of `bertfast pretrain`: in bfloat16 the weights are bfloat16 and the optimizer updates float32 masters."""
     torch.manual_seed(0)
     model = BertForMaskedLM(config).to(device).train()
@@ -129,7 +129,7 @@ def our_side(config: BertConfig, batch: Batch, dtype: torch.dtype, device: str) 
     return Side("bertfast", "ours", step, _probe(model, differentiate, config))
 
 
-def graph_sides(config: BertConfig, batch: Batch, dtype: torch.dtype, device: str) -> list[Side]:
+def graph_sides(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device: str) -> list[Side]:
     """On a GPU, the same step as `bertfast pretrain` sends it by default: one CUDA graph, gradients clipped. It gives no gradients to compare."""
     if device != "cuda":
         return []
@@ -149,7 +149,7 @@ def graph_sides(config: BertConfig, batch: Batch, dtype: torch.dtype, device: st
 
 
 def peer_sides(
-    config: BertConfig, batch: Batch, dtype: torch.dtype, device: str, attentions: tuple[str, ...], compiled: bool
+    config: EncoderConfig, batch: Batch, dtype: torch.dtype, device: str, attentions: tuple[str, ...], compiled: bool
 ) -> tuple[list[Side], dict[str, str]]:
     """transformers' BertForMaskedLM with each of its attentions, and the last one compiled; in bfloat16 under autocast, and with bfloat16 weights.
 
@@ -176,7 +176,7 @@ def peer_sides(
 
 def _peer(
     transformers: Any,
-    config: BertConfig,
+    config: EncoderConfig,
     batch: Batch,
     device: str,
     name: str,
@@ -220,7 +220,7 @@ def _peer(
 
 
 def _probe(
-    model: nn.Module, differentiate: Callable[[], Tensor], config: BertConfig
+    model: nn.Module, differentiate: Callable[[], Tensor], config: EncoderConfig
 ) -> Callable[[], tuple[Tensor, ...]]:
     """Loss and gradients without dropout."""
     names = [name.format(last=config.num_hidden_layers - 1) for name in COMPARED]

@@ -12,32 +12,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bertfast.config import BertConfig
+from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
-from bertfast.model import (
-    BertForMaskedLM,
-    BertForPreTraining,
-    BertForSequenceClassification,
-    BertModel,
-    PreTrainedModel,
-)
+from bertfast.model import ARCHITECTURES, PreTrainedModel, member_class
 
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
-    cls.__name__: cls for cls in (BertModel, BertForPreTraining, BertForMaskedLM, BertForSequenceClassification)
-}
-# Names that old releases wrote, and buffers and tied copies that hold nothing of their own.
-RENAMED = ((".gamma", ".weight"), (".beta", ".bias"))
-DECODER_WEIGHT, DECODER_BIAS, MLM_BIAS = (
-    "cls.predictions.decoder.weight",
-    "cls.predictions.decoder.bias",
-    "cls.predictions.bias",
-)
-TABLE = "bert.embeddings.word_embeddings.weight"
+PICKLED = "pytorch_model.bin"
+RENAMED = ((".gamma", ".weight"), (".beta", ".bias"))  # names that old releases wrote
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids", "inv_freq")  # which hold nothing of their own
+NAMED = 8  # problems that an error names; the rest it counts
 
 
-def load_config(folder: str | Path) -> BertConfig:
+def load_config(folder: str | Path) -> EncoderConfig:
     """The configuration in a model folder.
 
     Raises:
@@ -46,17 +32,19 @@ def load_config(folder: str | Path) -> BertConfig:
     folder = Path(folder)
     if not folder.is_dir():
         raise BertfastError(f"{folder}: no such folder; a model folder holds config.json and {WEIGHTS}")
-    return BertConfig.from_json_file(folder / "config.json")
+    return EncoderConfig.from_json_file(folder / "config.json")
 
 
 def load(path: str | Path) -> PreTrainedModel:
-    """The model in a Hugging Face folder, of the class that its config.json names (`BertModel` where it names none).
+    """The model in a Hugging Face folder, of the class that its config.json names (the bare encoder where it names none).
 
     Raises:
         BertfastError: the folder cannot be read, or holds an architecture that is not supported.
     """
     config = load_config(path)
-    names = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("architectures") or ["BertModel"]
+    names = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("architectures")
+    if not names:
+        return member_class(config, "Model").from_pretrained(path, config=config)
     name = names[0] if isinstance(names, list) else names
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise BertfastError(f"{path}: architecture {name} is not supported; supported are {', '.join(ARCHITECTURES)}")
@@ -78,51 +66,72 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise BertfastError(f"{path}: truncated, or no safetensors file ({error})") from error
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / WEIGHTS).exists():
-        return read_safetensors(folder / WEIGHTS)
-    if (folder / INDEX).exists():
-        try:
-            places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            files = sorted({str(name) for name in places.values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BertfastError(f"{folder / INDEX}: cannot be read as an index of weights ({error})") from error
-        weights: dict[str, Tensor] = {}
-        for name in files:
-            if Path(name).name != name:
-                raise BertfastError(f"{folder / INDEX}: names {name!r}, which is not a file of this folder")
-            weights |= read_safetensors(folder / name)
-        return weights
-    if (folder / "pytorch_model.bin").exists():
-        path = folder / "pytorch_model.bin"
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a bad file
-            raise BertfastError(f"{path}: cannot be read as plain weights; convert it to {WEIGHTS}") from error
-        if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-            raise BertfastError(f"{path}: holds no plain weights; convert it to {WEIGHTS}")
-        return loaded
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.bin``, of which nothing but tensors is ever unpickled."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a bad file
+        raise BertfastError(f"{path}: cannot be read as plain weights; convert it to {WEIGHTS}") from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise BertfastError(f"{path}: holds no plain weights; convert it to {WEIGHTS}")
+    return loaded
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder: of its safetensors file, its shards, or a ``.bin`` that holds nothing else.
+
+    Raises:
+        BertfastError: there are none, or a file cannot be read.
+    """
+    for name, read in ((WEIGHTS, read_safetensors), (PICKLED, _read_pickled)):
+        if (folder / name).exists():
+            return read(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return _read_shards(index, read)
     raise BertfastError(f"{folder}: holds no {WEIGHTS}")
 
 
-def _canonical(weights: dict[str, Tensor], base_only: bool) -> dict[str, Tensor]:
-    """Current names with the ``bert.`` prefix, tied copies resolved."""
+def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of the files that an index names, each from the file that it names for it."""
+    try:
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        files = sorted({str(name) for name in places.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BertfastError(f"{index}: cannot be read as an index of weights ({error})") from error
+    weights: dict[str, Tensor] = {}
+    for name in files:
+        if Path(name).name != name:
+            raise BertfastError(f"{index}: names {name!r}, which is not a file of this folder")
+        weights |= read(index.parent / name)
+    absent = [name for name in places if name not in weights]
+    if absent:
+        raise BertfastError(f"{index}: names {absent[0]} in {places[absent[0]]}, which does not hold it")
+    return weights
+
+
+def _canonical(weights: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
+    """Current names with the encoder's prefix, tied copies resolved."""
+    layout = model.layout
+    base_only = not any(name.startswith(f"{layout.base}.") for name in weights)
     result = {}
     for name, tensor in weights.items():
         for old, new in RENAMED:
             if name.endswith(old):
                 name = name.removesuffix(old) + new
-        if name.endswith("embeddings.position_ids"):
-            continue
-        result[f"bert.{name}" if base_only else name] = tensor
-    bias = result.pop(DECODER_BIAS, None)
-    if bias is not None:
-        result.setdefault(MLM_BIAS, bias)
-    decoder = result.pop(DECODER_WEIGHT, None)
-    if decoder is not None:
-        table = result.setdefault(TABLE, decoder)
-        if table.shape != decoder.shape or not torch.equal(table, decoder):
-            raise BertfastError(f"{DECODER_WEIGHT} is not tied to {TABLE}; such checkpoints are not supported")
+        if not name.endswith(BUFFERS):
+            result[f"{layout.base}.{name}" if base_only else name] = tensor
+    decoder, bias = layout.lm["decoder"], layout.lm["bias"]
+    if bias != f"{decoder}.bias":
+        copied = result.pop(f"{decoder}.bias", None)
+        if copied is not None:
+            result.setdefault(bias, copied)
+    tied = result.pop(f"{decoder}.weight", None)
+    if tied is not None:
+        word = f"{layout.base}.{layout.encoder['word']}.weight"
+        table = result.setdefault(word, tied)
+        if table.shape != tied.shape or not torch.equal(table, tied):
+            raise BertfastError(f"{decoder}.weight is not tied to {word}; such checkpoints are not supported")
     return result
 
 
@@ -135,40 +144,43 @@ def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: boo
         BertfastError: a file that cannot be read, or weights missing, unknown or of another shape: each is named.
     """
     folder = Path(folder)
-    loaded = _read_weights(folder)
-    found = _canonical(loaded, base_only=not any(name.startswith("bert.") for name in loaded))
+    found = _canonical(read_weights(folder), model)
     own = model.state_dict()
-    prefix = "bert." if isinstance(model, BertModel) else ""
+    base, layout = f"{model.layout.base}.", model.layout
+    pooler = f"{base}pooler."  # a head, where the checkpoint was trained without one
+    prefix = base if model.base is model else ""
     wanted = {prefix + name: name for name in own}
 
     missing = [name for name in wanted if name not in found]
-    # A pooler is a head where the checkpoint was trained without one.
-    kept = (
-        [name for name in missing if not name.startswith("bert.") or name.startswith("bert.pooler.")]
-        if new_head_ok
-        else []
-    )
+    kept = [name for name in missing if not name.startswith(base) or name.startswith(pooler)] if new_head_ok else []
     absent = [f"missing {name}" for name in missing if name not in kept]
+    heads = layout.head_paths
     unknown = [
         f"unknown {name}"
         for name in found
-        if name not in wanted and name.startswith("bert.") and not name.startswith("bert.pooler.")
+        if name not in wanted
+        and not name.startswith(pooler)
+        and name not in heads
+        and name.rpartition(".")[0] not in heads
+        # DeBERTa v3 was published with a table that it does not use.
+        and name != f"{base}{layout.encoder.get('position')}.weight"
     ]
     misshapen = []
     for name, target in wanted.items():
         if name in found and found[name].shape != own[target].shape:
             shapes = f"{tuple(found[name].shape)}, the config wants {tuple(own[target].shape)}"
-            if new_head_ok and name.startswith("classifier."):
+            if new_head_ok and name.rpartition(".")[0] in layout.head_paths - set(layout.lm.values()):
                 kept.append(name)
             else:
                 misshapen.append(f"{name} is {shapes}")
     if problems := [*misshapen, *unknown, *absent]:
-        raise BertfastError(f"{folder}: the weights do not fit {type(model).__name__}: {'; '.join(problems)}")
+        shown = "; ".join(problems[:NAMED]) + (f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else "")
+        raise BertfastError(f"{folder}: the weights do not fit {type(model).__name__}: {shown}")
     with torch.no_grad():
         for name, target in wanted.items():
             if name not in kept:
                 own[target].copy_(found[name])
-    return kept
+    return [wanted[name] for name in kept]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,5 +1,7 @@
-"""One encoder, its heads, and their outputs."""
+"""One encoder for the whole family, and its heads."""
 
-from .bert import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, BertModel, PreTrainedModel
+from .members import *  # noqa: F403
+from .members import ARCHITECTURES, member_class
+from .models import PreTrainedModel
 
-__all__ = ["BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification", "BertModel", "PreTrainedModel"]
+__all__ = ["ARCHITECTURES", "PreTrainedModel", "member_class", *ARCHITECTURES]

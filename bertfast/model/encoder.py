@@ -1,83 +1,393 @@
-"""The stack of post-norm blocks."""
+"""The encoder of every member: what goes in is packed, run through the blocks, and comes out packed.
+
+An `Encoder` owns no weights. It reads them through views of a tree of modules, one of ours or a live model of `transformers`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from bertfast import kernels
-from bertfast.config import BertConfig
+from bertfast.config import DebertaV2Config, EncoderConfig, ModernBertConfig
+from bertfast.errors import BertfastError
+from bertfast.kernels.philox import as_seed
+from bertfast.packed import PackedBatch, Padding
 
-from .attention import BertAttention, ResidualOutput
+from .attention import Sequences, attend, convolve, make_attention, relative_embeddings
+from .embeddings import embed, is_fused, make_embeddings
+from .layout import LAYOUTS, View, place
+from .leaves import activated, dropout, norm, norm_of_rows
+from .tying import tie
 
-GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # and how `kernels.bias_gelu` calls them
-SITES_PER_LAYER = 3  # dropouts: attention probabilities, attention output, feed-forward output
+SITES_PER_LAYER = 3  # dropouts: attention probabilities, attention output, feed-forward
+# splitmix64's increment: the seeds of a forward's dropouts stay far apart.
+SEED_INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
 
-
-class ActivatedLinear(nn.Module):
-    """act(dense(x))."""
-
-    def __init__(self, in_features: int, out_features: int, activation: str) -> None:
-        super().__init__()
-        self.dense = nn.Linear(in_features, out_features)
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(tokens, in_features) to (tokens, out_features)."""
-        if self.activation == "relu":
-            return F.relu(self.dense(x))
-        return kernels.bias_gelu(F.linear(x, self.dense.weight), self.dense.bias, approximate=GELUS[self.activation])
+Seeds = tuple[Tensor | None, ...]
 
 
-class BertLayer(nn.Module):
-    """Attention and feed-forward, each with its residual and LayerNorm. Devlin et al., section 3."""
+def make_tree(root: nn.Module, config: EncoderConfig, add_pooling_layer: bool) -> None:
+    """Places an encoder's leaves below ``root``, where the member has them."""
+    layout = LAYOUTS[config.model_type]
+    width, eps = config.hidden_size, config.layer_norm_eps
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.attention = BertAttention(config)
-        self.intermediate = ActivatedLinear(config.hidden_size, config.intermediate_size, config.hidden_act)
-        self.output = ResidualOutput(config, config.intermediate_size)
+    def layer_norm() -> nn.LayerNorm:
+        return nn.LayerNorm(width, eps=eps, bias=getattr(config, "norm_bias", True))
 
-    def forward(
+    leaves = make_embeddings(config)
+    if isinstance(config, DebertaV2Config):
+        if config.relative_attention:
+            leaves["relative"] = nn.Embedding(2 * config.relative_span, width)
+        if "layer_norm" in config.norm_rel_ebd:
+            leaves["relative_norm"] = layer_norm()
+        if config.conv_kernel_size:
+            size = config.conv_kernel_size
+            leaves["conv"] = nn.Conv1d(width, width, size, padding=size // 2, groups=config.conv_groups)
+            leaves["conv_norm"] = layer_norm()
+    if isinstance(config, ModernBertConfig):
+        leaves["final_norm"] = layer_norm()
+    if add_pooling_layer and "pooler" in layout.encoder:
+        leaves["pooler"] = nn.Linear(width, width)
+    for name, leaf in leaves.items():
+        place(root, layout.encoder[name], leaf)
+
+    blocks = [layout.block(index, config) for index in range(num_blocks(config))]
+    for number, block in enumerate(dict.fromkeys(blocks)):  # shared layers are made once
+        inner = {**make_attention(config), "attention_norm": layer_norm(), "output_norm": layer_norm()}
+        if isinstance(config, ModernBertConfig):
+            inner["up"] = nn.Linear(width, 2 * config.intermediate_size, bias=config.mlp_bias)
+            inner["down"] = nn.Linear(config.intermediate_size, width, bias=config.mlp_bias)
+            if number == 0:  # the embeddings' norm has just been
+                del inner["attention_norm"]
+        else:
+            inner["up"] = nn.Linear(width, config.intermediate_size)
+            inner["down"] = nn.Linear(config.intermediate_size, width)
+        for name, leaf in inner.items():
+            place(root, f"{block}.{layout.parts[name]}", leaf)
+
+
+def num_blocks(config: EncoderConfig) -> int:
+    """How many blocks a token goes through."""
+    return config.num_hidden_layers * getattr(config, "inner_group_num", 1)
+
+
+@dataclass
+class Encoded:
+    """What the encoder gives the heads: packed states, the first tokens' rows, and the way back to the padded form.
+
+    Attributes:
+        states: the embeddings' output and each block's, (tokens, hidden); not the last block's where only the rows below were wanted.
+        first: (sequences, hidden), each sequence's first token, where it was wanted; zeros for an empty one.
+        predicted: (masked, hidden), the last block's rows at the masked positions that `Encoder.encode` was given.
+        batch: what was encoded.
+        padding: the way back, where the input was padded.
+        head_seed: of the dropouts in a head, when training.
+        table: the word embeddings, as a tied output layer reads them.
+    """
+
+    states: list[Tensor]
+    first: Tensor | None
+    predicted: Tensor | None
+    batch: PackedBatch
+    padding: Padding | None
+    head_seed: Tensor | None
+    table: Tensor
+
+    @property
+    def last(self) -> Tensor:
+        return self.states[-1]
+
+    def outward(self, x: Tensor) -> Tensor:
+        """A per-token tensor in the form that the input had."""
+        return x if self.padding is None else self.padding.unpack(x)
+
+    def hidden_states(self, wanted: bool) -> tuple[Tensor, ...] | None:
+        return tuple(self.outward(state) for state in self.states) if wanted else None
+
+
+class Encoder:
+    """The blocks over a tree of modules.
+
+    Args:
+        config: of the member.
+        root: the tree, with the member's leaves where its `Layout` says.
+    """
+
+    def __init__(self, config: EncoderConfig, root: nn.Module) -> None:
+        layout = LAYOUTS[config.model_type]
+        self.config = config
+        self.parts = View(root, layout.encoder)
+        self.blocks = [
+            View(root.get_submodule(layout.block(index, config)), layout.parts) for index in range(num_blocks(config))
+        ]
+        self.checkpoint: Callable[..., Any] | None = (
+            None  # like torch.utils.checkpoint.checkpoint: recompute a block in the backward
+        )
+
+    def encode(
         self,
-        x: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        seeds: tuple[Tensor | None, ...],
-        rows: Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """(tokens, hidden) to (tokens, hidden); ``seeds`` of the three dropouts, None for no dropout.
+        input_ids: Tensor | PackedBatch | None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        training: bool,
+        seed: int | Tensor | None = None,
+        read_first: bool = True,
+        masked_positions: Tensor | None = None,
+        every_row: bool = True,
+        tied: bool = False,
+        keep_padding: bool = False,
+    ) -> Encoded:
+        """Encodes a packed batch, or padded input, and leaves it packed.
 
-        With ``rows``, indexes as `kernels.gather_rows` takes them, the output has those rows alone, one index's after another's:
-        past the attention no token meets another, so the others are not computed.
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as of `EncoderModel.forward`.
+            training: whether dropouts drop.
+            seed: of the dropouts; None draws one from torch's generator.
+            read_first: whether `Encoded.first` is wanted.
+            masked_positions: of a `PackedBatch`, whose rows `Encoded.predicted` is to hold.
+            every_row: False where the heads read the first tokens' rows and those at masked_positions alone; the last block then computes no
+                other past its attention.
+            tied: an output layer reads `Encoded.table`.
+            keep_padding: compute the outputs at padding too, as Hugging Face's models do, where something reads them. Slow: attention then runs
+                in plain PyTorch.
         """
-        x = self.attention(x, cu_seqlens, max_seqlen, seeds[0], seeds[1], rows)
-        return self.output(self.intermediate(x), x, seeds[2], rows)
+        batch, padding, embeds, sequences = self._inputs(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, keep_padding
+        )
+        seeds = self._site_seeds(seed, batch.segment_ids.device, training)
+        table: Tensor = self.parts.word.weight
+        # On a GPU the pass that tying spares is nothing, and a sparse gradient would stall the queue.
+        tied = tied and embeds is None and table.requires_grad and torch.is_grad_enabled()
+        tied = (
+            tied
+            and table.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and is_fused(self.parts, self.config)
+        )
+        inner, outer = tie(table) if tied else (None, table)
+        x = embed(
+            self.parts, self.config, batch.input_ids, batch.segment_ids, sequences.position_ids, seeds[0], embeds, inner
+        )
+        if isinstance(self.config, DebertaV2Config):
+            x = sequences.hide(x)
+        read = [_first_tokens(batch.cu_seqlens)] if read_first else []
+        if masked_positions is not None:
+            read.append(masked_positions)
+        states = self._run(x, sequences, seeds, None if every_row else read)
+        if every_row:
+            rows = [kernels.gather_rows(states[-1], index) for index in read]
+        else:
+            # A row that stands for no token is zeros, as a gathered one is.
+            missing = torch.cat(read)[:, None] < 0
+            rows = list(states.pop().masked_fill(missing, 0).split([len(index) for index in read]))
+        predicted = None if masked_positions is None else rows.pop()
+        first = rows[0] if read_first else None
+        return Encoded(states, first, predicted, batch, padding, seeds[self._head_site], outer)
 
+    def pooled(self, encoded: Encoded) -> Tensor | None:
+        """tanh(dense(first token)) of each sequence, where there is a pooler. Devlin et al., section 3 and the released code."""
+        return None if self.parts.pooler is None else torch.tanh(self.parts.pooler(encoded.first))
 
-class BertEncoder(nn.Module):
-    """The blocks, one after another."""
+    def _run(self, x: Tensor, sequences: Sequences, seeds: Seeds, rows: Sequence[Tensor] | None) -> list[Tensor]:
+        """The input and the output of each block, (tokens, hidden).
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
-
-    def forward(
-        self,
-        x: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        seeds: tuple[Tensor | None, ...],
-        rows: Sequence[Tensor] | None = None,
-    ) -> list[Tensor]:
-        """The input and the output of each block, each (tokens, hidden); ``seeds`` are three to a block.
-
-        With ``rows`` the last block's output has those rows alone, as `BertLayer.forward` says.
+        With ``rows``, indexes as `kernels.gather_rows` takes them, the last output has those rows alone, one index's after another's: past the
+        attention no token meets another, so the others are not computed.
         """
-        states = [x]
-        for number, layer in enumerate(self.layer, 1):
-            own = seeds[SITES_PER_LAYER * (number - 1) : SITES_PER_LAYER * number]
-            states.append(layer(states[-1], cu_seqlens, max_seqlen, own, rows if number == len(self.layer) else None))
+        config = self.config
+        relative = relative_embeddings(self.parts, config)
+        run = self._pre_norm_block if isinstance(config, ModernBertConfig) else self._post_norm_block
+        states, branch = [x], None
+        for index, parts in enumerate(self.blocks):
+            last = index == len(self.blocks) - 1
+            own = seeds[1 + SITES_PER_LAYER * index : 1 + SITES_PER_LAYER * (index + 1)]
+            position_seed = seeds[self._head_site + 1 + index] if relative is not None else None
+            distances = None if relative is None else dropout(relative, config.hidden_dropout_prob, position_seed)
+            convolved = index == 0 and self.parts.conv is not None
+            wanted = rows if last and not convolved else None
+            call = run if self.checkpoint is None else self._checkpointed(run)
+            x, branch, summed = call(parts, index, x, branch, sequences, own, distances, wanted)
+            if summed is not None and index:
+                states[-1] = summed
+            if convolved:
+                x = convolve(self.parts, config, states[0], x, sequences, seeds[-1])
+                if last and rows is not None:
+                    x = torch.cat([kernels.gather_rows(x, index) for index in rows])
+            states.append(x)
+        if branch is not None:
+            states[-1] = norm(self.parts.final_norm, branch, x)
         return states
+
+    def _checkpointed(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            assert self.checkpoint is not None
+            return self.checkpoint(run, *arguments)
+
+        return call
+
+    def _post_norm_block(
+        self,
+        parts: View,
+        index: int,
+        x: Tensor,
+        branch: Tensor | None,
+        sequences: Sequences,
+        seeds: Seeds,
+        relative: Tensor | None,
+        rows: Sequence[Tensor] | None,
+    ) -> tuple[Tensor, None, None]:
+        """Attention and feed-forward, each with its residual and LayerNorm. Devlin et al., section 3."""
+        config = self.config
+        context = attend(parts, config, index, x, sequences, seeds[0], relative)
+        if rows is not None:
+            context, x = (torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x))
+        branch_output = parts.attention_output(context)
+        x = norm_of_rows(parts.attention_norm, branch_output, x, config.attention_output_dropout, seeds[1], rows)
+        inner = activated(parts.up, x, config.hidden_act)
+        x = norm_of_rows(parts.output_norm, parts.down(inner), x, config.feed_forward_dropout, seeds[2], rows)
+        return x, None, None
+
+    def _pre_norm_block(
+        self,
+        parts: View,
+        index: int,
+        x: Tensor,
+        branch: Tensor | None,
+        sequences: Sequences,
+        seeds: Seeds,
+        relative: Tensor | None,
+        rows: Sequence[Tensor] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """LayerNorms before the attention and before the gated feed-forward. Warner et al., section 2.1.1.
+
+        x is the residual stream and branch what is still to be added to it, which the next norm does on its way. Returned are these two and the
+        sum at the start, which is the output of the block before.
+        """
+        config = self.config
+        assert isinstance(config, ModernBertConfig)
+        if isinstance(parts.attention_norm, nn.Identity | None):
+            normed = x
+        else:
+            normed, x = norm(
+                parts.attention_norm, x if branch is None else branch, None if branch is None else x, prenorm=True
+            )
+        summed = x
+        context = attend(parts, config, index, normed, sequences, seeds[0])
+        if rows is not None:
+            context, x = (torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x))
+        output = parts.attention_output(context)
+        normed, x = norm(parts.output_norm, output, x, config.attention_output_dropout, seeds[1], prenorm=True)
+        inner = activated(parts.up, normed, config.hidden_act, gated=True)
+        return x, parts.down(dropout(inner, config.mlp_dropout, seeds[2])), summed
+
+    def _inputs(
+        self,
+        input_ids: Tensor | PackedBatch | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        keep_padding: bool,
+    ) -> tuple[PackedBatch, Padding | None, Tensor | None, Sequences]:
+        """The packed batch, how it was padded, the word embeddings that stand in for ids, and where the tokens stand."""
+        offset = self.config.position_offset
+        if isinstance(input_ids, PackedBatch):
+            batch = input_ids
+            batch.check()
+            if any(x is not None for x in (attention_mask, token_type_ids, position_ids, inputs_embeds)):
+                raise BertfastError(
+                    "a PackedBatch carries its own segments, positions and boundaries; give nothing beside it"
+                )
+            positions = batch.position_ids + offset if offset else batch.position_ids
+            sequences = Sequences(batch.cu_seqlens, batch.max_seqlen, positions, batch.max_seqlen)
+            return batch, None, None, sequences
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is None or (input_ids is not None and inputs_embeds is not None):
+            raise BertfastError("give either input_ids or inputs_embeds")
+        if input_ids is not None and (input_ids.is_floating_point() or input_ids.dtype == torch.bool):
+            raise BertfastError(f"input_ids are {input_ids.dtype}; they must be whole numbers (int64)")
+        width = self.config.embedding_width
+        if inputs_embeds is not None and inputs_embeds.shape[-1] != width:
+            raise BertfastError(f"inputs_embeds have {inputs_embeds.shape[-1]} features and the model {width}")
+        dims = 2 if input_ids is not None else 3
+        if given.dim() != dims:
+            raise BertfastError(
+                f"the input has shape {tuple(given.shape)}; it must be (sequences, positions{', hidden' * (dims - 2)})"
+            )
+        shape = (given.shape[0], given.shape[1])
+        limit = shape[1]
+        if position_ids is None:
+            most = self.config.max_positions
+            if most is not None and shape[1] > most:
+                raise BertfastError(f"the input has {shape[1]} positions and the model {most}; truncate it")
+            position_ids = self._default_positions(input_ids, shape, given.device)
+        elif position_ids.numel():
+            limit = int(position_ids.max()) + 1
+        zeros = torch.zeros(shape, dtype=torch.int64, device=given.device)
+        for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+            if ids is not None and tuple(ids.shape) not in (shape, (1, shape[1])):
+                raise BertfastError(f"{name} has shape {tuple(ids.shape)} and the input {shape}; they must be the same")
+        padding = Padding(shape, attention_mask, given.device)
+        visible = None
+        if keep_padding and padding.rows is not None:
+            assert attention_mask is not None
+            visible = attention_mask.flatten().to(given.device) != 0
+            padding = Padding(shape, None, given.device)
+        batch = PackedBatch(
+            input_ids=padding.pack(zeros if input_ids is None else input_ids),
+            segment_ids=padding.pack(zeros if token_type_ids is None else token_type_ids.expand(shape)),
+            position_ids=padding.pack(position_ids.expand(shape)),
+            cu_seqlens=padding.cu_seqlens,
+            max_seqlen=padding.max_seqlen,
+        )
+        relative = isinstance(self.config, DebertaV2Config | ModernBertConfig)
+        sequences = Sequences(
+            batch.cu_seqlens,
+            batch.max_seqlen,
+            batch.position_ids,
+            limit,
+            padding.columns if relative else None,
+            shape[1],
+            visible,
+        )
+        return batch, padding, None if inputs_embeds is None else padding.pack(inputs_embeds), sequences
+
+    def _default_positions(self, input_ids: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor:
+        """Columns, padding included, as Hugging Face counts; with RoBERTa's offset the padding ids are left out of the count."""
+        offset = self.config.position_offset
+        if offset and input_ids is not None:
+            real = input_ids.ne(offset - 1).long()
+            return real.cumsum(1) * real + offset - 1
+        return torch.arange(offset, offset + shape[1], device=device)[None]
+
+    @property
+    def _head_site(self) -> int:
+        return 1 + SITES_PER_LAYER * len(self.blocks)
+
+    def _site_seeds(self, seed: int | Tensor | None, device: torch.device, training: bool) -> Seeds:
+        """One seed for each place of dropout: the embeddings, three to a block, the head, and DeBERTa's distances and convolution; Nones when
+        not training."""
+        sites = self._head_site + 1
+        if isinstance(self.config, DebertaV2Config):
+            sites += len(self.blocks) + 1
+        if not training:
+            return (None,) * sites
+        if seed is None:
+            base = torch.randint(-(2**63), 2**63 - 1, (1,), device=device)
+        else:
+            base = as_seed(seed, device)
+        return (base + torch.arange(sites, device=device) * SEED_INCREMENT).split(1)
+
+
+def _first_tokens(cu_seqlens: Tensor) -> Tensor:
+    """(sequences,) where each sequence starts; -1, for a row of zeros, where it is empty."""
+    starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    return torch.where(ends > starts, starts, -1)

@@ -31,7 +31,7 @@ class ModelOutput:
 
 @dataclass
 class BaseModelOutputWithPooling(ModelOutput):
-    """Of `BertModel`."""
+    """Of the bare encoder."""
 
     last_hidden_state: Tensor
     pooler_output: Tensor | None = None
@@ -40,22 +40,35 @@ class BaseModelOutputWithPooling(ModelOutput):
 
 @dataclass
 class BertForPreTrainingOutput(ModelOutput):
-    """Of `BertForPreTraining`; ``mlm_correct`` of ``mlm_count`` predictions are right, and ``nsp_correct`` of the sequences."""
+    """Of `BertForPreTraining` and `AlbertForPreTraining`; ``mlm_correct`` of ``mlm_count`` predictions are right, and ``nsp_correct`` or
+    ``sop_correct`` of the sequences."""
 
     loss: Tensor | None = None
     prediction_logits: Tensor | None = None
     seq_relationship_logits: Tensor | None = None
+    sop_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     mlm_loss: Tensor | None = None
     nsp_loss: Tensor | None = None
+    sop_loss: Tensor | None = None
     mlm_correct: Tensor | None = None
     mlm_count: Tensor | None = None
     nsp_correct: Tensor | None = None
+    sop_correct: Tensor | None = None
+
+
+@dataclass
+class ElectraForPreTrainingOutput(ModelOutput):
+    """Of `ElectraForPreTraining`; logits (sequences, positions), above 0 where a token looks replaced."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
 class MaskedLMOutput(ModelOutput):
-    """Of `BertForMaskedLM`; ``mlm_correct`` of ``mlm_count`` predictions are right."""
+    """Of a masked-LM model; ``mlm_correct`` of ``mlm_count`` predictions are right."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -66,7 +79,35 @@ class MaskedLMOutput(ModelOutput):
 
 @dataclass
 class SequenceClassifierOutput(ModelOutput):
-    """Of `BertForSequenceClassification`; logits (sequences, labels)."""
+    """Of a model for whole inputs; logits (sequences, labels)."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class TokenClassifierOutput(ModelOutput):
+    """Of a model for tokens; logits (sequences, positions, labels)."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class QuestionAnsweringModelOutput(ModelOutput):
+    """Of a model for spans; logits (sequences, positions), the lowest finite number at the padding."""
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class MultipleChoiceModelOutput(ModelOutput):
+    """Of a model for multiple choice; logits (questions, choices)."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None

@@ -19,12 +19,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bertfast.config import BertConfig
+from bertfast.config import EncoderConfig
 from bertfast.data import tasks
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
 from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, load_weights, save_pretrained
-from bertfast.model import BertForSequenceClassification
+from bertfast.model import member_class
+from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
 
 from .evaluate import Scores, score
@@ -131,15 +132,16 @@ def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | P
     shape = replace(load_config(config.model).with_labels(labels), problem_type="single_label_classification")
     tokenizer = load_tokenizer(config.model)
     check_tokenizer_fits(tokenizer, shape, f"{config.model}: the tokenizer")
-    SpecialIds(tokenizer)
-    max_length = config.max_length or shape.max_position_embeddings
-    if max_length > shape.max_position_embeddings:
-        raise BertfastError(f"max-length is {max_length} and the model has {shape.max_position_embeddings} positions")
+    special = SpecialIds(tokenizer, config.model)
+    max_length = config.max_length or shape.max_length
+    if max_length > shape.max_length:
+        raise BertfastError(f"max-length is {max_length} and the model has {shape.max_length} positions")
     train_data = _Data(train_examples, tokenizer, shape, max_length, config.train)
     dev_data = _Data(dev_examples, tokenizer, shape, max_length, config.dev)
 
     torch.manual_seed(config.seed)
-    classifier = BertForSequenceClassification(shape)
+    classifier = member_class(shape, "ForSequenceClassification")(shape)
+    assert isinstance(classifier, ForSequenceClassification)
     if not config.from_scratch:
         new = load_weights(classifier, config.model, new_head_ok=True)
         if new:
@@ -148,9 +150,9 @@ def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | P
             )
         if config.freeze_encoder:
             # A random pooler that stayed as it is would blur what the encoder knows.
-            classifier.bert.requires_grad_(False)
-            if any(name.startswith("bert.pooler.") for name in new) and classifier.bert.pooler is not None:
-                classifier.bert.pooler.requires_grad_(True)
+            classifier.base.requires_grad_(False)
+            for name in new:
+                classifier.get_parameter(name).requires_grad_(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with _new_folder(target) as folder:
         started = time.monotonic()
@@ -158,7 +160,7 @@ def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | P
         seconds = time.monotonic() - started
         classifier.float().load_state_dict(weights)
         summary = _summary(config, train_data, dev_data, max_length, history, best, seconds)
-        _fill_folder(folder, classifier, tokenizer, config, summary, max_length)
+        _fill_folder(folder, classifier, tokenizer, special, config, summary, max_length)
     return FinetuneResult(Path(config.out), best["dev_accuracy"], best["dev_macro_f1"], best["epoch"], history)
 
 
@@ -189,7 +191,12 @@ class _Data:
     """Encoded examples and their label numbers."""
 
     def __init__(
-        self, examples: Sequence[tasks.Example], tokenizer: Tokenizer, shape: BertConfig, max_length: int, source: str
+        self,
+        examples: Sequence[tasks.Example],
+        tokenizer: Tokenizer,
+        shape: EncoderConfig,
+        max_length: int,
+        source: str,
     ) -> None:
         self.labels = tasks.encode_labels(examples, shape.label2id, source)
         texts, pairs = [example.text for example in examples], [example.pair for example in examples]
@@ -227,12 +234,10 @@ def batches_by_tokens(inputs: Sequence[tasks.Encoded], tokens: int) -> list[list
 
 
 def _train(
-    config: FinetuneConfig, model: BertForSequenceClassification, train: _Data, dev: _Data, device: torch.device
+    config: FinetuneConfig, model: ForSequenceClassification, train: _Data, dev: _Data, device: torch.device
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Tensor]]:
     """Every epoch's numbers, the best one's, and its weights in float32."""
     keep_freed_memory()
-    pooler = model.bert.pooler
-    assert pooler is not None
     masters = Masters(model, config.precision)
     firsts: Tensor | None = None
     dev_firsts: Tensor | None = None
@@ -260,7 +265,7 @@ def _train(
                     loss = model(train.batch(rows).to(device), seed=seed).loss
                 else:
                     labels = torch.tensor([train.labels[row] for row in rows], device=device)
-                    logits = model.classify(pooler(firsts[rows]), torch.tensor([seed], device=device))
+                    logits = model.classify(firsts[rows], torch.tensor([seed], device=device))
                     loss = torch.nn.functional.cross_entropy(logits.float(), labels)
                 loss.backward()
                 clip_gradients(optimizer, 1.0)
@@ -290,21 +295,20 @@ def _train(
 
 
 @torch.no_grad()
-def _first_states(model: BertForSequenceClassification, data: _Data, device: torch.device) -> Tensor:
-    """(sequences, hidden): the encoder's output at each [CLS]."""
+def _first_states(model: ForSequenceClassification, data: _Data, device: torch.device) -> Tensor:
+    """(sequences, hidden): what the encoder gives the head."""
     model.eval()
     outputs = []
     for rows in batches_by_tokens(data.inputs, EVAL_TOKENS):
         batch = data.batch(rows).to(device)
-        outputs.append(model.bert(batch).last_hidden_state[batch.cu_seqlens[:-1].long()])
+        outputs.append(model.features(model.base.encode(batch, every_row=model.reads_every_row)))
     return torch.cat(outputs)
 
 
-def _score(model: BertForSequenceClassification, dev: _Data, firsts: Tensor | None, device: torch.device) -> Scores:
+def _score(model: ForSequenceClassification, dev: _Data, firsts: Tensor | None, device: torch.device) -> Scores:
     model.eval()
     if firsts is not None:
-        assert model.bert.pooler is not None
-        logits = model.classify(model.bert.pooler(firsts))
+        logits = model.classify(firsts)
     else:
         parts = [model(dev.batch(rows).to(device)).logits for rows in batches_by_tokens(dev.inputs, EVAL_TOKENS)]
         logits = torch.cat(parts)
@@ -333,14 +337,15 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 def _fill_folder(
     folder: Path,
-    model: BertForSequenceClassification,
+    model: ForSequenceClassification,
     tokenizer: Tokenizer,
+    special: SpecialIds,
     config: FinetuneConfig,
     summary: dict[str, Any],
     max_length: int,
 ) -> None:
     save_pretrained(model, folder)
-    save_tokenizer(tokenizer, folder, max_length)
+    save_tokenizer(tokenizer, folder, max_length, special, segments=model.config.type_vocab_size > 1)
     names = list(model.config.id2label.values())
     texts = {
         "labels.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n",

@@ -14,7 +14,7 @@ from bertfast.data import tasks
 from bertfast.data.tokenizer import SpecialIds
 from bertfast.errors import BertfastError
 from bertfast.hub import check_tokenizer_fits, load, load_tokenizer
-from bertfast.model import BertForSequenceClassification
+from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
 
 BATCH_TOKENS = 16384
@@ -37,7 +37,7 @@ class Classifier:
         pair_column: of the second text, where training had one.
 
     Args:
-        folder: as `bertfast finetune` wrote it, or any BertForSequenceClassification folder with a tokenizer.
+        folder: as `bertfast finetune` wrote it, or any folder of a ForSequenceClassification model with a tokenizer.
 
     Raises:
         BertfastError: the folder cannot be read, or its model has no classification head.
@@ -45,7 +45,7 @@ class Classifier:
 
     def __init__(self, folder: str | Path) -> None:
         model = load(folder)
-        if not isinstance(model, BertForSequenceClassification):
+        if not isinstance(model, ForSequenceClassification):
             raise BertfastError(
                 f"{folder}: is a {type(model).__name__}, which has no classification head; fine-tune it first (bertfast finetune)"
             )
@@ -56,10 +56,10 @@ class Classifier:
         self.model = model.to(self.device)
         self.tokenizer = load_tokenizer(folder)
         check_tokenizer_fits(self.tokenizer, model.config, f"{folder}: the tokenizer")
-        SpecialIds(self.tokenizer)
+        SpecialIds(self.tokenizer, folder)
         # What training cut texts to is what predictions cut them to.
         told = _read_json(Path(folder) / "tokenizer_config.json").get("model_max_length")
-        positions = model.config.max_position_embeddings
+        positions = model.config.max_length
         self.max_length = min(int(told), positions) if isinstance(told, (int, float)) and told >= 4 else positions
         settings = _read_json(Path(folder) / "metrics.json").get("settings")
         self.pair_column: str | None = settings.get("pair_column") if isinstance(settings, dict) else None

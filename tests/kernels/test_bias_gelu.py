@@ -86,6 +86,16 @@ def test_gated_is_the_first_half_through_gelu_times_the_second(backend):
     torch.testing.assert_close(out, F.gelu(first) * second, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_gated_without_a_bias_is_the_inner_layer_of_transformers_modernbert(backend):
+    modernbert = pytest.importorskip("transformers.models.modernbert.modeling_modernbert")
+    config = modernbert.ModernBertConfig(hidden_size=16, num_attention_heads=2, intermediate_size=24)
+    layer, x = modernbert.ModernBertMLP(config).to(DEVICE), torch.randn(5, 16, device=DEVICE)
+    with forced(backend):
+        out = layer.Wo(kernels.bias_gelu(layer.Wi(x), None, gated=True))
+    torch.testing.assert_close(out, layer(x))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_leading_dimensions_and_strides_do_not_matter(backend):
     x, bias, dout = parts(12, 20)

@@ -37,9 +37,10 @@ def outputs(dtype):
     loss, _ = kernels.linear_cross_entropy(h, w, b, torch.arange(9), label_smoothing=0.1)
     dropped = kernels.dropout(q, 0.3, seed=1)
     ids = torch.arange(70)
+    rotated = kernels.rotary(q, k, ids, *kernels.rotary_tables(70, 48, 100.0))
     masked = kernels.mask_tokens(ids, ids < 3, mask_id=1, vocab_size=101, rate=0.5, word_ids=ids // 3, seed=1)
     gradients = [*torch.autograd.grad(out, leaves, dout), *torch.autograd.grad(loss, (h, w, b)), *placed_gradients]
-    return [out, loss, placed, dropped, *gradients, *masked]
+    return [out, loss, placed, dropped, *rotated, *gradients, *masked]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -92,6 +93,18 @@ P, PI = X.ctypes.data, I64.ctypes.data
         ("check_rows", ("index", FOUR.ctypes.data, 1, "x", 4), "index holds 4; x has 4 rows"),
         ("mask_tokens", (PI, 0, 0, 0, PI, PI, 4, 1, 1, 1, 1, 1, 1, -100, 0, 1), "special is a null pointer"),
         ("mask_tokens", (PI, PI, 0, 0, PI, PI, 4, 1, 1, 2**33, 1, 1, 1, -100, 0, 1), r"at most 2\^32"),
+        (
+            "rotary",
+            ("float32", P, P, P, P, FOUR.ctypes.data, P, P, 1, 1, 8, 4, [16] * 4, False, 1),
+            r"position_ids\[0\] is 4",
+        ),
+        (
+            "rotary",
+            ("float32", P, P, P, P, PI, P, P, 1, 1, 0, 4, [16] * 4, False, 1),
+            "half and threads must be above 0",
+        ),
+        ("rotary", ("float32", P, P, P, P, PI, P, P, 1, 1, 8, 4, [16, 16, -1, 16], False, 1), "the strides of k"),
+        ("rotary", ("float32", P, P, P, 0, PI, P, P, 1, 1, 8, 4, [16] * 4, False, 1), "k_out is a null pointer"),
         ("cross_entropy_rows", ("float32", P, 0, PI, P, P, P, 1, 0, -100, 0.0, 0.0, 0, 0, 1), "vocab must be above 0"),
     ],
 )

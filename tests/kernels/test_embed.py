@@ -31,9 +31,10 @@ def parts(tokens, hidden, vocab=11, positions=7, segments=2):
     p=st.sampled_from([0.0, 0.3]),
     has_position=st.booleans(),
     has_segment=st.booleans(),
+    has_bias=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_form_matches_float64(backend, tokens, hidden, dtype, p, has_position, has_segment):
+def test_any_form_matches_float64(backend, tokens, hidden, dtype, p, has_position, has_segment, has_bias):
     if backend == "cpp" and dtype == torch.float16:
         return
     leaves, dout = parts(tokens, hidden)
@@ -41,6 +42,8 @@ def test_any_form_matches_float64(backend, tokens, hidden, dtype, p, has_positio
         leaves[1] = leaves[4] = None
     if not has_segment:
         leaves[2] = leaves[5] = None
+    if not has_bias:
+        leaves[7] = None
     options = {"eps": 1e-3, "dropout_p": p, "seed": -3}
     assert_matches_float64(lambda *a: kernels.embed(*a, **options), leaves, [dout], backend, dtype)
 
@@ -53,6 +56,14 @@ def test_it_is_the_normalised_sum_then_dropout(backend):
         out = kernels.embed(*leaves, eps=1e-5, dropout_p=0.4, seed=11)
         total = F.layer_norm(word[ids] + position[pos] + segment[seg], (24,), weight, bias, 1e-5)
         torch.testing.assert_close(out, kernels.dropout(total, 0.4, seed=11), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_a_bias_it_is_what_a_bias_of_zeros_gives(backend):
+    leaves, dout = parts(9, 24)
+    zeros = differentiate(kernels.embed, [*leaves[:7], torch.zeros_like(leaves[7])], [dout], backend, torch.float32)
+    none = differentiate(kernels.embed, [*leaves[:7], None], [dout], backend, torch.float32)
+    torch.testing.assert_close(none, zeros[:-1])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -139,10 +150,13 @@ def test_the_reference_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda *a: kernels.embed(*ids, *a, eps=1e-3, dropout_p=0.2), tensors)
 
 
+@pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("threshold", [0, 6554])
-def test_the_custom_ops_pass_opcheck(threshold):
+def test_the_custom_ops_pass_opcheck(threshold, has_bias):
     leaves, dout = parts(5, 12)
     leaves = [x.cpu().requires_grad_() if x.is_floating_point() else x.cpu() for x in leaves]
+    if not has_bias:
+        leaves[7] = None
     seed = torch.tensor([5])
     with forced("cpp"):
         arguments = (*leaves, seed, 1e-5, threshold, 2, False, "cpp")

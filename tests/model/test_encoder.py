@@ -183,7 +183,7 @@ def test_the_loss_is_that_of_the_full_logits_at_the_masked_positions():
     model, batch = built(BertForPreTraining).eval(), pretraining_batch()
     output = model(batch)
     hidden = model.bert(batch).last_hidden_state
-    logits = model.cls.predictions.logits(hidden, model.bert.embeddings.word_embeddings.weight)[batch.masked_positions]
+    logits = model.word_logits(hidden)[batch.masked_positions]
     torch.testing.assert_close(output.mlm_loss, F.cross_entropy(logits, batch.masked_labels))
     torch.testing.assert_close(
         output.nsp_loss, F.cross_entropy(output.seq_relationship_logits, batch.next_sentence_labels)
@@ -201,7 +201,9 @@ def test_rows_that_no_head_reads_are_left_out_and_nothing_changes(cls, lengths):
     batch = with_slack(pretraining_batch(lengths))
     batch.labels = torch.tensor([0, 1, 1, 0])
     found, rows = [], []
-    model.bert.encoder.layer[-1].output.register_forward_hook(lambda *call: rows.append(call[2].shape[0]))
+    model.bert.get_submodule(
+        f"encoder.layer.{len(model.bert.encoder.layer._modules) - 1}.output.dense"
+    ).register_forward_hook(lambda *call: rows.append(call[2].shape[0]))
     for every_row in (True, False):  # all hidden states are wanted, or the loss alone
         model.zero_grad()
         output = model(batch, output_hidden_states=every_row)
@@ -319,8 +321,8 @@ def test_backends_drop_the_same_elements():
 
 def test_every_place_of_dropout_has_a_seed_of_its_own():
     model = built(BertModel, num_hidden_layers=24).train()
-    seeds = [int(seed) for seed in model._site_seeds(7, torch.device("cpu"))]
-    following = [int(seed) for seed in model._site_seeds(8, torch.device("cpu"))]
+    seeds = [int(seed) for seed in model.encoder_run._site_seeds(7, torch.device("cpu"), True)]
+    following = [int(seed) for seed in model.encoder_run._site_seeds(8, torch.device("cpu"), True)]
     assert len(set(seeds + following)) == 2 * len(seeds)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from bertfast import kernels
 from bertfast.config import BertConfig
 from bertfast.model import BertForPreTraining
-from bertfast.model import bert as module
+from bertfast.model import encoder as module
 from bertfast.packed import PackedBatch
 
 

@@ -16,6 +16,7 @@ from . import (
     linear_cross_entropy,
     mask_tokens,
     padding,
+    rotary,
 )
 
 Build = Callable[[Setup], Case]
@@ -29,6 +30,7 @@ OPS: dict[str, tuple[Build, ...]] = {
     "embed": (embed.case,),
     "dropout": (dropout.case,),
     "gather_rows": (gather_rows.case,),
+    "rotary": (rotary.case,),
     "pack": (padding.pack,),
     "unpack": (padding.unpack,),
     "mask_tokens": (mask_tokens.case,),

@@ -1,0 +1,95 @@
+"""What is done with leaf modules: the fused ops where a leaf is PyTorch's own, and the leaf itself where someone has put another in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bertfast import kernels
+
+GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # and how `kernels.bias_gelu` calls them
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{
+        name: lambda x, form=form: kernels.bias_gelu(x, approximate=form)  # type: ignore[misc]
+        for name, form in GELUS.items()
+    },
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether a module is that of PyTorch with nothing hooked to it, so that its weights may be used without calling it."""
+    return type(module) is kind and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def dropout(x: Tensor, p: float, seed: Tensor | None) -> Tensor:
+    """x where seed is None."""
+    return x if seed is None or p == 0 else kernels.dropout(x, p, seed=seed)
+
+
+def activated(module: Any, x: Tensor, activation: str, gated: bool = False) -> Tensor:
+    """act(module(x)); gated, act of the first half of the columns times the second half."""
+    form = GELUS.get(activation)
+    if form is not None and is_plain(module, nn.Linear):
+        return kernels.bias_gelu(F.linear(x, module.weight), module.bias, approximate=form, gated=gated)
+    x = module(x)
+    if form is not None:
+        return kernels.bias_gelu(x, approximate=form, gated=gated)
+    if not gated:
+        return ACTIVATIONS[activation](x)
+    content, gate = x.chunk(2, -1)
+    return ACTIVATIONS[activation](content) * gate
+
+
+def norm(
+    module: Any,
+    x: Tensor,
+    residual: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    prenorm: bool = False,
+) -> Any:  # a Tensor, or with prenorm a pair of them
+    """LayerNorm of dropout(x) + residual, with ``prenorm`` that sum too; no dropout where seed is None."""
+    if residual is not None:
+        x = x.to(residual.dtype)  # under autocast the residual stays in float32
+    p = 0.0 if seed is None else dropout_p
+    if is_plain(module, nn.LayerNorm):
+        return kernels.add_layer_norm(
+            x,
+            residual,
+            module.weight,
+            module.bias,
+            eps=module.eps,
+            dropout_p=p,
+            seed=0 if seed is None else seed,
+            prenorm=prenorm,
+        )
+    summed = dropout(x, p, seed)
+    if residual is not None:
+        summed = summed + residual
+    return (module(summed), summed) if prenorm else module(summed)
+
+
+def norm_of_rows(
+    module: Any,
+    x: Tensor,
+    residual: Tensor,
+    dropout_p: float,
+    seed: Tensor | None,
+    rows: Sequence[Tensor] | None,
+) -> Tensor:
+    """`norm` of tokens that several indexes gave, ``rows``, one's after another's: the bits dropped of one's do not depend on how many tokens, or how
+    much slack, another has."""
+    if seed is None or rows is None or len(rows) == 1:
+        return norm(module, x, residual, dropout_p, seed)
+    sizes = [len(index) for index in rows]
+    parts = enumerate(zip(x.split(sizes), residual.split(sizes), strict=True))
+    return torch.cat([norm(module, *part, dropout_p, seed + number) for number, part in parts])

@@ -1,0 +1,679 @@
+"""The encoder and its heads as models, written once; `members.py` names them for each member of the family.
+
+Every model takes either a `PackedBatch` as its first argument, and then its outputs are packed and its labels come from the batch, or padded
+tensors under Hugging Face's argument names, and then its outputs have Hugging Face's shapes. Two differences from Hugging Face's
+models show with padded input: outputs at padding are zeros, and what reads the first token takes the first real one where they take column 0
+(another token only under left padding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from bertfast import kernels
+from bertfast.config import DebertaV2Config, EncoderConfig, ModernBertConfig
+from bertfast.errors import BertfastError
+from bertfast.packed import IGNORE_INDEX, PackedBatch, padded_rows
+
+from .encoder import Encoded, Encoder, make_tree
+from .heads import DiscriminatorHead, FeatureHead, MLMHead, classification_loss
+from .layout import DEBERTA_LM, LAYOUTS, Layout, place
+from .leaves import dropout
+from .outputs import (
+    BaseModelOutputWithPooling,
+    BertForPreTrainingOutput,
+    ElectraForPreTrainingOutput,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from .pooling import mean_pooled
+
+
+def initialize(model: nn.Module, config: EncoderConfig, only: Collection[str] | None = None) -> None:
+    """Truncated normal weights (two deviations), zero biases, LayerNorms of one, and zero padding rows, as published.
+
+    ModernBERT's weights that end a residual branch have a smaller deviation, and its classifiers one of their own.
+
+    Args:
+        model: whose parameters are set.
+        config: with the deviation, and at how many deviations the normal is cut off.
+        only: names of the parameters to set; None for all.
+    """
+    cutoff = getattr(config, "initializer_cutoff_factor", 2.0)
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if only is not None and f"{prefix}.{name}".removeprefix(".") not in only:
+                continue
+            if name != "weight":
+                nn.init.zeros_(parameter)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(parameter)
+            else:
+                deviation = config.initializer_range
+                if isinstance(config, ModernBertConfig):
+                    if prefix.endswith((".Wo", "head.dense")):
+                        deviation = config.residual_deviation
+                    elif prefix == "classifier":
+                        deviation = config.hidden_size**-0.5
+                nn.init.trunc_normal_(parameter, std=deviation, a=-cutoff * deviation, b=cutoff * deviation)
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                    with torch.no_grad():
+                        parameter[module.padding_idx].zero_()
+
+
+class PreTrainedModel(nn.Module):
+    """What the models share: the configuration, and folders in Hugging Face's format.
+
+    Attributes:
+        config_class: the member's; a configuration of another is refused.
+    """
+
+    config_class: ClassVar[type[EncoderConfig]] = EncoderConfig
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            raise BertfastError(
+                f"{type(self).__name__} is built from a {self.config_class.__name__}; this is a {type(config).__name__}"
+            )
+        self.config = config
+
+    @property
+    def layout(self) -> Layout:
+        """Where the member's modules stand."""
+        return LAYOUTS[self.config.model_type]
+
+    @property
+    def base(self) -> EncoderModel:
+        """The encoder."""
+        raise NotImplementedError
+
+    def num_parameters(self) -> int:
+        """How many parameters there are; tied ones count once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Keeps each block's input alone in the forward and computes the block again in the backward: less memory, a third more work."""
+        # Dropout is a function of seeds, so torch's generators need not be put back.
+        checkpoint = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False, preserve_rng_state=False)
+        self.base.encoder_run.checkpoint = checkpoint
+
+    def gradient_checkpointing_disable(self) -> None:
+        """The inverse of `gradient_checkpointing_enable`."""
+        self.base.encoder_run.checkpoint = None
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, config: EncoderConfig | None = None, new_head_ok: bool = False
+    ) -> Self:
+        """The model in a Hugging Face folder (config.json, model.safetensors).
+
+        Args:
+            folder: on this machine; nothing is downloaded.
+            config: in place of the folder's, to give a new head its labels.
+            new_head_ok: let weights of this class's head that the folder lacks keep their initial values (fine-tuning).
+
+        Raises:
+            BertfastError: the folder cannot be read, or a weight is missing, unknown or of another shape: each is named.
+        """
+        from bertfast.hub import load_config, load_weights
+
+        config = config or load_config(folder)
+        with torch.device("meta"):  # weights that are about to be read are not worth drawing
+            model = cls(config)
+        model.to_empty(device=torch.get_default_device())
+        new = load_weights(model, folder, new_head_ok=new_head_ok)
+        initialize(model, config, only=new)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors, which `transformers` loads too."""
+        from bertfast.hub import save_pretrained
+
+        save_pretrained(self, folder)
+
+
+class EncoderModel(PreTrainedModel):
+    """The bare encoder, with its pooler where the member has one."""
+
+    def __init__(self, config: EncoderConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        make_tree(self, config, add_pooling_layer)
+        self.encoder_run = Encoder(config, self)
+        initialize(self, config)
+
+    @property
+    def base(self) -> EncoderModel:
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool = False,
+        *,
+        seed: int | Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Encodes a packed batch, or padded (sequences, positions) input.
+
+        Args:
+            input_ids: a `PackedBatch`, or (sequences, positions) int64.
+            attention_mask: (sequences, positions), nonzero where a token is real, in any pattern; None for all.
+            token_type_ids: like input_ids; None is zeros.
+            position_ids: like input_ids, or (1, positions), into the position table; None counts as Hugging Face does: columns, padding
+                included, and in RoBERTa the ids that are not padding.
+            inputs_embeds: (sequences, positions, width of the word embeddings) in place of input_ids.
+            output_hidden_states: also return the embeddings' output and each block's.
+            seed: of the dropouts when training; None draws one from torch's generator.
+
+        Raises:
+            BertfastError: inputs that contradict one another or go beyond the configuration.
+        """
+        encoded = self.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=encoded.outward(encoded.last),
+            pooler_output=self.encoder_run.pooled(encoded),
+            hidden_states=encoded.hidden_states(output_hidden_states),
+        )
+
+    def encode(self, *inputs: Any, **options: Any) -> Encoded:
+        """`Encoder.encode` in this model's mode, for the heads."""
+        return self.encoder_run.encode(*inputs, training=self.training, **options)
+
+
+class _HeadModel(PreTrainedModel):
+    """An encoder below a head."""
+
+    def __init__(self, config: EncoderConfig, add_pooling_layer: bool) -> None:
+        super().__init__(config)
+        self.add_module(self.layout.base, EncoderModel(config, add_pooling_layer))
+
+    @property
+    def base(self) -> EncoderModel:
+        return getattr(self, self.layout.base)
+
+    def _initialize_head(self) -> None:
+        own = [name for name, _ in self.named_parameters() if not name.startswith(f"{self.layout.base}.")]
+        initialize(self, self.config, only=own)
+
+
+def _no_labels_beside(batch: Any, *labels: Tensor | None) -> None:
+    if isinstance(batch, PackedBatch) and any(x is not None for x in labels):
+        raise BertfastError("a PackedBatch carries its own labels; give none beside it")
+
+
+def _packed_labels(encoded: Encoded, labels: Tensor) -> Tensor:
+    """(tokens,) of padded (sequences, positions) labels."""
+    assert encoded.padding is not None
+    if tuple(labels.shape) != encoded.padding.shape:
+        raise BertfastError(
+            f"labels have shape {tuple(labels.shape)} and the input {encoded.padding.shape}; they must be the same"
+        )
+    return encoded.padding.pack(labels)
+
+
+class MaskedLMModel(_HeadModel):
+    """What the models with a masked-LM head share."""
+
+    def __init__(self, config: EncoderConfig, add_pooling_layer: bool) -> None:
+        super().__init__(config, add_pooling_layer)
+        paths = self.layout.lm
+        if isinstance(config, DebertaV2Config) and not config.legacy:
+            paths = DEBERTA_LM
+        self.mlm = MLMHead(config, self, paths)
+
+    def _encode(self, batch: Any, *inputs: Any, output_hidden_states: bool, seed: int | Tensor | None) -> Encoded:
+        """The encoder's output; of a packed batch with masked positions, only what the heads read of it."""
+        if isinstance(batch, PackedBatch) and batch.masked_positions is not None:
+            return self.encode_masked(batch, seed, *inputs, every_row=output_hidden_states)
+        pooled = self.base.encoder_run.parts.pooler is not None
+        return self.base.encode(batch, *inputs, seed=seed, read_first=pooled, tied=True)
+
+    def encode_masked(
+        self, batch: PackedBatch, seed: int | Tensor | None, *inputs: Any, every_row: bool = False
+    ) -> Encoded:
+        """What the heads read of a packed batch with masked positions; with ``every_row`` the last block's other rows too."""
+        return self.base.encode(
+            batch,
+            *inputs,
+            seed=seed,
+            read_first=self.base.encoder_run.parts.pooler is not None,
+            masked_positions=batch.masked_positions,
+            every_row=every_row,
+            tied=True,
+        )
+
+    def _predict(
+        self, encoded: Encoded, labels: Tensor | None, return_logits: bool
+    ) -> tuple[tuple[Tensor, Tensor, Tensor] | None, Tensor | None]:
+        """(loss, correct, count) if there are labels, and the logits if the input is padded and they are wanted."""
+        head, table, batch = self.mlm, encoded.table, encoded.batch
+        if encoded.padding is None:
+            _no_labels_beside(batch, labels)
+            if batch.masked_positions is None or batch.masked_labels is None:
+                return None, head.logits(encoded.last, table)
+            assert encoded.predicted is not None
+            return head.loss(encoded.predicted, table, batch.masked_labels), None
+        loss = None
+        if labels is not None:
+            packed = _packed_labels(encoded, labels)
+            positions = (packed != IGNORE_INDEX).nonzero().squeeze(1)
+            loss = head.loss(kernels.gather_rows(encoded.last, positions), table, packed[positions])
+        logits = encoded.outward(head.logits(encoded.last, table)) if return_logits else None
+        return loss, logits
+
+    def word_logits(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) rows of the last block to (..., vocab)."""
+        word = self.base.encoder_run.parts.word
+        return self.mlm.logits(hidden, word.weight)
+
+
+class ForMaskedLM(MaskedLMModel):
+    """The encoder with the masked-LM head alone (no pooler)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config, add_pooling_layer=False)
+        self._initialize_head()
+
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        *,
+        return_logits: bool = True,
+        seed: int | Tensor | None = None,
+    ) -> MaskedLMOutput:
+        """Predicts masked tokens; arguments as of `EncoderModel.forward`.
+
+        From a `PackedBatch` with masked positions come the loss and the counts, and no logits are made. From one without, logits
+        (tokens, vocab). From padded input, logits (sequences, positions, vocab) unless ``return_logits`` is False, which spares
+        the vocabulary-sized work beyond the masked positions, and with ``labels`` (sequences, positions; -100 where nothing is
+        predicted; at padding they count for nothing) the mean loss.
+        """
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded = self._encode(*inputs, output_hidden_states=output_hidden_states, seed=seed)
+        predicted, logits = self._predict(encoded, labels, return_logits)
+        loss, correct, count = predicted or (None, None, None)
+        return MaskedLMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states(output_hidden_states),
+            mlm_correct=correct,
+            mlm_count=count,
+        )
+
+
+class _PairPreTraining(MaskedLMModel):
+    """The masked-LM head and one that judges a pair of segments from the pooled first token."""
+
+    pair_path: ClassVar[str]
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config, add_pooling_layer=True)
+        place(self, self.pair_path, nn.Linear(config.hidden_size, 2))
+        self._initialize_head()
+
+    def _pretrain(
+        self,
+        inputs: tuple[Any, ...],
+        labels: Tensor | None,
+        pair_label: Tensor | None,
+        output_hidden_states: bool,
+        return_logits: bool,
+        seed: int | Tensor | None,
+        name: str,
+        logits_name: str,
+        dropout_p: float,
+    ) -> BertForPreTrainingOutput:
+        """The loss is the sum of those there are labels for."""
+        encoded = self._encode(*inputs, output_hidden_states=output_hidden_states, seed=seed)
+        _no_labels_beside(inputs[0], pair_label)
+        predicted, logits = self._predict(encoded, labels, return_logits)
+        mlm_loss, correct, count = predicted or (None, None, None)
+        if encoded.padding is None:
+            pair_label = encoded.batch.next_sentence_labels
+        pooled = self.base.encoder_run.pooled(encoded)
+        assert pooled is not None
+        pair_logits = self.get_submodule(self.pair_path)(dropout(pooled, dropout_p, encoded.head_seed))
+        pair_loss = pair_correct = None
+        if pair_label is not None:
+            pair_loss = F.cross_entropy(pair_logits.float(), pair_label)
+            pair_correct = (pair_logits.argmax(-1) == pair_label).sum()
+        losses = [loss for loss in (mlm_loss, pair_loss) if loss is not None]
+        return BertForPreTrainingOutput(
+            loss=losses[0] + losses[1] if len(losses) == 2 else (losses[0] if losses else None),
+            prediction_logits=logits,
+            hidden_states=encoded.hidden_states(output_hidden_states),
+            mlm_loss=mlm_loss,
+            mlm_correct=correct,
+            mlm_count=count,
+            **{logits_name: pair_logits, f"{name}_loss": pair_loss, f"{name}_correct": pair_correct},
+        )
+
+
+class NextSentencePreTraining(_PairPreTraining):
+    """Masked LM and next-sentence prediction. Devlin et al., section 3.1."""
+
+    pair_path = "cls.seq_relationship"
+
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        output_hidden_states: bool = False,
+        *,
+        return_logits: bool = True,
+        seed: int | Tensor | None = None,
+    ) -> BertForPreTrainingOutput:
+        """Predicts masked tokens and whether the second segment follows; arguments as of `ForMaskedLM.forward`.
+
+        The loss is the sum of those there are labels for: ``labels`` and ``next_sentence_label`` (sequences,), 1 where the second segment is
+        random, or what the `PackedBatch` carries.
+        """
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        options = (output_hidden_states, return_logits, seed)
+        return self._pretrain(inputs, labels, next_sentence_label, *options, "nsp", "seq_relationship_logits", 0.0)
+
+
+class SentenceOrderPreTraining(_PairPreTraining):
+    """Masked LM and sentence-order prediction. Lan et al., "ALBERT", section 3.1."""
+
+    pair_path = "sop_classifier.classifier"
+
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        sentence_order_label: Tensor | None = None,
+        output_hidden_states: bool = False,
+        *,
+        return_logits: bool = True,
+        seed: int | Tensor | None = None,
+    ) -> BertForPreTrainingOutput:
+        """Predicts masked tokens and whether the segments were swapped; arguments as of `ForMaskedLM.forward`.
+
+        The loss is the sum of those there are labels for: ``labels`` and ``sentence_order_label`` (sequences,), 1 where they were swapped, or what
+        the `PackedBatch` carries.
+        """
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        options = (output_hidden_states, return_logits, seed)
+        p = self.config.head_dropout
+        return self._pretrain(inputs, labels, sentence_order_label, *options, "sop", "sop_logits", p)
+
+
+class ReplacedTokenPreTraining(_HeadModel):
+    """ELECTRA's discriminator: which tokens were replaced. Clark et al., "ELECTRA", section 2."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config, add_pooling_layer=False)
+        self.discriminator = DiscriminatorHead(config, self)
+        self._initialize_head()
+
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        *,
+        seed: int | Tensor | None = None,
+    ) -> ElectraForPreTrainingOutput:
+        """Logits (sequences, positions), and with ``labels`` like them (1 replaced, 0 original), or ``token_labels`` of the `PackedBatch`, the mean
+        binary cross-entropy over the real tokens; arguments as of `EncoderModel.forward`."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded = self.base.encode(*inputs, seed=seed)
+        _no_labels_beside(input_ids, labels)
+        logits, loss = self.discriminator(encoded.last), None
+        packed = encoded.batch.token_labels if labels is None else _packed_labels(encoded, labels)
+        if packed is not None:
+            told = packed != IGNORE_INDEX
+            losses = F.binary_cross_entropy_with_logits(logits.float(), packed.clamp(min=0).float(), reduction="none")
+            loss = torch.where(told, losses, 0.0).sum() / told.sum().clamp(min=1)
+        return ElectraForPreTrainingOutput(
+            loss=loss, logits=encoded.outward(logits), hidden_states=encoded.hidden_states(output_hidden_states)
+        )
+
+
+class _SequenceHead(_HeadModel):
+    """A head over one feature a sequence."""
+
+    task_head: FeatureHead
+
+    @property
+    def reads_every_row(self) -> bool:
+        """Whether the feature is more than the first token's row."""
+        return getattr(self.config, "classifier_pooling", "cls") == "mean"
+
+    def features(self, encoded: Encoded) -> Tensor:
+        """(sequences, hidden), what `classify` takes: the last block's rows of the first tokens, or the mean over each sequence."""
+        if self.reads_every_row:
+            return mean_pooled(encoded.last, encoded.batch.cu_seqlens)
+        assert encoded.first is not None
+        return encoded.first
+
+    def classify(self, features: Tensor, seed: Tensor | None = None) -> Tensor:
+        """(sequences, hidden) to (sequences, outputs of the head), through the pooler where there is one; no dropout where seed is None."""
+        pooler = self.base.encoder_run.parts.pooler
+        if pooler is not None:
+            features = torch.tanh(pooler(features))
+        return self.task_head(features, seed)
+
+
+class ForSequenceClassification(_SequenceHead):
+    """A class, several, or a number for each input. Devlin et al., section 4.1."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config, add_pooling_layer="dense" not in LAYOUTS[config.model_type].classifier)
+        self.task_head = FeatureHead(config, self, self.layout.classifier, config.num_labels, "sequence")
+        self._initialize_head()
+
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        *,
+        seed: int | Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Logits (sequences, labels), and the loss if there are ``labels`` (sequences,) or the `PackedBatch` carries them.
+
+        The loss is `classification_loss`'s. Other arguments as of `EncoderModel.forward`.
+        """
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded = self.base.encode(*inputs, seed=seed, every_row=self.reads_every_row or output_hidden_states)
+        logits = self.classify(self.features(encoded), encoded.head_seed)
+        if isinstance(input_ids, PackedBatch):
+            _no_labels_beside(input_ids, labels)
+            labels = input_ids.labels
+        return SequenceClassifierOutput(
+            loss=None if labels is None else classification_loss(logits, labels, self.config),
+            logits=logits,
+            hidden_states=encoded.hidden_states(output_hidden_states),
+        )
+
+
+class ForMultipleChoice(_SequenceHead):
+    """Which of several continuations, a softmax over their scores. Devlin et al., section 4.4."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config, add_pooling_layer="dense" not in LAYOUTS[config.model_type].choice)
+        self.task_head = FeatureHead(config, self, self.layout.choice, 1, "choice")
+        self._initialize_head()
+
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        *,
+        num_choices: int | None = None,
+        seed: int | Tensor | None = None,
+    ) -> MultipleChoiceModelOutput:
+        """Logits (questions, choices), and with ``labels`` (questions,), the right choices, the mean cross-entropy.
+
+        Inputs are (questions, choices, positions); a `PackedBatch` holds the choices of a question one after another, ``num_choices`` of them
+        each. Other arguments as of `EncoderModel.forward`.
+        """
+        every_row = self.reads_every_row or output_hidden_states
+        if isinstance(input_ids, PackedBatch):
+            if num_choices is None or num_choices < 1 or input_ids.num_sequences % num_choices:
+                raise BertfastError(
+                    f"num_choices is {num_choices} and the batch has {input_ids.num_sequences} sequences; it must divide them"
+                )
+            encoded = self.base.encode(input_ids, seed=seed, every_row=every_row)
+        else:
+            given = input_ids if input_ids is not None else inputs_embeds
+            if given is None or given.dim() < 3:
+                raise BertfastError("the input of multiple choice must be (questions, choices, positions)")
+            num_choices = given.shape[1]
+            ids = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+            flat = (None if x is None else x.flatten(0, 1) if x.dim() > 2 else x for x in ids)
+            encoded = self.base.encode(*flat, seed=seed, every_row=every_row)
+        logits = self.classify(self.features(encoded), encoded.head_seed).view(-1, num_choices)
+        return MultipleChoiceModelOutput(
+            loss=None if labels is None else F.cross_entropy(logits.float(), labels),
+            logits=logits,
+            hidden_states=encoded.hidden_states(output_hidden_states),
+        )
+
+
+class ForTokenClassification(_HeadModel):
+    """A class for each token. Devlin et al., section 5.3."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config, add_pooling_layer=False)
+        self.task_head = FeatureHead(config, self, self.layout.tokens, config.num_labels, "token")
+        self._initialize_head()
+
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+        *,
+        seed: int | Tensor | None = None,
+    ) -> TokenClassifierOutput:
+        """Logits (sequences, positions, labels), and with ``labels`` (sequences, positions), -100 where there is none, or ``token_labels`` of the
+        `PackedBatch` the mean cross-entropy; labels at padding count for nothing. Other arguments as of `EncoderModel.forward`."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded = self.base.encode(*inputs, seed=seed)
+        _no_labels_beside(input_ids, labels)
+        logits = self.task_head(encoded.last, encoded.head_seed)
+        packed = encoded.batch.token_labels if labels is None else _packed_labels(encoded, labels)
+        return TokenClassifierOutput(
+            loss=None if packed is None else F.cross_entropy(logits.float(), packed),
+            logits=encoded.outward(logits),
+            hidden_states=encoded.hidden_states(output_hidden_states),
+        )
+
+
+class ForQuestionAnswering(_HeadModel):
+    """The first and the last token of an answer. Devlin et al., section 4.2."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config, add_pooling_layer=False)
+        self.task_head = FeatureHead(config, self, self.layout.span, 2, "span")
+        self._initialize_head()
+
+    def forward(
+        self,
+        input_ids: Tensor | PackedBatch | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_hidden_states: bool = False,
+        *,
+        seed: int | Tensor | None = None,
+    ) -> QuestionAnsweringModelOutput:
+        """Start and end logits (sequences, positions), and with ``start_positions`` and ``end_positions`` (sequences,), or those of the
+        `PackedBatch`, the mean of the two cross-entropies.
+
+        A place outside the input counts for nothing. From a `PackedBatch` the softmax is over a sequence's tokens. From padded input it is over its
+        padding too, as in `transformers`, which makes the loss depend on how the batch was padded, and slow; without labels the logits at padding
+        are the lowest finite number. Other arguments as of `EncoderModel.forward`.
+        """
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        wanted = start_positions is not None and end_positions is not None
+        encoded = self.base.encode(*inputs, seed=seed, keep_padding=wanted)
+        _no_labels_beside(input_ids, start_positions, end_positions)
+        logits = self.task_head(encoded.last, encoded.head_seed)
+        batch, padding = encoded.batch, encoded.padding
+        if padding is None:
+            start_positions, end_positions = batch.start_positions, batch.end_positions
+            rows, shape = (
+                padded_rows(batch.cu_seqlens, batch.num_tokens, batch.max_seqlen),
+                (batch.num_sequences, batch.max_seqlen),
+            )
+            starts, ends = _over_places(logits, rows, shape)
+        elif padding.rows is None:
+            starts, ends = padding.unpack(logits).unbind(-1)
+        else:
+            starts, ends = _over_places(logits, padding.rows, padding.shape)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = (_place_loss(starts, start_positions) + _place_loss(ends, end_positions)) / 2
+        packed = padding is None
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=logits[:, 0] if packed else starts,
+            end_logits=logits[:, 1] if packed else ends,
+            hidden_states=encoded.hidden_states(output_hidden_states),
+        )
+
+
+def _over_places(logits: Tensor, rows: Tensor, shape: tuple[int, int]) -> tuple[Tensor, ...]:
+    """(tokens, 2) to two of (sequences, positions), the lowest finite number where there is no token."""
+    real = kernels.unpack(torch.ones_like(logits[:, :1]), rows, shape) != 0
+    return kernels.unpack(logits, rows, shape).masked_fill(~real, torch.finfo(logits.dtype).min).unbind(-1)
+
+
+def _place_loss(logits: Tensor, places: Tensor) -> Tensor:
+    """Cross-entropy of (sequences, positions) logits against (sequences,) places; those outside count for nothing."""
+    inside = (places >= 0) & (places < logits.shape[1])
+    return F.cross_entropy(logits.float(), torch.where(inside, places, IGNORE_INDEX))
