@@ -9,9 +9,9 @@ import textwrap
 
 import pytest
 import torch
+from live import assert_same, assert_same_gradients, inputs_for, make, served, transformers, warned
 
 from bertfast import accelerate, restore
-from live import assert_same, assert_same_gradients, inputs_for, make, served, transformers, warned
 from support import COMPILE_BACKEND
 
 __all__ = ["served"]  # a fixture
@@ -40,7 +40,10 @@ class Rows(torch.utils.data.Dataset):
 
 def trained(model, folder, **options):
     """The losses that `transformers.Trainer` logs over a few steps, and its evaluation's."""
-    pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate: pip install accelerate")
+    state = pytest.importorskip(
+        "accelerate.state", reason="transformers.Trainer needs accelerate: pip install accelerate"
+    )
+    state.AcceleratorState._reset_state(reset_partial_state=True)  # the precision of the run before
     arguments = transformers.TrainingArguments(
         str(folder),
         per_device_train_batch_size=4,
@@ -61,7 +64,8 @@ def trained(model, folder, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"gradient_checkpointing": True}], ids=str)
-def test_transformers_trainer_takes_the_same_course(options, served, tmp_path):
+def test_transformers_trainer_takes_the_same_course(options, served, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # which the trainer may set, and never takes back
     theirs = make(CLASSIFIER)
     ours = accelerate(copy.deepcopy(theirs))
     got, wanted = (trained(model, tmp_path, **options) for model in (ours, theirs))
