@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.objectives import Spans, document_spans, mask_tokens, most_masked, ordered_pairs, sentence_pairs
+from bertfast.objectives import Spans, document_spans, mask_tokens, mlm, most_masked, ordered_pairs, rtd, sentence_pairs
 from bertfast.packed import Budget, PackedBatch
 
 from .store import TokenStore
@@ -70,8 +70,12 @@ class Batches:
             raise BertfastError(f"mask-unit is {mask_unit!r}, which needs to be told which tokens continue a word")
         self.continues, self.hides_spans = None if mask_unit == "token" else continues, mask_unit == "span"
         self.cut = CUTS[objective]
+        self.shares = (
+            (rtd.MASKED_SHARE, rtd.RANDOM_SHARE) if objective == "rtd" else (mlm.MASKED_SHARE, mlm.RANDOM_SHARE)
+        )
         self.pairs = self.cut is not document_spans
-        self.added = 3 if self.pairs else 2  # [CLS] A [SEP] and, of a pair, the last [SEP]
+        self.frame = special.pair if self.pairs else special.single
+        self.added = self.frame.added
         if seq_len < self.added + 2:
             raise BertfastError(f"seq-len is {seq_len}; it must be at least {self.added + 2}")
         if batch_tokens < seq_len:
@@ -128,7 +132,7 @@ class Batches:
             epoch += 1
 
     def _batch(self, spans: Spans, rows: NDArray[np.int64], epoch: int) -> PackedBatch:
-        special, ids = self.special, self.store.ids
+        ids = self.store.ids
         pieces: list[Any] = []
         starts: list[Any] = []  # of words; a special token's is not read
         segments: list[NDArray[np.int64]] = []
@@ -136,13 +140,9 @@ class Batches:
         for a0, a1, b0, b1 in zip(
             *(column[rows].tolist() for column in (spans.a_start, spans.a_end, spans.b_start, spans.b_end)), strict=True
         ):
-            pieces += [[special.cls], ids[a0:a1], [special.sep]]
-            starts += [[True], self._word_starts(a0, a1), [True]]
-            segments.append(np.zeros(a1 - a0 + 2, np.int64))
-            if self.pairs:
-                pieces += [ids[b0:b1], [special.sep]]
-                starts += [self._word_starts(b0, b1), [True]]
-                segments.append(np.ones(b1 - b0 + 1, np.int64))
+            pieces += self.frame.around(ids[a0:a1], ids[b0:b1])
+            starts += self.frame.around(self._word_starts(a0, a1), self._word_starts(b0, b1), special=[True])
+            segments.append(self.frame.segment_ids(a1 - a0, b1 - b0))
             lengths.append(a1 - a0 + b1 - b0 + self.added)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         position_ids = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
@@ -155,11 +155,12 @@ class Batches:
             cu_seqlens,
             self.is_special[tokens],
             self.words,
-            special.mask,
+            self.special.mask,
             self._tensor(counters),
             seed,
             self._tensor(np.concatenate(starts)).bool(),
             self.hides_spans,
+            *self.shares,
         )
         return PackedBatch(
             input_ids=hidden,

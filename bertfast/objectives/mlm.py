@@ -34,8 +34,10 @@ def mask_tokens(
     seed: int | Tensor,
     word_starts: Tensor | None = None,
     spans: bool = False,
+    masked_share: float = MASKED_SHARE,
+    random_share: float = RANDOM_SHARE,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Chooses tokens to predict and hides them: 80 % become [MASK], 10 % a random word, 10 % stay.
+    """Chooses tokens to predict and hides them: 80 % become [MASK], 10 % a random word, 10 % stay, or other shares.
 
     In each sequence 15 % of the tokens that are not special may be chosen, rounded, at least one where there is one. Words are
     taken in the order of their first tokens' first Philox words, and one that the rest of the budget cannot hold is passed over, so that words of
@@ -56,6 +58,7 @@ def mask_tokens(
         word_starts: (tokens,) bool, false where a token continues the word of the one before; no word goes across a special token or a
             sequence's end. None: each token is a word.
         spans: choose spans of words.
+        masked_share, random_share: of the chosen tokens become [MASK], or a random word.
 
     Returns:
         The ids with the chosen tokens hidden, their positions in ascending order, and the ids that stood there.
@@ -86,7 +89,7 @@ def mask_tokens(
         follows = ~breaks & chosen.roll(1)
         action = action[torch.where(follows, 0, index).cummax(0).values]
     drawn = replacements[draw * len(replacements) >> 32]
-    below = [round(share * WORD_RANGE) for share in (MASKED_SHARE, MASKED_SHARE + RANDOM_SHARE)]
+    below = [round(share * WORD_RANGE) for share in (masked_share, masked_share + random_share)]
     hidden = torch.where(action < below[0], mask_id, torch.where(action < below[1], drawn, ids))
     positions = chosen.nonzero().squeeze(1)
     return torch.where(chosen, hidden, ids), positions, ids[positions]

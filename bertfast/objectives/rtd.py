@@ -15,7 +15,8 @@ from bertfast.kernels.philox import LOW_32, as_seed, philox_4x32
 from bertfast.packed import IGNORE_INDEX, PackedBatch
 
 DISCRIMINATOR_WEIGHT = 50.0  # of its loss beside the generator's: the paper's lambda, section 2 and appendix A
-ORIGINAL, REPLACED = 0, 1  # Hugging Face's labels
+# Of the tokens that the generator is to predict; the released code leaves the rest as they are.
+MASKED_SHARE, RANDOM_SHARE = 0.85, 0.0
 
 
 @torch.no_grad()
@@ -73,15 +74,3 @@ def discriminator_inputs(batch: PackedBatch, sampled: Tensor) -> tuple[Tensor, T
     replaced = torch.zeros_like(F.pad(ids, (0, 1))).index_copy(0, places, (sampled != batch.masked_labels).long())
     real = torch.arange(tokens, device=ids.device) < batch.cu_seqlens[-1]
     return ids, torch.where(real, replaced[:tokens], IGNORE_INDEX)
-
-
-def discriminator_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean binary cross-entropy over all tokens that are not slack, and how many of them are told rightly.
-
-    logits (tokens,), above zero for "replaced"; labels (tokens,) from `discriminator_inputs`.
-    """
-    counted = labels != IGNORE_INDEX
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.binary_cross_entropy_with_logits(logits, (labels == REPLACED).to(logits.dtype), reduction="none")
-    correct = (((logits > 0) == (labels == REPLACED)) & counted).sum()
-    return torch.where(counted, losses, 0.0).sum() / counted.sum().clamp(min=1), correct

@@ -23,10 +23,12 @@ class PretrainConfig:
         data: files of text (see `bertfast.data.readers`).
         tokenizer: folder of the tokenizer.
         out: folder of the run; it must not exist, unless the run is resumed.
-        model: a preset's name, or a folder in Hugging Face's format to go on training from.
+        model: a preset's name, or a config.json, for a new model of that shape over the tokenizer's words; or a folder in Hugging Face's format
+            to go on training from.
         objective: "mlm", "mlm+nsp" (is the second segment the next or a random one), "mlm+sop" (are the two swapped), "rtd" (ELECTRA's
             replaced-token detection) or "distill" (from a teacher).
         teacher: folder in Hugging Face's format, of the model to distill from; with "distill" alone.
+        generator_size: width of the generator beside the discriminator's, with "rtd".
         masking: "dynamic" (new each epoch) or "static".
         mask_unit: what is hidden together: "token", "whole-word" or "span" (of whole words, as in SpanBERT).
         steps: optimizer updates.
@@ -52,6 +54,7 @@ class PretrainConfig:
     model: str = "bert-small"
     objective: str = "mlm+nsp"
     teacher: str | None = None
+    generator_size: float = 0.25
     masking: str = "dynamic"
     mask_unit: str = "token"
     steps: int = 10_000
@@ -95,6 +98,9 @@ class PretrainConfig:
                 raise BertfastError(
                     f"{name.replace('_', '-')} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
                 )
+        _number("generator_size", self.generator_size, above=0)
+        if self.generator_size > 1:
+            raise BertfastError(f"generator-size is {self.generator_size}; it must be at most 1")
         if self.objective == "distill" and not self.teacher:
             raise BertfastError("objective is 'distill', which needs a teacher: the folder of a model; give --teacher")
         if self.teacher is not None:
@@ -110,14 +116,19 @@ class PretrainConfig:
             raise BertfastError(
                 f"cuda-graph is on and accumulation {self.accumulation}; a graph holds an update of one batch"
             )
-        if self.model not in PRESETS and not Path(self.model).is_dir():
+        if not self.starts_random and not Path(self.model).is_dir():
             raise BertfastError(
-                f"model is {self.model!r}; it must be a preset ({', '.join(PRESETS)}) or a model's folder"
+                f"model is {self.model!r}; it must be a preset ({', '.join(PRESETS)}), a config.json or a model's folder"
             )
         if self.batch_tokens < self.seq_len:
             raise BertfastError(
                 f"batch-tokens is {self.batch_tokens} and seq-len {self.seq_len}; a batch must hold a whole sequence"
             )
+
+    @property
+    def starts_random(self) -> bool:
+        """Whether the model is named by its shape alone."""
+        return self.model in PRESETS or (self.model.endswith(".json") and Path(self.model).is_file())
 
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""
@@ -152,7 +163,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         if not isinstance(values.get(name) or "", str):
             raise BertfastError(f"{path}: {name} is {values[name]!r}; it must be text")
     # YAML 1.1 reads 1e-4, with no point in it, as text.
-    for name in ("lr", "weight_decay", "clip_norm"):
+    for name in ("lr", "weight_decay", "clip_norm", "generator_size"):
         if isinstance(values.get(name), str):
             try:
                 values[name] = float(values[name])

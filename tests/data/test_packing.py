@@ -12,7 +12,7 @@ from bertfast import BertfastError
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.data.tokenizer import SpecialIds
-from bertfast.hub.tokenizer import SPECIAL_TOKENS, wordpiece_tokenizer
+from bertfast.hub.tokenizer import ROBERTA_TOKENS, SPECIAL_TOKENS, byte_level_bpe_tokenizer, wordpiece_tokenizer
 
 VOCAB = 400
 SPECIAL = SpecialIds(
@@ -53,6 +53,26 @@ def test_a_start_anywhere_gives_what_the_whole_run_gave(objective, masking):
         epoch, batch = next(batches(objective=objective, masking=masking).iterate(start))
         assert epoch == whole[start][0]
         assert same(batch, whole[start][1])
+
+
+@pytest.mark.parametrize(("objective", "frame"), [("mlm", [2, 3]), ("mlm+nsp", [2, 3, 3, 3])])
+def test_sequences_are_framed_as_robertas_tokenizer_frames_them(objective, frame):
+    words = {token: index for index, token in enumerate([*ROBERTA_TOKENS, *map(str, range(VOCAB - 5))])}
+    special = SpecialIds(byte_level_bpe_tokenizer(words, []))
+    run = Batches(STORE, special, VOCAB, seq_len=32, batch_tokens=128, seed=3, objective=objective)
+    for _, batch in islice(run.iterate(), 20):
+        ids = batch.input_ids.clone()
+        ids[batch.masked_positions] = batch.masked_labels
+        assert not batch.segment_ids.any()
+        assert batch.num_tokens <= 128
+        for start, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
+            sequence = ids[start:end]
+            assert len(sequence) <= 32
+            assert sequence[sequence < 5].tolist() == frame
+            assert (sequence[0], sequence[-1]) == (2, 3)
+            if objective == "mlm+nsp":
+                ends = (sequence == 3).nonzero().flatten()
+                assert ends[1] == ends[0] + 1
 
 
 def test_another_seed_gives_other_batches():
@@ -142,10 +162,21 @@ def test_a_sentence_starts_a_word_whatever_its_first_token(unit):
     assert whole > 50
 
 
-@pytest.mark.parametrize("objective", ["rtd", "distill"])
-def test_rtd_and_distillation_take_the_batches_of_mlm(objective):
-    made, wanted = batches(objective=objective).iterate(), batches(objective="mlm").iterate()
+def test_distillation_takes_the_batches_of_mlm():
+    made, wanted = batches(objective="distill").iterate(), batches(objective="mlm").iterate()
     assert all(same(next(made)[1], next(wanted)[1]) for _ in range(3))
+
+
+def test_a_generator_is_shown_masks_and_original_words_alone():
+    made, wanted = batches(objective="rtd").iterate(), batches(objective="mlm").iterate()
+    masked = kept = 0
+    for (_, batch), (_, other) in islice(zip(made, wanted, strict=True), 20):
+        assert torch.equal(batch.masked_positions, other.masked_positions)
+        shown = batch.input_ids[batch.masked_positions]
+        stays = shown == batch.masked_labels
+        assert ((shown == SPECIAL.mask) | stays).all()
+        masked, kept = masked + int((~stays).sum()), kept + int(stays.sum())
+    assert masked / (masked + kept) == pytest.approx(0.85, abs=0.05)
 
 
 def test_a_swapped_pair_is_labelled_so():
