@@ -63,6 +63,7 @@ HEADS = (
 )
 CLASSES = [f"{member}{head}" for member in MEMBERS for head in HEADS]
 CLASSES += [f"{member}ForPreTraining" for member in ("Bert", "Albert", "Electra")]
+CLASSES = [name for name in CLASSES if hasattr(transformers, name)]  # ModernBERT came without two of them
 BASES = [f"{member}Model" for member in MEMBERS]
 LENGTHS = (7, 1, WIDTH, 12)
 

@@ -163,8 +163,7 @@ def accelerate(model: Any) -> Any:
         raise BertfastError(f"nothing to accelerate: {found}. Supported are transformers' {supported}")
     if refused:
         warnings.warn(f"bertfast leaves untouched {'; '.join(refused)}", stacklevel=2)
-    for module in list(model.modules()):
-        _attach_head(module)
+    _attach_heads(model)
     return model
 
 
@@ -314,18 +313,23 @@ class _Head:
     previous: Callable[..., Any] | None = None
 
 
-def _attach_head(module: nn.Module) -> None:
-    """Tells the encoders right below ``module`` what it reads of them."""
-    bases = [child.__dict__[_STATE] for child in module.children() if _is_base(child)]
-    if not bases:
-        return
-    cls = type(module)
-    per_token = cls.__module__.startswith("transformers.models.") and cls.__name__.endswith(_PER_TOKEN_HEADS)
-    for base in bases:
-        base.head_reads_first = not per_token
-    names, _ = _parameters(cls.forward)
-    if set(_LABELS) & set(names) and not _is_exchanged(module):
-        _exchange(module, _Head(), _head_forward)
+def _attach_heads(model: nn.Module) -> None:
+    """Tells each encoder whether the modules right above it read its first column, and has them announce what their losses read."""
+    above: dict[_Base, list[nn.Module]] = {
+        module.__dict__[_STATE]: [] for module in model.modules() if _is_base(module)
+    }
+    for module in list(model.modules()):
+        bases = [child.__dict__[_STATE] for child in module.children() if _is_base(child)]
+        for base in bases:
+            above[base].append(module)
+        if bases and set(_LABELS) & set(_parameters(type(module).forward)[0]) and not _is_exchanged(module):
+            _exchange(module, _Head(), _head_forward)
+    for base, heads in above.items():
+        base.head_reads_first = not heads or not all(_is_per_token(type(head)) for head in heads)
+
+
+def _is_per_token(head: type[nn.Module]) -> bool:
+    return head.__module__.startswith("transformers.models.") and head.__name__.endswith(_PER_TOKEN_HEADS)
 
 
 def _loss_reads_padding(head: nn.Module, given: dict[str, Any]) -> bool:
@@ -569,7 +573,7 @@ class _Base:
     def _checkpoint(self) -> Callable[..., Any] | None:
         """What recomputes a layer in the backward, where `gradient_checkpointing_enable` was called; without reentrance, whatever the model's own has."""
         for module in self._containers:
-            if getattr(module, "gradient_checkpointing", False) and module.training:
+            if module.__dict__.get("gradient_checkpointing") and module.training:
                 own = getattr(module, "_gradient_checkpointing_func", None)
                 options = own.keywords if isinstance(own, partial) else {}
                 return partial(torch.utils.checkpoint.checkpoint, **{**options, "use_reentrant": False})

@@ -82,6 +82,16 @@ def test_outputs_at_padding_are_made_only_where_something_reads_them(served):
     assert served == [True, False]
 
 
+def test_an_encoder_below_two_heads_serves_both(served):
+    pair = nn.ModuleList([make("BertForSequenceClassification"), make("BertForTokenClassification")])
+    pair[1].bert = pair[0].bert = pair[1].bert  # without a pooler, which would read the first column by itself
+    pair[0].forward = lambda **inputs: pair[0].bert(**inputs).last_hidden_state[:, 0]
+    inputs = inputs_for("BertModel", "left")
+    wanted = pair[0](**inputs)
+    torch.testing.assert_close(accelerate(pair)[0](**inputs), wanted, rtol=1e-5, atol=1e-5)
+    assert served == [True]
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_the_model_is_to_all_appearances_what_it_was(name, tmp_path):
     theirs = make(name)
@@ -545,6 +555,19 @@ def test_an_encoder_with_a_decoder_has_its_encoder_served(served):
     arguments = {**inputs_for("RobertaModel"), "decoder_input_ids": torch.randint(5, 97, (4, 6))}
     torch.testing.assert_close(ours(**arguments).logits, theirs(**arguments).logits, rtol=1e-5, atol=1e-5)
     assert len(served) == 1
+
+
+def test_tracing_and_export_get_the_original(served):
+    model = accelerate(make("BertModel")).eval()
+    arguments = inputs_for("BertModel")
+    inputs = (arguments["input_ids"], arguments["attention_mask"])
+    wanted = model(*inputs).pooler_output
+    served.clear()
+    traced = torch.jit.trace(model, inputs, strict=False, check_trace=False)
+    exported = torch.export.export(model, inputs)
+    for graph in (traced, exported.module()):
+        torch.testing.assert_close(graph(*inputs)["pooler_output"], wanted, rtol=1e-5, atol=1e-5)
+    assert not served
 
 
 def test_a_data_parallel_replica_runs_the_original_on_its_own_weights(served):
