@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bertfast.config import AlbertConfig, DebertaV2Config, EncoderConfig, ModernBertConfig
 from bertfast.errors import BertfastError
-from bertfast.model.encoder import Encoder, make_tree
+from bertfast.model.encoder import Encoder, make_tree, num_blocks
 from bertfast.model.layout import LAYOUTS, View
 from bertfast.packed import IGNORE_INDEX
 
@@ -368,13 +368,13 @@ class _Base:
         try:
             config = _config(self.base, self.kind)
             self.trouble = _misfit(self.base, config)
-        except BertfastError as error:
+        except (BertfastError, AttributeError) as error:  # the latter of a module that is not where it should be
             self.trouble = str(error)
         if self.trouble is None:
-            self._configs: dict[tuple[tuple[str, float], ...], EncoderConfig] = {(): config}
+            self._config = config
             self.encoder = Encoder(config, self.base)
             self._dropouts = [(View(self.base, {path: path}), path, name) for path, name in member.dropouts.items()]
-            blocks = {LAYOUTS[self.kind].block(index, config) for index in range(len(self.encoder.blocks))}
+            blocks = {LAYOUTS[self.kind].block(index, config) for index in range(num_blocks(config))}
             for block in sorted(blocks):
                 root = self.base.get_submodule(block)
                 self._dropouts += [
@@ -397,7 +397,7 @@ class _Base:
         if reason not in self._said:
             self._said.add(reason)
             name = type(self.base).__name__
-            warnings.warn(f"bertfast: the original forward of {name} runs where {reason}; said once", stacklevel=5)
+            warnings.warn(f"bertfast: the original forward of {name} runs where {reason}; said once", stacklevel=2)
 
     def _check(self, given: dict[str, Any]) -> tuple[Tensor | None, bool]:
         """The mask, None where it hides nothing, and whether outputs at padding are wanted; raises `_Unserved`."""
@@ -430,11 +430,11 @@ class _Base:
             raise _Unserved("hidden states before the final norm are wanted")
         keep = False
         if mask is not None:
-            if not isinstance(mask, Tensor) or tuple(mask.shape) not in (shape, (1, shape[1])):
-                form = (
-                    f"has the shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"is a {type(mask).__name__}"
-                )
-                raise _Unserved(f"attention_mask {form}, not (sequences, positions)")
+            if not isinstance(mask, Tensor) or mask.dim() != 2:
+                form = f"{mask.dim()} dimensions" if isinstance(mask, Tensor) else f"the type {type(mask).__name__}"
+                raise _Unserved(f"attention_mask has {form}; served is (sequences, positions)")
+            if tuple(mask.shape) not in (shape, (1, shape[1])):
+                raise _Unserved
             mask = (mask != 0).expand(shape).to(first.device)
             if bool(mask.all()):
                 mask = None
@@ -493,7 +493,7 @@ class _Base:
                     else 0.0
                 )
             if rates.setdefault(name, rate) != rate:
-                raise _Unserved(f"its dropouts have different rates ({rates[name]} and {rate})")
+                raise _Unserved(f"its dropouts that stand for {name} have different rates")
         return rates if any(rates.values()) else {}
 
     @property
@@ -511,10 +511,10 @@ class _Base:
         """Our forward, and what the original would return; raises `_Unserved`."""
         mask, keep_padding = self._check(given)
         encoder, rates = self.encoder, self._rates()
-        key = tuple(rates.items())
-        if key not in self._configs:
-            self._configs[key] = replace(self._configs[()], **rates)  # type: ignore[arg-type]
-        encoder.config = self._configs[key]
+        try:
+            encoder.config = replace(self._config, **rates) if rates else self._config  # type: ignore[arg-type]
+        except BertfastError as error:  # a rate of 1
+            raise _Unserved(str(error)) from error
         encoder.checkpoint = self._checkpoint()
         positions = given.get("position_ids")
         segments = given.get("token_type_ids")
@@ -597,7 +597,7 @@ def _config(base: Any, kind: str) -> EncoderConfig:
 def _misfit(base: nn.Module, config: EncoderConfig) -> str | None:
     """Where the modules are not those that the configuration describes: pruned heads, removed layers, another activation."""
     layout = LAYOUTS[config.model_type]
-    blocks = {layout.block(index, config): None for index in range(config.num_hidden_layers)}
+    blocks = {layout.block(index, config) for index in range(num_blocks(config))}
     layers = len(base.get_submodule(layout.block(0, config).rpartition(".")[0])._modules)
     if config.model_type != "albert" and layers != len(blocks):
         return f"it has {layers} layers and its config {len(blocks)}"
