@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast import BertfastError, PackedBatch
-from bertfast.packed import Padding
+from bertfast.packed import Budget, Padding
 
 
 def masks():
