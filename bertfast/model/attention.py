@@ -15,7 +15,7 @@ from bertfast.kernels.philox import as_seed, dropout_threshold
 from bertfast.packed import padded_rows
 
 from .layout import View
-from .leaves import ACTIVATIONS, dropout, norm
+from .leaves import ACTIVATIONS, dropout, norm, project
 
 
 @dataclass
@@ -101,10 +101,9 @@ def attend(
     """
     heads = config.num_attention_heads
     if parts.query_key_value is not None:
-        q, k, v = parts.query_key_value(x).unflatten(1, (3, heads, -1)).unbind(1)
+        q, k, v = project(parts.query_key_value, x).unflatten(1, (3, heads, -1)).unbind(1)
     else:
-        projections = (parts.query, parts.key, parts.value)
-        q, k, v = (project(x).unflatten(1, (heads, -1)) for project in projections)
+        q, k, v = (project(part, x).unflatten(1, (heads, -1)) for part in (parts.query, parts.key, parts.value))
     window, positions, scale = None, None, config.head_dim**-0.5
     if isinstance(config, ModernBertConfig):
         window = config.window(layer)
