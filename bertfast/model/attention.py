@@ -169,10 +169,10 @@ def _disentangled(
     """The content-to-position and position-to-content scores. He et al., "DeBERTa", section 3.1, equation 4."""
     key, query = (parts.key, parts.query) if config.share_att_key else (parts.position_key, parts.position_query)
     scores: dict[str, Tensor | None] = {"c2p": None, "p2c": None}
-    for kind, project, content in (("c2p", key, q), ("p2c", query, k)):
+    for kind, leaf, content in (("c2p", key, q), ("p2c", query, k)):
         if kind in config.pos_att_type:
-            assert project is not None
-            table = project(relative).unflatten(1, (config.num_attention_heads, -1))
+            assert leaf is not None
+            table = leaf(relative).unflatten(1, (config.num_attention_heads, -1))
             scores[kind] = torch.einsum("thd,bhd->thb", content * scale, table.to(content.dtype))
     buckets = kernels.deberta_buckets(sequences.padded_width, config.position_buckets, config.max_relative_distance)
     return kernels.RelativePositions(buckets.to(q.device), query_scores=scores["c2p"], key_scores=scores["p2c"])
