@@ -495,6 +495,23 @@ def profile(
         profiling.show(found)
 
 
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of pretraining runs.")],
+    out: Annotated[Path, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = Path("curves.svg"),
+) -> None:
+    """Draw the learning curves of pretraining runs.
+
+    \b
+    Example:
+        bertfast plot run --out curves.svg
+    """
+    from bertfast.apps.plot import plot as draw
+
+    draw(runs, out)
+    print(out)
+
+
 def _say_truncated(count: int, limit: int) -> None:
     if count:
         print(f"bertfast: {count} input(s) were longer than {limit} tokens and were cut", file=sys.stderr)

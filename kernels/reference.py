@@ -67,7 +67,8 @@ def attention(
     lowest = torch.finfo(dtype).min
     # Where a token that sees nothing gets the mean, that mean has a gradient.
     mean = visible is not None and not blind
-    scores = scores + torch.where(seen, 0.0, lowest) if mean else scores.masked_fill(~seen, lowest)
+    hidden = scores.new_zeros(seen.shape).masked_fill(~seen, lowest)
+    scores = scores + hidden if mean else scores.masked_fill(~seen, lowest)
     probabilities = scores.softmax(-1)
     if threshold:
         head = torch.arange(heads, device=q.device)

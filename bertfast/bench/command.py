@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bertfast.config import PRESETS, EncoderConfig
+from bertfast.config import PRESETS, BertConfig, EncoderConfig
 from bertfast.errors import BertfastError
 from bertfast.training.memory import keep_freed_memory
 
@@ -52,8 +52,9 @@ def make_setup(model: str, lengths: Path | None, dtype: str, compiled: bool = Tr
     Raises:
         BertfastError: no such preset or dtype, or a length beyond the model's positions.
     """
-    if model not in PRESETS:
-        raise BertfastError(f"--model is {model!r}; it must be one of {', '.join(PRESETS)}")
+    known = [name for name, (cls, _) in PRESETS.items() if cls is BertConfig]  # whose floors are counted
+    if model not in known:
+        raise BertfastError(f"--model is {model!r}; it must be one of {', '.join(known)}")
     if dtype not in DTYPES:
         raise BertfastError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     config, device = EncoderConfig.preset(model), "cuda" if torch.cuda.is_available() else "cpu"

@@ -22,9 +22,8 @@ def continuations(tokenizer: Tokenizer, vocab_size: int) -> NDArray[np.bool_]:
         prefix = tokenizer.model.continuing_subword_prefix
         found[[index for token, index in vocabulary.items() if token.startswith(prefix)]] = True
         return found[:vocab_size]
-    for mark in (
-        "▁Ġ"
-    ):  # no byte-level vocabulary holds the first, but a SentencePiece one may hold the second, a letter of Maltese
+    # No byte-level vocabulary holds the first, but a SentencePiece one may hold the second, a letter of Maltese.
+    for mark in "▁Ġ":
         starts = [token.startswith(mark) for token in vocabulary]
         if any(starts):
             found[[index for index, start in zip(vocabulary.values(), starts, strict=True) if not start]] = True

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bertfast import kernels
 from bertfast.config import DebertaV2Config, ElectraConfig, EncoderConfig, ModernBertConfig
+from bertfast.errors import BertfastError
 
 from .layout import View, place
 from .leaves import activated, dropout, norm
@@ -147,19 +148,27 @@ class DiscriminatorHead:
 
 def classification_loss(logits: Tensor, labels: Tensor, config: EncoderConfig) -> Tensor:
     """What ``config.problem_type`` says; where that is None: squared error for one label, cross-entropy for integer labels, and for float labels
-    (sequences, labels) binary cross-entropy of each, with DeBERTa cross-entropy against them."""
+    (sequences, labels) binary cross-entropy of each. DeBERTa tells the last two by their number, and has cross-entropy against the float ones.
+
+    Raises:
+        BertfastError: labels of another shape.
+    """
     kind, logits = config.problem_type, logits.float()
+    soft = False
     if kind is None:
         if config.num_labels == 1:
             kind = "regression"
-        elif not labels.is_floating_point():
-            kind = "single_label_classification"
         elif isinstance(config, DebertaV2Config):
-            return F.cross_entropy(logits, labels.to(logits.dtype))
+            soft = labels.numel() != logits.shape[0]
+            kind, labels = "single_label_classification", labels if soft else labels.long()
         else:
-            kind = "multi_label_classification"
-    if kind == "regression":
-        return F.mse_loss(logits.squeeze(-1) if config.num_labels == 1 else logits, labels.to(logits.dtype))
-    if kind == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-    return F.cross_entropy(logits, labels)
+            kind = ("single" if not labels.is_floating_point() else "multi") + "_label_classification"
+    one_each = kind == "single_label_classification" and not soft
+    shape = logits.shape[:1] if one_each else logits.shape
+    if labels.numel() != shape.numel():
+        raise BertfastError(f"labels have shape {tuple(labels.shape)}; for {kind} they must be {tuple(shape)}")
+    labels = labels.view(shape)
+    if one_each:
+        return F.cross_entropy(logits, labels)
+    loss = {"regression": F.mse_loss, "multi_label_classification": F.binary_cross_entropy_with_logits}
+    return loss.get(kind, F.cross_entropy)(logits, labels.to(logits.dtype))

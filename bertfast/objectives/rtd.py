@@ -15,10 +15,8 @@ from bertfast.kernels.philox import LOW_32, as_seed, philox_4x32
 from bertfast.packed import IGNORE_INDEX, PackedBatch
 
 DISCRIMINATOR_WEIGHT = 50.0  # of its loss beside the generator's: the paper's lambda, section 2 and appendix A
-MASKED_SHARE, RANDOM_SHARE = (
-    0.85,
-    0.0,
-)  # of the tokens that the generator is to predict; the rest stay, in the released code
+# Of the tokens that the generator is to predict; the released code leaves the rest as they are.
+MASKED_SHARE, RANDOM_SHARE = 0.85, 0.0
 
 
 @torch.no_grad()
