@@ -9,12 +9,15 @@ The sums are float32 and rounded in another order: neither library is nearer to 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # Multiply-adds of a product below which it is left to MKL: oneDNN takes a quarter of a millisecond to prepare each new shape.
@@ -66,7 +69,30 @@ def _mkl_is_half_as_wide() -> bool:
     return not intel and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+# The parameters' packed forms, by where a parameter lies, within `constant_weights`.
+_packed: ContextVar[dict[int, Tensor] | None] = ContextVar("packed", default=None)
+
+
+@contextmanager
+def constant_weights() -> Iterator[None]:
+    """Within it no parameter changes, so that `linear` brings each once, and not at every call, into the form that oneDNN multiplies by.
+
+    For inference over some ten thousand rows, which it takes to be worth it; the packed copies are as large as the parameters.
+    """
+    token = _packed.set({})
+    try:
+        yield
+    finally:
+        _packed.reset(token)
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: str | None = None) -> Tensor:
+    packed = _packed.get()
+    if packed is not None and isinstance(weight, nn.Parameter):
+        place = weight.data_ptr()
+        if place not in packed:
+            packed[place] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+        weight = packed[place]
     kind = "none" if gelu is None else "gelu"
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], gelu or "")
     return result
