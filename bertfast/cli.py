@@ -446,6 +446,15 @@ def bench(
     step: Annotated[
         bool, typer.Option("--step", help="Measure the training step (alone, unless ops are named).")
     ] = False,
+    embedding: Annotated[
+        bool, typer.Option("--embedding", help="Measure sentence embeddings (alone, unless ops are named).")
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="Of --embedding: a text, a paragraph a line. Default: made-up words.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Of --embedding: the model for --text. Default: random weights.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Preset whose sizes are taken.")] = "bert-base",
     lengths: Annotated[
         Path | None, typer.Option(help="File of sequence lengths, one a line. Default: WikiText's paragraphs.")
@@ -455,16 +464,18 @@ def bench(
     compiled: Annotated[bool, typer.Option(help="Have torch.compile among the peers; compiling takes a while.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure the ops or the training step on this machine, beside what people use today.
+    """Measure the ops, the training step or sentence embeddings on this machine, beside what people use today.
 
     \b
     Example:
         bertfast bench --op attention --op add_layer_norm --lengths lengths.txt --dtype bfloat16
+        bertfast bench --embedding --model minilm-l6 --seconds 60
     """
     from bertfast.bench import command
 
-    setup = command.make_setup(model, lengths, dtype, compiled)
-    found = command.bench(setup, op or [], step, seconds, None if as_json else command.show)
+    setup = command.make_setup(model, lengths, dtype, compiled, command.EMBEDDED if embedding else None)
+    more = command.embedding_cases(text, folder) if embedding else []
+    found = command.bench(setup, op or [], step, seconds, None if as_json else command.show, more)
     if as_json:
         print(json.dumps(found, indent=1))
 

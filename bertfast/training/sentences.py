@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
 from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, make_folder, read_weights, write_atomically
+from bertfast.kernels.linear import constant_weights
 from bertfast.model import member_class
 from bertfast.model.models import EncoderModel
 from bertfast.model.pooling import MODES, pool
@@ -31,6 +32,7 @@ from .metrics import LiveBar
 # Tokens of a batch: on a CPU as many as keep a layer's tensors in the caches, on a GPU as many as fill it.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 TEXTS = 16384  # tokenized at once
+MANY = 16384  # tokens from which on it pays to bring the weights into another form first
 # How old releases of sentence-transformers name the ways to pool, each a flag, in the order in which the vectors stand.
 FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -244,7 +246,9 @@ class SentenceEncoder(nn.Module):
         was_training, done = self.training, 0
         self.eval()
         try:
-            with torch.inference_mode(), LiveBar(len(rows), label="embed") if show_progress else nullcontext() as bar:
+            many = sum(map(len, rows)) >= MANY
+            progress = LiveBar(len(rows), label="embed") if show_progress else nullcontext()
+            with torch.inference_mode(), constant_weights() if many else nullcontext(), progress as bar:
                 for chosen in _batches([len(row) for row in rows], batch_size or len(rows), budget):
                     out = self(_packed([rows[place] for place in chosen]).to(device), skip=tokens.skip)[:, :width]
                     vectors[chosen] = (F.normalize(out, dim=-1) if normalize else out).float().cpu().numpy()
