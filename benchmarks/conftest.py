@@ -24,7 +24,7 @@ MOST_STEP_ROUNDS = 12
 
 
 def _group(item: pytest.Item) -> str:
-    return {"test_step": "step", "test_sweeps": "sweeps"}.get(item.path.stem, "ops")
+    return {"test_step": "step", "test_sentence_embedding": "step", "test_sweeps": "sweeps"}.get(item.path.stem, "ops")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,11 @@ from .plots import FIGURES, draw_all, others, ours, ratio
 from .settings import RESULTS
 
 PAGE = REPOSITORY / "docs" / "performance.md"
-TITLES = {"step": "The training step"} | {op: op for op in OPS}
+TITLES = {"sentence_embedding": "Sentence embeddings", "step": "The training step"} | {op: op for op in OPS}
+WHAT = {
+    "sentence_embedding": "sentence-transformers sorts by characters and pads",
+    "step": "forward, backward and AdamW",
+}
 INTRODUCTION = f"""# Performance
 
 This page is written by `python -m benchmarks page` from the JSON files under `benchmarks/results/`; no number on it was typed.
@@ -188,7 +192,7 @@ def _section(record: dict[str, Any]) -> str:
         if not lines:
             continue
         model = next(case.get("model", "") for case in record["cases"] if case["op"] == op)
-        parts.append(f"\n### {title}\n\n" + (f"{model}; forward, backward and AdamW.\n\n" if model else ""))
+        parts.append(f"\n### {title}\n\n" + (f"{model}; {WHAT[op]}.\n\n" if model else ""))
         parts.append(_markdown(HEADINGS, lines))
         if op == "step":
             parts.append("\nWithout the optimizer:\n\n" + _markdown(HEADINGS[:5], list(step_parts(record))))

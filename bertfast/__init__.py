@@ -8,23 +8,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ._version import __version__
+from .registration import register_attention, register_attention_on_import
 
 if TYPE_CHECKING:
     from . import kernels as kernels
     from .config import *  # noqa: F403
     from .errors import BertfastError as BertfastError
     from .hub import load as load
+    from .hub.accelerate import accelerate as accelerate
+    from .hub.accelerate import restore as restore
     from .model import *  # noqa: F403
     from .packed import PackedBatch as PackedBatch
     from .training.finetune import finetune as finetune
     from .training.pretrain import pretrain as pretrain
+    from .training.sentences import SentenceEncoder as SentenceEncoder
 
 _HOMES = {
     "BertfastError": "errors",
     "PackedBatch": "packed",
+    "SentenceEncoder": "training",
+    "accelerate": "hub.accelerate",
     "finetune": "training",
     "load": "hub",
     "pretrain": "training",
+    "restore": "hub.accelerate",
 }
 _MEMBERS = ("Bert", "Roberta", "XLMRoberta", "Albert", "DistilBert", "Electra", "DebertaV2", "ModernBert")
 _HEADS = (
@@ -39,7 +46,9 @@ _HOMES |= {f"{member}Config": "config" for member in _MEMBERS}
 _HOMES |= {f"{member}{head}": "model" for member in _MEMBERS for head in _HEADS}
 _HOMES |= {f"{member}ForPreTraining": "model" for member in ("Bert", "Albert", "Electra")}
 
-__all__ = ["__version__", "kernels", *_HOMES]
+__all__ = ["__version__", "kernels", "register_attention", *_HOMES]
+
+register_attention_on_import()
 
 
 def __getattr__(name: str) -> object:

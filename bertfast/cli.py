@@ -107,23 +107,33 @@ def tokenizer(
         list[str], typer.Option(metavar="FILE...", help="Files of text: plain, JSON lines, or gzip of either.")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    kind: Annotated[
+        str, typer.Option("--type", help="wordpiece (BERT), bpe (RoBERTa's bytes) or unigram (ALBERT, DeBERTa v3).")
+    ] = "wordpiece",
     vocab_size: Annotated[int, typer.Option(help="Entries of the vocabulary.")] = 30522,
-    cased: Annotated[bool, typer.Option("--cased", help="Keep upper case and accents.")] = False,
+    cased: Annotated[bool, typer.Option("--cased", help="Keep upper case and accents, as bpe always does.")] = False,
     text_field: Annotated[str, typer.Option(help="Field of JSON lines.")] = "text",
 ) -> None:
-    """Train a WordPiece tokenizer on text.
+    """Train a tokenizer on text: WordPiece, byte-level BPE or Unigram.
 
     \b
     Example:
         bertfast tokenizer --data corpus.txt --vocab-size 8192 --out tok
     """
     from bertfast.data.readers import read_documents
-    from bertfast.data.tokenizer import save_tokenizer, train_wordpiece
+    from bertfast.data.tokenizer import save_tokenizer, train_byte_level_bpe, train_unigram, train_wordpiece
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BertfastError(f"{out}: exists already; choose another --out")
     lines = (line for document in read_documents(data, text_field) for line in document)
-    trained = train_wordpiece(lines, vocab_size, lowercase=not cased)
+    if kind == "wordpiece":
+        trained = train_wordpiece(lines, vocab_size, lowercase=not cased)
+    elif kind == "unigram":
+        trained = train_unigram(lines, vocab_size, lowercase=not cased)
+    elif kind == "bpe":
+        trained = train_byte_level_bpe(lines, vocab_size)
+    else:
+        raise BertfastError(f"type is {kind!r}; it must be one of wordpiece, bpe, unigram")
     save_tokenizer(trained, out)
     print(f"{trained.get_vocab_size()} entries in {out}")
 
@@ -141,10 +151,18 @@ def pretrain(
     tokenizer: Annotated[str | None, typer.Option(help="Folder of the tokenizer.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
     model: Annotated[
-        str, typer.Option(help="A preset (bert-tiny, -mini, -small, -medium, -base, -large), or a model's folder.")
+        str,
+        typer.Option(
+            help="A preset (bert-small, albert-base, electra-small, distilbert-base, ...), a config.json, or a model's folder."
+        ),
     ] = "bert-small",
-    objective: Annotated[str, typer.Option(help="mlm+nsp or mlm.")] = "mlm+nsp",
+    objective: Annotated[str, typer.Option(help="mlm, mlm+nsp, mlm+sop, rtd or distill.")] = "mlm+nsp",
+    teacher: Annotated[str | None, typer.Option(help="Folder of the model to distill from.")] = None,
+    generator_size: Annotated[
+        float, typer.Option(help="Width of the generator beside the discriminator's, with --objective rtd.")
+    ] = 0.25,
     masking: Annotated[str, typer.Option(help="dynamic (new each epoch) or static.")] = "dynamic",
+    mask_unit: Annotated[str, typer.Option(help="What is hidden together: token, whole-word or span.")] = "token",
     steps: Annotated[int, typer.Option(help="Updates.")] = 10_000,
     batch_tokens: Annotated[int, typer.Option(help="Tokens of a batch at most.")] = 8192,
     seq_len: Annotated[int, typer.Option(help="Tokens of a sequence at most.")] = 128,
@@ -297,7 +315,6 @@ def predict(
 def _inputs(file: str, text_column: str | None, pair_column: str | None) -> tuple[list[str], list[str | None]]:
     """Texts and their pairs in order; of plain text, lines with nothing on them are left out."""
     from bertfast.data import tasks
-    from bertfast.data.readers import open_text
 
     path = Path(file)
     if file != "-" and tasks.is_task_file(path):
@@ -308,24 +325,36 @@ def _inputs(file: str, text_column: str | None, pair_column: str | None) -> tupl
             f"{'standard input' if file == '-' else file} has no columns, and {pair_column or text_column!r} is one; "
             "give a .tsv, .csv or .jsonl file"
         )
-    if file == "-":
-        try:
-            lines = [line.strip() for line in sys.stdin.buffer.read().decode("utf-8-sig").split("\n")]
-        except UnicodeDecodeError as error:
-            raise BertfastError(f"standard input is not UTF-8 text ({error.reason})") from error
-    else:
-        with open_text(path) as stream:
-            lines = [line.strip() for line in stream]
-    lines = [line for line in lines if line]
+    lines = [line.strip() for line in _lines(file) if line.strip()]
     if not lines:
         raise BertfastError(f"{'standard input' if file == '-' else file} holds no text")
     return lines, [None] * len(lines)
 
 
+def _lines(file: str) -> list[str]:
+    """The lines of a text file, or of standard input for -, without their ends."""
+    from bertfast.data.readers import open_text
+
+    if file != "-":
+        with open_text(Path(file)) as stream:
+            return [line.removesuffix("\n") for line in stream]
+    try:
+        lines = sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise BertfastError(f"standard input is not UTF-8 text ({error.reason})") from error
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        raise BertfastError("standard input holds no text")
+    return lines
+
+
 @app.command()
 def fill(
     model: Annotated[str, typer.Argument(help="Folder of a model with a masked-LM head.")],
-    text: Annotated[str, typer.Argument(help="A text with [MASK] where a word is to go.")],
+    text: Annotated[
+        str, typer.Argument(help="A text with [MASK] (or the tokenizer's own mask) where a word is to go.")
+    ],
     top: Annotated[int, typer.Option(help="How many words for each mask.")] = 5,
 ) -> None:
     """Print the likeliest words for each [MASK].
@@ -344,6 +373,47 @@ def fill(
             print(f"mask {number}")
         for choice in fillers:
             print(f"{choice.probability:.4f}  {choice.word:<16}  {choice.text}")
+
+
+@app.command()
+def embed(
+    model: Annotated[str, typer.Argument(help="Folder of a sentence-transformers model, or of a plain encoder.")],
+    file: Annotated[str, typer.Argument(help="Plain text, a text a line, or - for standard input.")],
+    out: Annotated[Path, typer.Option(help="File to write: a NumPy array (.npy), float32, a row for each line.")],
+    batch_size: Annotated[
+        int | None, typer.Option(help="Texts of a batch at most; default: what suits the machine.")
+    ] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Make every vector's length 1.")] = False,
+    prompt_name: Annotated[
+        str | None, typer.Option(help="One of the model's prompts, to put before each text.")
+    ] = None,
+) -> None:
+    """Write a vector for each line of a text. A line with nothing on it has one too, so that rows are lines.
+
+    \b
+    Example:
+        bertfast embed run corpus.txt --out vectors.npy
+    """
+    import numpy as np
+    import torch
+
+    from bertfast.hub import write_atomically
+    from bertfast.training.sentences import SentenceEncoder
+
+    texts = _lines(file)
+    if not out.parent.is_dir():
+        raise BertfastError(f"{out}: there is no folder {out.parent}")
+    encoder = SentenceEncoder.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = encoder.tokenize(texts, prompt_name=prompt_name)
+    vectors = encoder.encode_tokens(tokens, batch_size=batch_size, normalize=normalize, show_progress=True)
+
+    def save(path: Path) -> None:
+        with open(path, "wb") as stream:
+            np.save(stream, vectors)
+
+    write_atomically(out, save)
+    print(f"{vectors.shape[0]} vectors of {vectors.shape[1]} numbers in {out}")
+    _say_truncated(tokens.cut, encoder.max_length)
 
 
 @app.command()
@@ -376,6 +446,15 @@ def bench(
     step: Annotated[
         bool, typer.Option("--step", help="Measure the training step (alone, unless ops are named).")
     ] = False,
+    embedding: Annotated[
+        bool, typer.Option("--embedding", help="Measure sentence embeddings (alone, unless ops are named).")
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="Of --embedding: a text, a paragraph a line. Default: made-up words.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Of --embedding: the model for --text. Default: random weights.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Preset whose sizes are taken.")] = "bert-base",
     lengths: Annotated[
         Path | None, typer.Option(help="File of sequence lengths, one a line. Default: WikiText's paragraphs.")
@@ -385,16 +464,18 @@ def bench(
     compiled: Annotated[bool, typer.Option(help="Have torch.compile among the peers; compiling takes a while.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure the ops or the training step on this machine, beside what people use today.
+    """Measure the ops, the training step or sentence embeddings on this machine, beside what people use today.
 
     \b
     Example:
         bertfast bench --op attention --op add_layer_norm --lengths lengths.txt --dtype bfloat16
+        bertfast bench --embedding --model minilm-l6 --seconds 60
     """
     from bertfast.bench import command
 
-    setup = command.make_setup(model, lengths, dtype, compiled)
-    found = command.bench(setup, op or [], step, seconds, None if as_json else command.show)
+    setup = command.make_setup(model, lengths, dtype, compiled, command.EMBEDDED if embedding else None)
+    more = command.embedding_cases(text, folder) if embedding else []
+    found = command.bench(setup, op or [], step, seconds, None if as_json else command.show, more)
     if as_json:
         print(json.dumps(found, indent=1))
 
@@ -423,6 +504,23 @@ def profile(
         print(json.dumps(found, indent=1))
     else:
         profiling.show(found)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of pretraining runs.")],
+    out: Annotated[Path, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = Path("curves.svg"),
+) -> None:
+    """Draw the learning curves of pretraining runs.
+
+    \b
+    Example:
+        bertfast plot run --out curves.svg
+    """
+    from bertfast.apps.plot import plot as draw
+
+    draw(runs, out)
+    print(out)
 
 
 def _say_truncated(count: int, limit: int) -> None:

@@ -195,6 +195,7 @@ void forward_task(const AttentionForward<T> &p, int64_t sequence, int64_t head, 
   E *q = scratch.take<E>(block * de);
   float *o = scratch.take(block * d), *s = scratch.take(block * padded);
   E *probabilities = scratch.take<E>(kPack == 1 ? 0 : block * padded / kPack);
+  float inverses[kQueries];  // of the rows' sums, by which it is cheaper to divide the outputs than the probabilities
   const TaskPositions<T> positions(p.positions, start, n, head, scratch);
   along(p.k + start * p.k_stride[0] + head * p.k_stride[1], p.k_stride[0], n, d, 1, k);
   across(p.v + start * p.v_stride[0] + head * p.v_stride[1], p.v_stride[0], n, d, v);
@@ -228,14 +229,13 @@ void forward_task(const AttentionForward<T> &p, int64_t sequence, int64_t head, 
         total += e;
         store(x + j, e);
       }
-      const float denominator = sum(total), inverse = 1 / denominator;
+      const float denominator = sum(total);
       p.lse[head * p.tokens + row0 + i] = top + std::log(denominator);
       if (p.threshold) {
         const uint16_t *lane = lanes.row(i);
-        for (int64_t j = 0; j < width; j += kWidth) store(x + j, keep(load(x + j), lane + j, p.threshold, inverse * keeps));
-      } else {
-        for (int64_t j = 0; j < width; j += kWidth) store(x + j, load(x + j) * inverse);
+        for (int64_t j = 0; j < width; j += kWidth) store(x + j, keep(load(x + j), lane + j, p.threshold, keeps));
       }
+      inverses[i] = 1 / denominator;
     }
     if constexpr (kPack == 1) {
       product(rows, d, seen, s, padded, 1, v + keys.from * d, d, o, d, false);
@@ -243,7 +243,7 @@ void forward_task(const AttentionForward<T> &p, int64_t sequence, int64_t head, 
       along(s, padded, rows, width, 1, probabilities);
       product(rows, d, up(seen, kPack) / kPack, probabilities, padded / kPack, 1, v + keys.from / kPack * d, d, o, d, false);
     }
-    narrow(o, rows, d, 1, p.out + (row0 * p.heads + head) * d, p.heads * d);
+    for (int64_t i = 0; i < rows; ++i) narrow(o + i * d, 1, d, inverses[i], p.out + ((row0 + i) * p.heads + head) * d, 0);
   }
 }
 

@@ -8,7 +8,6 @@
 
 namespace bertfast::BERTFAST_ISA {
 
-constexpr int kRows = 6;  // of a micro-kernel
 
 typedef uint32_t pair;
 
@@ -48,14 +47,17 @@ inline void micro(int64_t inner, const E *a, int64_t a_row, int64_t a_col, const
     for (int j = 0; j < kN; ++j) store(c + i * ldc + j * kWidth, sums[i][j]);
 }
 
-template <int kN, typename E>
+// The widest tile has 6 rows, a narrower one 8: enough sums are under way then that none waits for the one before.
+template <int kN, int kM = kN == kColumns ? 6 : 8, typename E>
 inline void columns(int64_t rows, int64_t inner, const E *a, int64_t a_row, int64_t a_col, const E *b, int64_t ldb, float *c,
                     int64_t ldc, bool accumulate) {
   int64_t i = 0;
-  for (; i + kRows <= rows; i += kRows)
-    micro<kRows, kN>(inner, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
-  for (; i + 2 <= rows; i += 2) micro<2, kN>(inner, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
-  for (; i < rows; ++i) micro<1, kN>(inner, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
+  for (; i + kM <= rows; i += kM)
+    micro<kM, kN>(inner, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
+  if constexpr (kM > 1) {
+    constexpr int kLess = kM > 4 ? 4 : kM / 2;
+    if (i < rows) columns<kN, kLess>(rows - i, inner, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
+  }
 }
 
 // C (rows x width) (+)= A (rows x inner) B (inner x width), `inner` counted in elements; width is a multiple of kWidth.
@@ -65,7 +67,10 @@ void product(int64_t rows, int64_t width, int64_t inner, const E *a, int64_t a_r
   int64_t j = 0;
   for (; j + kColumns * kWidth <= width; j += kColumns * kWidth)
     columns<kColumns>(rows, inner, a, a_row, a_col, b + j, ldb, c + j, ldc, accumulate);
-  for (; j < width; j += kWidth) columns<1>(rows, inner, a, a_row, a_col, b + j, ldb, c + j, ldc, accumulate);
+  const int64_t left = (width - j) / kWidth;
+  if (kColumns > 3 && left == 3) return columns<3>(rows, inner, a, a_row, a_col, b + j, ldb, c + j, ldc, accumulate);
+  if (kColumns > 2 && left == 2) return columns<2>(rows, inner, a, a_row, a_col, b + j, ldb, c + j, ldc, accumulate);
+  if (left) columns<1>(rows, inner, a, a_row, a_col, b + j, ldb, c + j, ldc, accumulate);
 }
 
 // Rows to float32, times `scale`.

@@ -42,16 +42,29 @@ inline void store(float *p, vec v) { std::memcpy(p, &v, sizeof v); }
 
 inline vec splat(float x) { return x - vec{}; }
 
+// Of a vector's lanes, halves with halves.
 inline float sum(vec v) {
-  float total = 0;
-  for (int i = 0; i < kWidth; ++i) total += v[i];
-  return total;
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#else
+  float x[kWidth];
+  store(x, v);
+  for (int half = kWidth / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) x[i] += x[i + half];
+  return x[0];
+#endif
 }
 
 inline float max(vec v) {
-  float largest = v[0];
-  for (int i = 1; i < kWidth; ++i) largest = v[i] > largest ? v[i] : largest;
-  return largest;
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(reinterpret_cast<__m512>(v));
+#else
+  float x[kWidth];
+  store(x, v);
+  for (int half = kWidth / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) x[i] = x[i + half] > x[i] ? x[i + half] : x[i];
+  return x[0];
+#endif
 }
 
 // exp for x <= 88, to about two units in the last place; NaN stays NaN and what would be subnormal is zero.

@@ -15,6 +15,7 @@ if __name__ == "bertfast.kernels":
     from .dropout import dropout
     from .embed import embed
     from .gather_rows import gather_rows
+    from .linear import linear
     from .linear_cross_entropy import linear_cross_entropy
     from .mask_tokens import mask_tokens
     from .padding import pack, unpack
@@ -35,6 +36,7 @@ if __name__ == "bertfast.kernels":
         "embed",
         "gather_rows",
         "gradient_norm",
+        "linear",
         "linear_cross_entropy",
         "mask_tokens",
         "pack",

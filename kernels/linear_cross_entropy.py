@@ -242,7 +242,7 @@ def _backward_triton(
     dhidden = torch.empty_like(hidden)
     dweight = torch.zeros(weight.shape, device=weight.device)
     dbias = torch.zeros(vocab if bias is not None else 0, device=weight.device)
-    for block in _blocks(hidden.shape[0], vocab, hidden.element_size()):
+    for block in row_blocks(hidden.shape[0], vocab, hidden.element_size()):
         part = hidden[block]
         rows = part.shape[0]
         dlogits = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device)
@@ -260,7 +260,7 @@ def _backward_triton(
 # --- C++ ---
 
 
-def _blocks(rows: int, vocab: int, element_size: int) -> list[slice]:
+def row_blocks(rows: int, vocab: int, element_size: int) -> list[slice]:
     """Slices of at most BLOCK_BYTES of logits, of nearly even height."""
     count = -(-rows * vocab * element_size // BLOCK_BYTES)
     height = -(-rows // max(count, 1))
@@ -286,7 +286,7 @@ def _rows_cpp(
     bias_f32 = None if bias is None else bias.float().contiguous()
     wanted = grad_scale is not None
     dhidden = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
-    blocks = _blocks(rows, vocab, hidden.element_size())
+    blocks = row_blocks(rows, vocab, hidden.element_size())
     buffer = hidden.new_empty(blocks[0].stop if blocks else 0, vocab)
     # The product adds to what the blocks before gave: in bfloat16 that is rounded once a block, for a second tensor of the table's size in
     # float32 would be larger than all else here.

@@ -21,8 +21,8 @@ from bertfast import kernels
 from bertfast.model import BertForSequenceClassification
 
 COMMANDS = (
-    *("doctor", "tune", "tokenizer", "pretrain", "finetune", "evaluate", "predict", "fill", "demo", "bench"),
-    "profile",
+    *("doctor", "tune", "tokenizer", "pretrain", "finetune", "evaluate", "predict", "fill", "embed", "demo", "bench"),
+    *("profile", "plot"),
 )
 BERTFAST = [sys.executable, "-m", "bertfast"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(bertfast.__file__).parents[1])}
@@ -90,7 +90,7 @@ def test_the_examples_of_the_help_work_one_after_another(
         "finetune": ["--epochs", "1"],
     }
     outcomes = {}
-    for name in ("tokenizer", "pretrain", "finetune", "evaluate", "fill"):
+    for name in ("tokenizer", "pretrain", "plot", "finetune", "evaluate", "fill", "embed"):
         outcomes[name] = run_cli(monkeypatch, capfd, *commands[name][1:], *extra.get(name, []))
         assert outcomes[name].code == 0, outcomes[name]
     assert set(json.loads(outcomes["evaluate"].out)) >= {"accuracy", "macro_f1", "examples"}

@@ -22,6 +22,7 @@ LAYERS = {  # deepest first; modules of one layer do not import one another
     "cli": 7,
     "apps": 7,
     "bench": 7,
+    "registration": 7,
     "__main__": 8,
     "__init__": 8,
 }

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bertfast.config import PRESETS, EncoderConfig
+from bertfast.config import PRESETS, BertConfig, EncoderConfig
 from bertfast.errors import BertfastError
 from bertfast.training.memory import keep_freed_memory
 
-from . import rates, steps
+from . import rates, sentence_embedding, steps
 from .case import Case, Setup
 from .lengths import Lengths, wikitext
 from .machine import describe_machine, versions
@@ -22,6 +23,7 @@ from .timing import NOISE_BOUND
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARAGRAPHS = {"cpu": 8, "cuda": 128}  # of WikiText, where the user gives no lengths
+EMBEDDED = 512  # paragraphs, eight batches
 
 
 def read_lengths(path: Path) -> Lengths:
@@ -46,18 +48,21 @@ def read_lengths(path: Path) -> Lengths:
     return Lengths(path.name, tuple(values))
 
 
-def make_setup(model: str, lengths: Path | None, dtype: str, compiled: bool = True) -> Setup:
-    """What the cases are built for.
+def make_setup(
+    model: str, lengths: Path | None, dtype: str, compiled: bool = True, paragraphs: int | None = None
+) -> Setup:
+    """What the cases are built for; without a file of lengths so many paragraphs of WikiText, or as many as suit the device.
 
     Raises:
         BertfastError: no such preset or dtype, or a length beyond the model's positions.
     """
-    if model not in PRESETS:
-        raise BertfastError(f"--model is {model!r}; it must be one of {', '.join(PRESETS)}")
+    known = [name for name, (cls, _) in PRESETS.items() if cls is BertConfig]  # whose floors are counted
+    if model not in known:
+        raise BertfastError(f"--model is {model!r}; it must be one of {', '.join(known)}")
     if dtype not in DTYPES:
         raise BertfastError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     config, device = EncoderConfig.preset(model), "cuda" if torch.cuda.is_available() else "cpu"
-    batch = wikitext(PARAGRAPHS[device]) if lengths is None else read_lengths(lengths)
+    batch = wikitext(paragraphs or PARAGRAPHS[device]) if lengths is None else read_lengths(lengths)
     if batch.longest > config.max_position_embeddings:
         raise BertfastError(
             f"{batch.name}: the longest sequence has {batch.longest} tokens and {model} takes "
@@ -66,10 +71,22 @@ def make_setup(model: str, lengths: Path | None, dtype: str, compiled: bool = Tr
     return Setup(batch, config, DTYPES[dtype], device, compiled)
 
 
+def embedding_cases(text: Path | None, folder: Path | None) -> list[Callable[[Setup], Case]]:
+    """Makers of the cases of sentence embeddings: from text, and from tokens."""
+    return [
+        partial(sentence_embedding.case, tokenized=tokenized, text=text, folder=folder) for tokenized in (False, True)
+    ]
+
+
 def bench(
-    setup: Setup, ops: list[str], step: bool, seconds: float, on_case: Callable[[dict[str, Any]], None] | None = None
+    setup: Setup,
+    ops: list[str],
+    step: bool,
+    seconds: float,
+    on_case: Callable[[dict[str, Any]], None] | None = None,
+    more: Sequence[Callable[[Setup], Case]] = (),
 ) -> dict[str, Any]:
-    """Measures ops (all, if none is named and no step is asked for) and the step.
+    """Measures ops (all, if none is named and nothing else is asked for), the step and more.
 
     Args:
         setup: the lengths, model, dtype and device.
@@ -77,6 +94,7 @@ def bench(
         step: whether to measure the training step.
         seconds: of timing for each case.
         on_case: called with each case's record as it comes.
+        more: makers of other cases.
 
     Raises:
         BertfastError: no such op, or a peer computes something else than we do.
@@ -84,9 +102,9 @@ def bench(
     unknown = [op for op in ops if op not in OPS]
     if unknown:
         raise BertfastError(f"--op is {unknown[0]!r}; it must be one of {', '.join(OPS)}")
-    chosen = ops or ([] if step else list(OPS))
+    chosen = ops or ([] if step or more else list(OPS))
     builds: list[Callable[[Setup], Case]] = [build for op in chosen for build in OPS[op]]
-    builds += [steps.case] if step else []
+    builds += [*([steps.case] if step else []), *more]
     keep_freed_memory()
     found: dict[str, Any] = {
         "machine": describe_machine(setup.device),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bertfast.config import EncoderConfig
+from bertfast.config import EncoderConfig, ModernBertConfig
 
 from .lengths import Lengths
 
@@ -149,6 +149,21 @@ def step_ops(config: EncoderConfig, lengths: Lengths, masked: int, parameters: i
         "gather_rows": gather_rows(masked, tokens, hidden, itemsize).times(2),
         "optimizer": adamw(parameters, itemsize),
     }
+
+
+def inference(config: EncoderConfig, lengths: Lengths, itemsize: int) -> Floor:
+    """The products of a forward of the encoder alone, every row of its last block too: four of the attention and two of the feed-forward a layer."""
+    tokens, hidden, inner, layers = (
+        lengths.tokens,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+    )
+    up = 2 * inner if isinstance(config, ModernBertConfig) else inner  # GeGLU's gate
+    weights = hidden * (4 * hidden + up + inner)
+    products = Floor(2 * tokens * weights, (weights + tokens * (10 * hidden + up + inner)) * itemsize)
+    attention = attention_forward(lengths, config.num_attention_heads, config.head_dim, itemsize)
+    return (products + attention).times(layers)
 
 
 PRODUCTS = ("matrix products", "attention forward", "attention backward", "linear_cross_entropy")

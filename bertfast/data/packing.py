@@ -11,14 +11,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.objectives import Spans, document_spans, mask_tokens, most_masked, sentence_pairs
+from bertfast.objectives import Spans, document_spans, mask_tokens, mlm, most_masked, ordered_pairs, rtd, sentence_pairs
 from bertfast.packed import Budget, PackedBatch
 
 from .store import TokenStore
 from .tokenizer import SpecialIds
 
-OBJECTIVES = ("mlm+nsp", "mlm")
+# How each objective cuts the corpus: pairs of segments, or (RTD and distillation take what masked-LM alone does) single ones.
+CUTS = {
+    "mlm": document_spans,
+    "mlm+nsp": sentence_pairs,
+    "mlm+sop": ordered_pairs,
+    "rtd": document_spans,
+    "distill": document_spans,
+}
+OBJECTIVES = tuple(CUTS)
 MASKINGS = ("dynamic", "static")
+MASK_UNITS = ("token", "whole-word", "span")
 Plan = tuple[Spans, list[NDArray[np.int64]]]  # examples, and the rows of them that make each batch
 # What a generator is for; a purpose of its own keeps streams of the same seed and epoch apart.
 _SPANS, _ORDER, _MASK = range(3)
@@ -30,7 +39,8 @@ class Batches:
     An epoch is one pass over the corpus, its examples shuffled and gathered into batches of at most ``batch_tokens`` tokens; no sequence is cut
     between batches. With dynamic masking each epoch cuts the corpus anew and hides other tokens; with static masking the examples
     and what is hidden in them are those of the first epoch, in another order. Tokens are hidden on ``device``, where the batches come out,
-    the same ones on each.
+    the same ones on each: single ones, whole words or spans of words. These need ``continues`` (vocab,), from
+    `words.continuations`; a sentence starts a word whatever its first token.
 
     Raises:
         BertfastError: an option out of range, or a corpus that the objective cannot use.
@@ -47,13 +57,25 @@ class Batches:
         masking: str = "dynamic",
         seed: int = 0,
         device: torch.device | str = "cpu",
+        mask_unit: str = "token",
+        continues: NDArray[np.bool_] | None = None,
     ) -> None:
         if objective not in OBJECTIVES:
             raise BertfastError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
         if masking not in MASKINGS:
             raise BertfastError(f"masking is {masking!r}; it must be one of {', '.join(MASKINGS)}")
-        self.pairs = objective == "mlm+nsp"
-        self.added = 3 if self.pairs else 2  # [CLS] A [SEP] and, of a pair, the last [SEP]
+        if mask_unit not in MASK_UNITS:
+            raise BertfastError(f"mask-unit is {mask_unit!r}; it must be one of {', '.join(MASK_UNITS)}")
+        if mask_unit != "token" and continues is None:
+            raise BertfastError(f"mask-unit is {mask_unit!r}, which needs to be told which tokens continue a word")
+        self.continues, self.hides_spans = None if mask_unit == "token" else continues, mask_unit == "span"
+        self.cut = CUTS[objective]
+        self.shares = (
+            (rtd.MASKED_SHARE, rtd.RANDOM_SHARE) if objective == "rtd" else (mlm.MASKED_SHARE, mlm.RANDOM_SHARE)
+        )
+        self.pairs = self.cut is not document_spans
+        self.frame = special.pair if self.pairs else special.single
+        self.added = self.frame.added
         if seq_len < self.added + 2:
             raise BertfastError(f"seq-len is {seq_len}; it must be at least {self.added + 2}")
         if batch_tokens < seq_len:
@@ -78,9 +100,8 @@ class Batches:
         return self.planned[1]
 
     def _plan(self, epoch: int) -> Plan:
-        make = sentence_pairs if self.pairs else document_spans
         rng = self._rng(_SPANS, 0 if self.static else epoch)
-        spans = make(self.store.sentences, self.store.documents, self.seq_len - self.added, rng)
+        spans = self.cut(self.store.sentences, self.store.documents, self.seq_len - self.added, rng)
         order = self._rng(_ORDER, epoch).permutation(len(spans))
         lengths = spans.tokens[order] + self.added
         batches, start, total = [], 0, 0
@@ -111,18 +132,17 @@ class Batches:
             epoch += 1
 
     def _batch(self, spans: Spans, rows: NDArray[np.int64], epoch: int) -> PackedBatch:
-        special, ids = self.special, self.store.ids
+        ids = self.store.ids
         pieces: list[Any] = []
+        starts: list[Any] = []  # of words; a special token's is not read
         segments: list[NDArray[np.int64]] = []
         lengths = []
         for a0, a1, b0, b1 in zip(
             *(column[rows].tolist() for column in (spans.a_start, spans.a_end, spans.b_start, spans.b_end)), strict=True
         ):
-            pieces += [[special.cls], ids[a0:a1], [special.sep]]
-            segments.append(np.zeros(a1 - a0 + 2, np.int64))
-            if self.pairs:
-                pieces += [ids[b0:b1], [special.sep]]
-                segments.append(np.ones(b1 - b0 + 1, np.int64))
+            pieces += self.frame.around(ids[a0:a1], ids[b0:b1])
+            starts += self.frame.around(self._word_starts(a0, a1), self._word_starts(b0, b1), special=[True])
+            segments.append(self.frame.segment_ids(a1 - a0, b1 - b0))
             lengths.append(a1 - a0 + b1 - b0 + self.added)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         position_ids = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
@@ -131,7 +151,16 @@ class Batches:
         seed = int(self._rng(_MASK, *(() if self.static else (epoch,))).integers(-(2**63), 2**63 - 1))
         tokens, cu_seqlens = self._tensor(np.concatenate(pieces)), self._tensor(bounds).int()
         hidden, positions, labels = mask_tokens(
-            tokens, cu_seqlens, self.is_special[tokens], self.words, special.mask, self._tensor(counters), seed
+            tokens,
+            cu_seqlens,
+            self.is_special[tokens],
+            self.words,
+            self.special.mask,
+            self._tensor(counters),
+            seed,
+            self._tensor(np.concatenate(starts)).bool(),
+            self.hides_spans,
+            *self.shares,
         )
         return PackedBatch(
             input_ids=hidden,
@@ -143,6 +172,15 @@ class Batches:
             masked_labels=labels,
             next_sentence_labels=self._tensor(spans.label[rows]) if self.pairs else None,
         )
+
+    def _word_starts(self, start: int, end: int) -> NDArray[np.bool_]:
+        """Which tokens of the store from ``start`` to ``end`` start a word."""
+        if self.continues is None:
+            return np.ones(end - start, np.bool_)
+        found = ~self.continues[self.store.ids[start:end]]
+        first, last = np.searchsorted(self.store.sentences, (start, end))
+        found[self.store.sentences[first:last] - start] = True
+        return found
 
     def _tensor(self, values: NDArray) -> Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.device)

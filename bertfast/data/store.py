@@ -76,7 +76,7 @@ class TokenStore:
             pass
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32
+        dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 1 << 16 else np.int32
         sentences, documents, total = [0], [0], 0
         try:
             temporary.mkdir(parents=True)
@@ -130,11 +130,15 @@ class TokenStore:
 
 
 def _batches(documents: Iterator[list[str]], size: int) -> Iterator[list[list[str]]]:
-    """Documents cut into sentences, gathered until there are ``size`` sentences."""
+    """Documents cut into sentences, gathered until there are ``size`` sentences.
+
+    A sentence has the space before it that it has in running text: to a byte-level BPE it is part of the first word.
+    """
     batch: list[list[str]] = []
     count = 0
     for document in documents:
-        batch.append([sentence for line in document for sentence in SENTENCE_END.split(line)])
+        first, *others = [sentence for line in document for sentence in SENTENCE_END.split(line)]
+        batch.append([first, *(f" {sentence}" for sentence in others)])
         count += len(batch[-1])
         if count >= size:
             yield batch

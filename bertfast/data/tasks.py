@@ -169,21 +169,20 @@ class Encoded:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str | None], max_length: int) -> list[Encoded]:
-    """[CLS] text [SEP], or [CLS] text [SEP] pair [SEP], of ``max_length`` tokens at most; of a pair the longer text is cut."""
+    """Each text, or text and pair, as the tokenizer frames it, of ``max_length`` tokens at most; of a pair the longer text is cut."""
     special = SpecialIds(tokenizer)
     firsts = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     seconds = tokenizer.encode_batch_fast([pair or "" for pair in pairs], add_special_tokens=False)
     result = []
     for first, second, pair in zip(firsts, seconds, pairs, strict=True):
         a, b = first.ids, second.ids
-        room = max_length - (2 if pair is None else 3)
+        frame = special.single if pair is None else special.pair
+        room = max_length - frame.added
         excess = len(a) + len(b) - room
         if excess > 0:
             keep_a = max(room - len(b), min(len(a), (room + 1) // 2))
             a = a[:keep_a]
             b = b[: room - len(a)]
-        ids, segments = [special.cls, *a, special.sep], [0] * (len(a) + 2)
-        if pair is not None:
-            ids, segments = [*ids, *b, special.sep], [*segments, *[1] * (len(b) + 1)]
-        result.append(Encoded(ids, segments, excess > 0))
+        ids = [index for part in frame.around(a, b) for index in part]
+        result.append(Encoded(ids, frame.segment_ids(len(a), len(b)).tolist(), excess > 0))
     return result

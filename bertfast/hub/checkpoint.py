@@ -77,7 +77,12 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder: of its safetensors file, its shards, or a ``.bin`` that holds nothing else.
+
+    Raises:
+        BertfastError: there are none, or a file cannot be read.
+    """
     for name, read in ((WEIGHTS, read_safetensors), (PICKLED, _read_pickled)):
         if (folder / name).exists():
             return read(folder / name)
@@ -139,7 +144,7 @@ def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: boo
         BertfastError: a file that cannot be read, or weights missing, unknown or of another shape: each is named.
     """
     folder = Path(folder)
-    found = _canonical(_read_weights(folder), model)
+    found = _canonical(read_weights(folder), model)
     own = model.state_dict()
     base, layout = f"{model.layout.base}.", model.layout
     pooler = f"{base}pooler."  # a head, where the checkpoint was trained without one

@@ -15,7 +15,7 @@ from bertfast.kernels.philox import as_seed, dropout_threshold
 from bertfast.packed import padded_rows
 
 from .layout import View
-from .leaves import ACTIVATIONS, dropout, norm
+from .leaves import ACTIVATIONS, dropout, norm, project
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Sequences:
         """(tokens,) int64, each token's row in the flattened (sequences, `padded_width`) form; -1 for slack."""
         tokens, width = self.position_ids.shape[0], self.padded_width
         rows = padded_rows(self.cu_seqlens, tokens, width)
-        return rows if self.columns is None else rows // width * width + self.columns
+        return rows if self.columns is None else torch.where(rows < 0, -1, rows // width * width + self.columns)
 
     @property
     def padded_width(self) -> int:
@@ -101,10 +101,9 @@ def attend(
     """
     heads = config.num_attention_heads
     if parts.query_key_value is not None:
-        q, k, v = parts.query_key_value(x).unflatten(1, (3, heads, -1)).unbind(1)
+        q, k, v = project(parts.query_key_value, x).unflatten(1, (3, heads, -1)).unbind(1)
     else:
-        projections = (parts.query, parts.key, parts.value)
-        q, k, v = (project(x).unflatten(1, (heads, -1)) for project in projections)
+        q, k, v = (project(part, x).unflatten(1, (heads, -1)) for part in (parts.query, parts.key, parts.value))
     window, positions, scale = None, None, config.head_dim**-0.5
     if isinstance(config, ModernBertConfig):
         window = config.window(layer)
@@ -170,10 +169,10 @@ def _disentangled(
     """The content-to-position and position-to-content scores. He et al., "DeBERTa", section 3.1, equation 4."""
     key, query = (parts.key, parts.query) if config.share_att_key else (parts.position_key, parts.position_query)
     scores: dict[str, Tensor | None] = {"c2p": None, "p2c": None}
-    for kind, project, content in (("c2p", key, q), ("p2c", query, k)):
+    for kind, leaf, content in (("c2p", key, q), ("p2c", query, k)):
         if kind in config.pos_att_type:
-            assert project is not None
-            table = project(relative).unflatten(1, (config.num_attention_heads, -1))
+            assert leaf is not None
+            table = leaf(relative).unflatten(1, (config.num_attention_heads, -1))
             scores[kind] = torch.einsum("thd,bhd->thb", content * scale, table.to(content.dtype))
     buckets = kernels.deberta_buckets(sequences.padded_width, config.position_buckets, config.max_relative_distance)
     return kernels.RelativePositions(buckets.to(q.device), query_scores=scores["c2p"], key_scores=scores["p2c"])

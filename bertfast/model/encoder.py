@@ -21,7 +21,7 @@ from bertfast.packed import PackedBatch, Padding
 from .attention import Sequences, attend, convolve, make_attention, relative_embeddings
 from .embeddings import embed, is_fused, make_embeddings
 from .layout import LAYOUTS, View, place
-from .leaves import activated, dropout, norm, norm_of_rows
+from .leaves import activated, dropout, norm, norm_of_rows, project
 from .tying import tie
 
 SITES_PER_LAYER = 3  # dropouts: attention probabilities, attention output, feed-forward
@@ -249,10 +249,10 @@ class Encoder:
         context = attend(parts, config, index, x, sequences, seeds[0], relative)
         if rows is not None:
             context, x = (torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x))
-        branch_output = parts.attention_output(context)
+        branch_output = project(parts.attention_output, context)
         x = norm_of_rows(parts.attention_norm, branch_output, x, config.attention_output_dropout, seeds[1], rows)
         inner = activated(parts.up, x, config.hidden_act)
-        x = norm_of_rows(parts.output_norm, parts.down(inner), x, config.feed_forward_dropout, seeds[2], rows)
+        x = norm_of_rows(parts.output_norm, project(parts.down, inner), x, config.feed_forward_dropout, seeds[2], rows)
         return x, None, None
 
     def _pre_norm_block(
@@ -283,10 +283,10 @@ class Encoder:
         context = attend(parts, config, index, normed, sequences, seeds[0])
         if rows is not None:
             context, x = (torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x))
-        output = parts.attention_output(context)
+        output = project(parts.attention_output, context)
         normed, x = norm(parts.output_norm, output, x, config.attention_output_dropout, seeds[1], prenorm=True)
         inner = activated(parts.up, normed, config.hidden_act, gated=True)
-        return x, parts.down(dropout(inner, config.mlp_dropout, seeds[2])), summed
+        return x, project(parts.down, dropout(inner, config.mlp_dropout, seeds[2])), summed
 
     def _inputs(
         self,
@@ -335,7 +335,7 @@ class Encoder:
         for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
             if ids is not None and tuple(ids.shape) not in (shape, (1, shape[1])):
                 raise BertfastError(f"{name} has shape {tuple(ids.shape)} and the input {shape}; they must be the same")
-        padding = Padding(shape, attention_mask, given.device)
+        padding = Padding(shape, attention_mask, given.device, slack=given.device.type == "cpu")
         visible = None
         if keep_padding and padding.rows is not None:
             assert attention_mask is not None

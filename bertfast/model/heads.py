@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,12 +56,19 @@ class MLMHead:
 
         x (masked, hidden), table (vocab, width), labels (masked,): only these rows meet the vocabulary.
         """
-        h, bias = self.transform(x), self.bias
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            h, table, bias = h.to(dtype), table.to(dtype), None if bias is None else bias.to(dtype)
-        loss, correct = kernels.linear_cross_entropy(h, table, bias, labels)
+        return self.loss_of_rows(self.transform(x), table, labels)
+
+    def loss_of_rows(self, h: Tensor, table: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`loss` of what `transform` gave."""
+        if torch.is_autocast_enabled(h.device.type):
+            h = h.to(torch.get_autocast_dtype(h.device.type))
+        loss, correct = kernels.linear_cross_entropy(h, self.cast(table, h), self.cast(self.bias, h), labels)
         return loss, correct, (labels >= 0).sum()
+
+    @staticmethod
+    def cast(x: Tensor | None, like: Tensor) -> Any:  # a Tensor, or None for None
+        """x in the dtype of the rows that meet it."""
+        return None if x is None else x.to(like.dtype)
 
     def logits(self, x: Tensor, table: Tensor) -> Tensor:
         """(..., hidden) to (..., vocab): for use, not for training."""

@@ -39,6 +39,10 @@ class View:
         home = self.__dict__["_homes"].get(name)
         return None if home is None else home[0]._modules.get(home[1])
 
+    def names(self) -> list[str]:
+        """Of what the tree may hold."""
+        return list(self._homes)
+
     def parameter(self, name: str) -> Tensor:
         """The parameter, not module, at that name's path."""
         home, leaf = self._homes[name]

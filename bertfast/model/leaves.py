@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertfast import kernels
+from bertfast.kernels.linear import can_fuse_gelu
 
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # and how `kernels.bias_gelu` calls them
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,12 +36,22 @@ def dropout(x: Tensor, p: float, seed: Tensor | None) -> Tensor:
     return x if seed is None or p == 0 else kernels.dropout(x, p, seed=seed)
 
 
+def project(module: Any, x: Tensor) -> Tensor:
+    """module(x)."""
+    if is_plain(module, nn.Linear):
+        return kernels.linear(x, module.weight, module.bias)
+    y: Tensor = module(x)
+    return y
+
+
 def activated(module: Any, x: Tensor, activation: str, gated: bool = False) -> Tensor:
     """act(module(x)); gated, act of the first half of the columns times the second half."""
     form = GELUS.get(activation)
     if form is not None and is_plain(module, nn.Linear):
-        return kernels.bias_gelu(F.linear(x, module.weight), module.bias, approximate=form, gated=gated)
-    x = module(x)
+        if not gated and can_fuse_gelu(x, module.weight):
+            return kernels.linear(x, module.weight, module.bias, gelu=form)
+        return kernels.bias_gelu(kernels.linear(x, module.weight), module.bias, approximate=form, gated=gated)
+    x = project(module, x)
     if form is not None:
         return kernels.bias_gelu(x, approximate=form, gated=gated)
     if not gated:

@@ -19,213 +19,315 @@ from .models import (
 
 # BERT
 class BertModel(EncoderModel):
+    """BERT, the bare encoder with its pooler."""
+
     config_class = c.BertConfig
 
 
 class BertForPreTraining(NextSentencePreTraining):
+    """BERT with the masked-LM and the next-sentence head."""
+
     config_class = c.BertConfig
 
 
 class BertForMaskedLM(ForMaskedLM):
+    """BERT with the masked-LM head."""
+
     config_class = c.BertConfig
 
 
 class BertForSequenceClassification(ForSequenceClassification):
+    """BERT for whole inputs and pairs."""
+
     config_class = c.BertConfig
 
 
 class BertForTokenClassification(ForTokenClassification):
+    """BERT for tokens."""
+
     config_class = c.BertConfig
 
 
 class BertForQuestionAnswering(ForQuestionAnswering):
+    """BERT for spans."""
+
     config_class = c.BertConfig
 
 
 class BertForMultipleChoice(ForMultipleChoice):
+    """BERT for multiple choice."""
+
     config_class = c.BertConfig
 
 
 # RoBERTa
 class RobertaModel(EncoderModel):
+    """RoBERTa, the bare encoder."""
+
     config_class = c.RobertaConfig
 
 
 class RobertaForMaskedLM(ForMaskedLM):
+    """RoBERTa with the masked-LM head."""
+
     config_class = c.RobertaConfig
 
 
 class RobertaForSequenceClassification(ForSequenceClassification):
+    """RoBERTa for whole inputs and pairs."""
+
     config_class = c.RobertaConfig
 
 
 class RobertaForTokenClassification(ForTokenClassification):
+    """RoBERTa for tokens."""
+
     config_class = c.RobertaConfig
 
 
 class RobertaForQuestionAnswering(ForQuestionAnswering):
+    """RoBERTa for spans."""
+
     config_class = c.RobertaConfig
 
 
 class RobertaForMultipleChoice(ForMultipleChoice):
+    """RoBERTa for multiple choice."""
+
     config_class = c.RobertaConfig
 
 
 # XLM-RoBERTa
 class XLMRobertaModel(EncoderModel):
+    """XLM-RoBERTa, the bare encoder."""
+
     config_class = c.XLMRobertaConfig
 
 
 class XLMRobertaForMaskedLM(ForMaskedLM):
+    """XLM-RoBERTa with the masked-LM head."""
+
     config_class = c.XLMRobertaConfig
 
 
 class XLMRobertaForSequenceClassification(ForSequenceClassification):
+    """XLM-RoBERTa for whole inputs and pairs."""
+
     config_class = c.XLMRobertaConfig
 
 
 class XLMRobertaForTokenClassification(ForTokenClassification):
+    """XLM-RoBERTa for tokens."""
+
     config_class = c.XLMRobertaConfig
 
 
 class XLMRobertaForQuestionAnswering(ForQuestionAnswering):
+    """XLM-RoBERTa for spans."""
+
     config_class = c.XLMRobertaConfig
 
 
 class XLMRobertaForMultipleChoice(ForMultipleChoice):
+    """XLM-RoBERTa for multiple choice."""
+
     config_class = c.XLMRobertaConfig
 
 
 # ALBERT
 class AlbertModel(EncoderModel):
+    """ALBERT, the bare encoder."""
+
     config_class = c.AlbertConfig
 
 
 class AlbertForPreTraining(SentenceOrderPreTraining):
+    """ALBERT with the masked-LM and the sentence-order head."""
+
     config_class = c.AlbertConfig
 
 
 class AlbertForMaskedLM(ForMaskedLM):
+    """ALBERT with the masked-LM head."""
+
     config_class = c.AlbertConfig
 
 
 class AlbertForSequenceClassification(ForSequenceClassification):
+    """ALBERT for whole inputs and pairs."""
+
     config_class = c.AlbertConfig
 
 
 class AlbertForTokenClassification(ForTokenClassification):
+    """ALBERT for tokens."""
+
     config_class = c.AlbertConfig
 
 
 class AlbertForQuestionAnswering(ForQuestionAnswering):
+    """ALBERT for spans."""
+
     config_class = c.AlbertConfig
 
 
 class AlbertForMultipleChoice(ForMultipleChoice):
+    """ALBERT for multiple choice."""
+
     config_class = c.AlbertConfig
 
 
 # DistilBERT
 class DistilBertModel(EncoderModel):
+    """DistilBERT, the bare encoder."""
+
     config_class = c.DistilBertConfig
 
 
 class DistilBertForMaskedLM(ForMaskedLM):
+    """DistilBERT with the masked-LM head."""
+
     config_class = c.DistilBertConfig
 
 
 class DistilBertForSequenceClassification(ForSequenceClassification):
+    """DistilBERT for whole inputs and pairs."""
+
     config_class = c.DistilBertConfig
 
 
 class DistilBertForTokenClassification(ForTokenClassification):
+    """DistilBERT for tokens."""
+
     config_class = c.DistilBertConfig
 
 
 class DistilBertForQuestionAnswering(ForQuestionAnswering):
+    """DistilBERT for spans."""
+
     config_class = c.DistilBertConfig
 
 
 class DistilBertForMultipleChoice(ForMultipleChoice):
+    """DistilBERT for multiple choice."""
+
     config_class = c.DistilBertConfig
 
 
 # ELECTRA
 class ElectraModel(EncoderModel):
+    """ELECTRA, the bare encoder."""
+
     config_class = c.ElectraConfig
 
 
 class ElectraForPreTraining(ReplacedTokenPreTraining):
+    """ELECTRA's discriminator: which tokens were replaced."""
+
     config_class = c.ElectraConfig
 
 
 class ElectraForMaskedLM(ForMaskedLM):
+    """ELECTRA's generator."""
+
     config_class = c.ElectraConfig
 
 
 class ElectraForSequenceClassification(ForSequenceClassification):
+    """ELECTRA for whole inputs and pairs."""
+
     config_class = c.ElectraConfig
 
 
 class ElectraForTokenClassification(ForTokenClassification):
+    """ELECTRA for tokens."""
+
     config_class = c.ElectraConfig
 
 
 class ElectraForQuestionAnswering(ForQuestionAnswering):
+    """ELECTRA for spans."""
+
     config_class = c.ElectraConfig
 
 
 class ElectraForMultipleChoice(ForMultipleChoice):
+    """ELECTRA for multiple choice."""
+
     config_class = c.ElectraConfig
 
 
 # DeBERTa v2 and v3
 class DebertaV2Model(EncoderModel):
+    """DeBERTa v2 and v3, the bare encoder."""
+
     config_class = c.DebertaV2Config
 
 
 class DebertaV2ForMaskedLM(ForMaskedLM):
+    """DeBERTa v2 and v3 with the masked-LM head."""
+
     config_class = c.DebertaV2Config
 
 
 class DebertaV2ForSequenceClassification(ForSequenceClassification):
+    """DeBERTa v2 and v3 for whole inputs and pairs."""
+
     config_class = c.DebertaV2Config
 
 
 class DebertaV2ForTokenClassification(ForTokenClassification):
+    """DeBERTa v2 and v3 for tokens."""
+
     config_class = c.DebertaV2Config
 
 
 class DebertaV2ForQuestionAnswering(ForQuestionAnswering):
+    """DeBERTa v2 and v3 for spans."""
+
     config_class = c.DebertaV2Config
 
 
 class DebertaV2ForMultipleChoice(ForMultipleChoice):
+    """DeBERTa v2 and v3 for multiple choice."""
+
     config_class = c.DebertaV2Config
 
 
 # ModernBERT
 class ModernBertModel(EncoderModel):
+    """ModernBERT, the bare encoder."""
+
     config_class = c.ModernBertConfig
 
 
 class ModernBertForMaskedLM(ForMaskedLM):
+    """ModernBERT with the masked-LM head."""
+
     config_class = c.ModernBertConfig
 
 
 class ModernBertForSequenceClassification(ForSequenceClassification):
+    """ModernBERT for whole inputs and pairs."""
+
     config_class = c.ModernBertConfig
 
 
 class ModernBertForTokenClassification(ForTokenClassification):
+    """ModernBERT for tokens."""
+
     config_class = c.ModernBertConfig
 
 
 class ModernBertForQuestionAnswering(ForQuestionAnswering):
+    """ModernBERT for spans."""
+
     config_class = c.ModernBertConfig
 
 
 class ModernBertForMultipleChoice(ForMultipleChoice):
+    """ModernBERT for multiple choice."""
+
     config_class = c.ModernBertConfig
 
 

@@ -37,6 +37,7 @@ from .outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from .pooling import mean_pooled
 
 
 def initialize(model: nn.Module, config: EncoderConfig, only: Collection[str] | None = None) -> None:
@@ -216,13 +217,14 @@ def _no_labels_beside(batch: Any, *labels: Tensor | None) -> None:
 
 
 def _packed_labels(encoded: Encoded, labels: Tensor) -> Tensor:
-    """(tokens,) of padded (sequences, positions) labels."""
+    """(tokens,) of padded (sequences, positions) labels, -100 for slack."""
     assert encoded.padding is not None
     if tuple(labels.shape) != encoded.padding.shape:
         raise BertfastError(
             f"labels have shape {tuple(labels.shape)} and the input {encoded.padding.shape}; they must be the same"
         )
-    return encoded.padding.pack(labels)
+    packed, rows = encoded.padding.pack(labels), encoded.padding.rows
+    return packed if rows is None else packed.masked_fill(rows < 0, IGNORE_INDEX)
 
 
 class MaskedLMModel(_HeadModel):
@@ -237,11 +239,23 @@ class MaskedLMModel(_HeadModel):
 
     def _encode(self, batch: Any, *inputs: Any, output_hidden_states: bool, seed: int | Tensor | None) -> Encoded:
         """The encoder's output; of a packed batch with masked positions, only what the heads read of it."""
-        positions = batch.masked_positions if isinstance(batch, PackedBatch) else None
-        every_row = positions is None or output_hidden_states
+        if isinstance(batch, PackedBatch) and batch.masked_positions is not None:
+            return self.encode_masked(batch, seed, *inputs, every_row=output_hidden_states)
         pooled = self.base.encoder_run.parts.pooler is not None
+        return self.base.encode(batch, *inputs, seed=seed, read_first=pooled, tied=True)
+
+    def encode_masked(
+        self, batch: PackedBatch, seed: int | Tensor | None, *inputs: Any, every_row: bool = False
+    ) -> Encoded:
+        """What the heads read of a packed batch with masked positions; with ``every_row`` the last block's other rows too."""
         return self.base.encode(
-            batch, *inputs, seed=seed, read_first=pooled, masked_positions=positions, every_row=every_row, tied=True
+            batch,
+            *inputs,
+            seed=seed,
+            read_first=self.base.encoder_run.parts.pooler is not None,
+            masked_positions=batch.masked_positions,
+            every_row=every_row,
+            tied=True,
         )
 
     def _predict(
@@ -446,7 +460,7 @@ class ReplacedTokenPreTraining(_HeadModel):
         if packed is not None:
             told = packed != IGNORE_INDEX
             losses = F.binary_cross_entropy_with_logits(logits.float(), packed.clamp(min=0).float(), reduction="none")
-            loss = torch.where(told, losses, 0.0).sum() / told.sum()
+            loss = torch.where(told, losses, 0.0).sum() / told.sum().clamp(min=1)
         return ElectraForPreTrainingOutput(
             loss=loss, logits=encoded.outward(logits), hidden_states=encoded.hidden_states(output_hidden_states)
         )
@@ -664,10 +678,3 @@ def _place_loss(logits: Tensor, places: Tensor) -> Tensor:
     """Cross-entropy of (sequences, positions) logits against (sequences,) places; those outside count for nothing."""
     inside = (places >= 0) & (places < logits.shape[1])
     return F.cross_entropy(logits.float(), torch.where(inside, places, IGNORE_INDEX))
-
-
-def mean_pooled(x: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """(tokens, hidden) to (sequences, hidden), the mean of each sequence's tokens; zeros for an empty one."""
-    lengths = cu_seqlens.diff().long()
-    sums = torch.segment_reduce(x[: cu_seqlens[-1]].float(), "sum", lengths=lengths, initial=0)
-    return (sums / lengths.clamp(min=1)[:, None]).to(x.dtype)

@@ -16,7 +16,8 @@ IS_NEXT, IS_RANDOM = 0, 1  # Hugging Face's labels
 
 @dataclass(frozen=True)
 class Spans:
-    """Examples as token spans of a store: segment A, segment B (empty where there is none) and whether B is random.
+    """Examples as token spans of a store: segment A, segment B (empty where there is none) and the label of the pair: whether B is
+    random, or whether the two are swapped (`sop`).
 
     Each array is (examples,) int64.
     """
@@ -69,11 +70,8 @@ def sentence_pairs(
         first, last = int(documents[document]), int(documents[document + 1])
         start = first
         while start < last:
-            target = int(rng.integers(2, max_tokens + 1)) if rng.random() < SHORT_RATE else max_tokens
-            end = start + 1
-            # Two sentences even where one would fill the target: alone it could only have a random partner.
-            while end < last and (end - start < 2 or sentences[end] - sentences[start] < target):
-                end += 1
+            target = target_length(max_tokens, rng)
+            end = gather(sentences, start, last, target)
             split = int(rng.integers(start + 1, end)) if end - start > 1 else end
             a = (int(sentences[start]), int(sentences[split]))
             if end - start == 1 or rng.random() < RANDOM_RATE:
@@ -90,6 +88,22 @@ def sentence_pairs(
                 b, label, start = (int(sentences[split]), int(sentences[end])), IS_NEXT, end
             rows.append((*truncate(a, b, max_tokens, rng), label))
     return Spans.of(rows)
+
+
+def target_length(max_tokens: int, rng: np.random.Generator) -> int:
+    """How many tokens the next pair aims at: mostly all that fit."""
+    return int(rng.integers(2, max_tokens + 1)) if rng.random() < SHORT_RATE else max_tokens
+
+
+def gather(sentences: NDArray[np.int64], start: int, last: int, target: int) -> int:
+    """The end of the run of sentences from ``start``, before ``last``, that first holds ``target`` tokens.
+
+    It is of two sentences even where one would fill the target: alone that one has no neighbour to be its partner.
+    """
+    end = start + 1
+    while end < last and (end - start < 2 or sentences[end] - sentences[start] < target):
+        end += 1
+    return end
 
 
 def truncate(

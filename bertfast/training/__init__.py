@@ -2,5 +2,6 @@
 
 from .finetune import finetune
 from .pretrain import pretrain
+from .sentences import SentenceEncoder
 
-__all__ = ["finetune", "pretrain"]
+__all__ = ["SentenceEncoder", "finetune", "pretrain"]

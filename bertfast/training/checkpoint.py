@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.hub import write_atomically
+from bertfast.hub import make_folder, write_atomically
 from bertfast.hub.checkpoint import WEIGHTS, plain, read_safetensors
 
 STATE_TENSORS, STATE_VALUES = "training_state.safetensors", "training_state.json"
@@ -31,9 +31,9 @@ KEEP = 2
 
 @dataclass
 class TrainingState:
-    """What a resume needs beside the weights: AdamW's moments by parameter name, and plain values."""
+    """What a resume needs: weights by name, for each model by its folder; AdamW's moments by parameter name; and plain values."""
 
-    weights: dict[str, Tensor]
+    weights: dict[str, dict[str, Tensor]]
     moments: dict[str, Tensor]
     values: dict[str, Any]
 
@@ -71,7 +71,7 @@ def save_checkpoint(
     run: Path,
     step: int,
     model_files: dict[str, str],
-    weights: dict[str, Tensor],
+    weights: dict[str, dict[str, Tensor]],
     moments: dict[str, Tensor],
     values: dict[str, Any],
 ) -> Path:
@@ -80,8 +80,8 @@ def save_checkpoint(
     Args:
         run: the run's folder.
         step: N.
-        model_files: small text files by name (config.json and the tokenizer's).
-        weights: of the model, float32, by name.
+        model_files: small text files by path (config.json and the tokenizer's).
+        weights: of each model, float32, by name; the model by its folder below the checkpoint's, "" for that itself.
         moments: of the optimizer, as `optimizer_tensors` gives them.
         values: plain JSON values.
 
@@ -92,12 +92,13 @@ def save_checkpoint(
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(plain(weights), temporary / WEIGHTS, metadata={"format": "pt"})
+        for place, own in weights.items():
+            (temporary / place).mkdir(parents=True)
+            save_file(plain(own), temporary / place / WEIGHTS, metadata={"format": "pt"})
         save_file(plain(moments), temporary / STATE_TENSORS)
         for name, text in {**model_files, STATE_VALUES: json.dumps({"step": step, **values}, indent=2)}.items():
             (temporary / name).write_text(text, encoding="utf-8")
-        for path in [*temporary.iterdir(), temporary]:
+        for path in [*temporary.rglob("*"), temporary]:
             _flush(path)
         if folder.exists():
             shutil.rmtree(folder)
@@ -108,7 +109,9 @@ def save_checkpoint(
         raise BertfastError(
             f"{folder}: the checkpoint cannot be written ({error}); earlier checkpoints are untouched"
         ) from error
-    write_atomically(run / WEIGHTS, lambda path: _link_or_copy(folder / WEIGHTS, path))
+    for place in weights:
+        make_folder(run / place)
+        write_atomically(run / place / WEIGHTS, lambda path, place=place: _link_or_copy(folder / place / WEIGHTS, path))  # type: ignore[misc]
     for old in checkpoints(run)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -142,7 +145,14 @@ def load_checkpoint(folder: Path) -> TrainingState:
         raise BertfastError(
             f"{path}: is no training state ({error}); delete {folder} to resume from the checkpoint before it"
         ) from error
-    return TrainingState(read_safetensors(folder / WEIGHTS), read_safetensors(folder / STATE_TENSORS), values)
+    weights = {"" if path.parent == folder else path.parent.name: path for path in folder.rglob(WEIGHTS)} or {
+        "": folder / WEIGHTS
+    }
+    return TrainingState(
+        {place: read_safetensors(path) for place, path in weights.items()},
+        read_safetensors(folder / STATE_TENSORS),
+        values,
+    )
 
 
 def _flush(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from bertfast.config import PRESETS
-from bertfast.data.packing import MASKINGS, OBJECTIVES
+from bertfast.data.packing import MASK_UNITS, MASKINGS, OBJECTIVES
 from bertfast.errors import BertfastError
 
 from .precision import PRECISIONS
@@ -23,9 +23,14 @@ class PretrainConfig:
         data: files of text (see `bertfast.data.readers`).
         tokenizer: folder of the tokenizer.
         out: folder of the run; it must not exist, unless the run is resumed.
-        model: a preset's name, or a folder in Hugging Face's format to go on training from.
-        objective: "mlm+nsp" or "mlm".
+        model: a preset's name, or a config.json, for a new model of that shape over the tokenizer's words; or a folder in Hugging Face's format
+            to go on training from.
+        objective: "mlm", "mlm+nsp" (is the second segment the next or a random one), "mlm+sop" (are the two swapped), "rtd" (ELECTRA's
+            replaced-token detection) or "distill" (from a teacher).
+        teacher: folder in Hugging Face's format, of the model to distill from; with "distill" alone.
+        generator_size: width of the generator beside the discriminator's, with "rtd".
         masking: "dynamic" (new each epoch) or "static".
+        mask_unit: what is hidden together: "token", "whole-word" or "span" (of whole words, as in SpanBERT).
         steps: optimizer updates.
         batch_tokens: tokens of a batch at most; of one part of it under accumulation.
         seq_len: tokens of a sequence at most, special tokens included.
@@ -48,7 +53,10 @@ class PretrainConfig:
     out: str
     model: str = "bert-small"
     objective: str = "mlm+nsp"
+    teacher: str | None = None
+    generator_size: float = 0.25
     masking: str = "dynamic"
+    mask_unit: str = "token"
     steps: int = 10_000
     batch_tokens: int = 8192
     seq_len: int = 128
@@ -80,23 +88,47 @@ class PretrainConfig:
         for name in ("lr", "clip_norm"):
             _number(name, getattr(self, name), above=0)
         _number("weight_decay", self.weight_decay, least=0)
-        for name, choices in (("objective", OBJECTIVES), ("masking", MASKINGS), ("precision", PRECISIONS)):
+        for name, choices in (
+            ("objective", OBJECTIVES),
+            ("masking", MASKINGS),
+            ("mask_unit", MASK_UNITS),
+            ("precision", PRECISIONS),
+        ):
             if getattr(self, name) not in choices:
-                raise BertfastError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+                raise BertfastError(
+                    f"{name.replace('_', '-')} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                )
+        _number("generator_size", self.generator_size, above=0)
+        if self.generator_size > 1:
+            raise BertfastError(f"generator-size is {self.generator_size}; it must be at most 1")
+        if self.objective == "distill" and not self.teacher:
+            raise BertfastError("objective is 'distill', which needs a teacher: the folder of a model; give --teacher")
+        if self.teacher is not None:
+            if self.objective != "distill":
+                raise BertfastError(
+                    f"teacher is {self.teacher!r} and objective {self.objective!r}; only --objective distill takes one"
+                )
+            if not Path(self.teacher).is_dir():
+                raise BertfastError(f"teacher is {self.teacher!r}; it must be a model's folder")
         if self.cuda_graph not in (None, True, False):
             raise BertfastError(f"cuda-graph is {self.cuda_graph!r}; it must be true, false or left out")
         if self.cuda_graph and self.accumulation > 1:
             raise BertfastError(
                 f"cuda-graph is on and accumulation {self.accumulation}; a graph holds an update of one batch"
             )
-        if self.model not in PRESETS and not Path(self.model).is_dir():
+        if not self.starts_random and not Path(self.model).is_dir():
             raise BertfastError(
-                f"model is {self.model!r}; it must be a preset ({', '.join(PRESETS)}) or a model's folder"
+                f"model is {self.model!r}; it must be a preset ({', '.join(PRESETS)}), a config.json or a model's folder"
             )
         if self.batch_tokens < self.seq_len:
             raise BertfastError(
                 f"batch-tokens is {self.batch_tokens} and seq-len {self.seq_len}; a batch must hold a whole sequence"
             )
+
+    @property
+    def starts_random(self) -> bool:
+        """Whether the model is named by its shape alone."""
+        return self.model in PRESETS or (self.model.endswith(".json") and Path(self.model).is_file())
 
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""
@@ -127,11 +159,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
             raise BertfastError(f"{path}: data is {data!r}; it must be a file or a list of files")
         values["data"] = tuple(data)
-    for name in ("tokenizer", "out", "model"):
-        if not isinstance(values.get(name, ""), str):
+    for name in ("tokenizer", "out", "model", "teacher"):
+        if not isinstance(values.get(name) or "", str):
             raise BertfastError(f"{path}: {name} is {values[name]!r}; it must be text")
     # YAML 1.1 reads 1e-4, with no point in it, as text.
-    for name in ("lr", "weight_decay", "clip_norm"):
+    for name in ("lr", "weight_decay", "clip_norm", "generator_size"):
         if isinstance(values.get(name), str):
             try:
                 values[name] = float(values[name])

@@ -132,7 +132,7 @@ def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | P
     shape = replace(load_config(config.model).with_labels(labels), problem_type="single_label_classification")
     tokenizer = load_tokenizer(config.model)
     check_tokenizer_fits(tokenizer, shape, f"{config.model}: the tokenizer")
-    SpecialIds(tokenizer)
+    special = SpecialIds(tokenizer, config.model)
     max_length = config.max_length or shape.max_length
     if max_length > shape.max_length:
         raise BertfastError(f"max-length is {max_length} and the model has {shape.max_length} positions")
@@ -160,7 +160,7 @@ def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | P
         seconds = time.monotonic() - started
         classifier.float().load_state_dict(weights)
         summary = _summary(config, train_data, dev_data, max_length, history, best, seconds)
-        _fill_folder(folder, classifier, tokenizer, config, summary, max_length)
+        _fill_folder(folder, classifier, tokenizer, special, config, summary, max_length)
     return FinetuneResult(Path(config.out), best["dev_accuracy"], best["dev_macro_f1"], best["epoch"], history)
 
 
@@ -339,12 +339,13 @@ def _fill_folder(
     folder: Path,
     model: ForSequenceClassification,
     tokenizer: Tokenizer,
+    special: SpecialIds,
     config: FinetuneConfig,
     summary: dict[str, Any],
     max_length: int,
 ) -> None:
     save_pretrained(model, folder)
-    save_tokenizer(tokenizer, folder, max_length)
+    save_tokenizer(tokenizer, folder, max_length, special, segments=model.config.type_vocab_size > 1)
     names = list(model.config.id2label.values())
     texts = {
         "labels.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n",

@@ -13,10 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bertfast.errors import BertfastError
-from bertfast.model import PreTrainedModel
 from bertfast.packed import Budget, PackedBatch
 
 from .optimizer import AdamW, clip_gradients
@@ -41,7 +40,7 @@ class GraphedStep:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         optimizer: AdamW,
         clip_norm: float,
         budget: Budget,

@@ -31,6 +31,7 @@ class Masters(nn.Module):
             self.lower = dict(zip(self.weights, (p for _, p in named), strict=True))
         else:
             self.weights = nn.ParameterList([p for _, p in named])
+        self.by_parameter = dict(zip((p for _, p in named), self.weights, strict=True))
 
     @torch.no_grad()
     def accumulate(self) -> None:
@@ -47,6 +48,14 @@ class Masters(nn.Module):
         """Writes the masters into the model's weights."""
         if self.lower:
             torch._foreach_copy_(list(self.lower.values()), list(self.lower))
+
+    def of(self, model: nn.Module) -> dict[str, Tensor]:
+        """The masters of a part of the model by that part's names, shared parameters under each of theirs."""
+        return {
+            name: self.by_parameter[parameter].detach()
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if parameter in self.by_parameter
+        }
 
     def named(self) -> dict[str, Tensor]:
         """The masters by the model's parameter names."""

@@ -56,7 +56,7 @@ class Classifier:
         self.model = model.to(self.device)
         self.tokenizer = load_tokenizer(folder)
         check_tokenizer_fits(self.tokenizer, model.config, f"{folder}: the tokenizer")
-        SpecialIds(self.tokenizer)
+        SpecialIds(self.tokenizer, folder)
         # What training cut texts to is what predictions cut them to.
         told = _read_json(Path(folder) / "tokenizer_config.json").get("model_max_length")
         positions = model.config.max_length

@@ -11,22 +11,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
-from bertfast.config import PRESETS, EncoderConfig
+from bertfast.config import PRESETS, ElectraConfig, EncoderConfig
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
-from bertfast.data.tokenizer import SpecialIds, save_tokenizer
+from bertfast.data.tokenizer import TOKENIZER_FILES, SpecialIds, save_tokenizer
+from bertfast.data.words import continuations
 from bertfast.errors import BertfastError
-from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, load_weights, make_folder, write_atomically
-from bertfast.model import PreTrainedModel, member_class
+from bertfast.hub import (
+    check_tokenizer_fits,
+    load,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    make_folder,
+    write_atomically,
+)
+from bertfast.model import ARCHITECTURES, ElectraForMaskedLM, ElectraForPreTraining, member_class
+from bertfast.model.models import MaskedLMModel
 from bertfast.packed import PackedBatch
 
 from .checkpoint import (
@@ -39,13 +49,21 @@ from .checkpoint import (
 )
 from .config import PretrainConfig
 from .graph import GraphedStep
+from .joint import (
+    GENERATOR,
+    Distillation,
+    ReplacedTokenDetection,
+    generator_config,
+    saved_models,
+    start_from_teacher,
+)
 from .memory import keep_freed_memory
 from .metrics import LiveBar, MetricsLog
 from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
 from .precision import Masters
 from .seeds import dropout_seed
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+TASKS = ("mlm", "nsp", "sop", "rtd", "soft", "cosine")  # whose losses and counts a model's output may have
 
 
 class Interrupted(Exception):
@@ -105,25 +123,30 @@ def pretrain(
 def _prepare(
     config: PretrainConfig,
     run: Path,
-    model: PreTrainedModel,
+    model: nn.Module,
     words: Tokenizer,
     device: torch.device,
 ) -> Batches:
     """Puts what does not change into the run's folder, and opens its data."""
     clean(run)
-    save_tokenizer(words, run, model.config.max_length)
-    text = json.dumps(model.config.to_dict(type(model).__name__), indent=2) + "\n"
-    write_atomically(run / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+    special = SpecialIds(words, config.tokenizer)
+    for place, saved in saved_models(model).items():
+        save_tokenizer(words, run / place, saved.config.max_length, special, segments=saved.config.type_vocab_size > 1)
+        text = json.dumps(saved.config.to_dict(type(saved).__name__), indent=2) + "\n"
+        write_atomically(run / place / "config.json", lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+    vocab_size = saved_models(model)[""].config.vocab_size
     batches = Batches(
         TokenStore.build(config.data, words, run / "tokens", config.text_field),
-        SpecialIds(words),
-        model.config.vocab_size,
+        special,
+        vocab_size,
         config.seq_len,
         config.batch_tokens,
         config.objective,
         config.masking,
         config.seed,
         device,
+        config.mask_unit,
+        None if config.mask_unit == "token" else continuations(words, vocab_size),
     )
     batches.plan(0)  # says now if the corpus cannot serve the objective
     return batches
@@ -136,7 +159,7 @@ class _Trainer:
         self,
         config: PretrainConfig,
         run: Path,
-        model: PreTrainedModel,
+        model: nn.Module,
         batches: Batches,
         device: torch.device,
         on_log: Callable[[dict[str, Any]], None] | None,
@@ -201,7 +224,8 @@ class _Trainer:
                 output, norm = self.graphed(batch, seed, rate, step + 1)
                 self.window.add(output, batch.num_tokens, batch.num_sequences)
                 return epoch, output.loss, norm
-            output = self.model(batch, seed=seed)
+            shaped = batch if self.device.type == "cuda" else batch.pad_to(*batch.sizes.rounded())
+            output = self.model(shaped, seed=seed)
             (output.loss / config.accumulation).backward()
             if config.accumulation > 1:
                 self.masters.accumulate()
@@ -223,10 +247,15 @@ class _Trainer:
         )
 
     def _save(self, step: int) -> None:
-        files = {name: (self.run / name).read_text(encoding="utf-8") for name in (*TOKENIZER_FILES, "config.json")}
+        models = saved_models(self.model)
+        paths = [Path(place) / name for place in models for name in (*TOKENIZER_FILES, "config.json")]
+        files = {
+            str(path): (self.run / path).read_text(encoding="utf-8") for path in paths if (self.run / path).is_file()
+        }
+        weights = {place: self.masters.of(model) for place, model in models.items()}
         moments = optimizer_tensors(self.optimizer, self.masters.names, self.masters.weights)
         values = {"tokens": self.tokens, "seconds": self.seconds, "window": self.window.state(), "last": self.last}
-        save_checkpoint(self.run, step, files, self.masters.named(), moments, values)
+        save_checkpoint(self.run, step, files, weights, moments, values)
 
     def _restore(self) -> int:
         found = checkpoints(self.run)
@@ -235,12 +264,14 @@ class _Trainer:
             return 0
         state = load_checkpoint(found[-1])
         with torch.no_grad():
-            for name, weight in self.masters.named().items():
-                if name not in state.weights or state.weights[name].shape != weight.shape:
-                    raise BertfastError(
-                        f"{found[-1]}: has no weight {name} of shape {tuple(weight.shape)}; it is another model's"
-                    )
-                weight.copy_(state.weights[name])
+            for place, model in saved_models(self.model).items():
+                kept = state.weights.get(place, {})
+                for name, weight in self.masters.of(model).items():
+                    if name not in kept or kept[name].shape != weight.shape:
+                        raise BertfastError(
+                            f"{found[-1]}: has no weight {name} of shape {tuple(weight.shape)}; it is another model's"
+                        )
+                    weight.copy_(kept[name])
         self.masters.refresh()
         restore_optimizer(self.optimizer, self.masters.names, self.masters.weights, state.moments)
         self.tokens, self.seconds = int(state.values.get("tokens", 0)), float(state.values.get("seconds", 0.0))
@@ -276,7 +307,8 @@ class _Window:
         self.elapsed = state.get("elapsed", 0.0)
 
     def add(self, output: Any, tokens: int, sequences: int) -> None:
-        for name in ("loss", "mlm_loss", "nsp_loss", "mlm_correct", "mlm_count", "nsp_correct"):
+        parts = [f"{task}_{kind}" for task in TASKS for kind in ("loss", "correct", "count")]
+        for name in ("loss", *parts):
             value = getattr(output, name, None)
             if value is not None:
                 value = value.detach().double()
@@ -297,11 +329,12 @@ class _Window:
         """The line for metrics.jsonl, averaged over the window; starts a new one."""
         sums = {name: float(value) for name, value in self.sums.items()}
         line = {"loss": sums["loss"] / self.parts}
-        line["mlm_loss"] = sums.get("mlm_loss", sums["loss"]) / self.parts
-        line["mlm_accuracy"] = sums["mlm_correct"] / max(sums["mlm_count"], 1)
-        if "nsp_loss" in sums:
-            line["nsp_loss"] = sums["nsp_loss"] / self.parts
-            line["nsp_accuracy"] = sums["nsp_correct"] / self.sequences
+        sums.setdefault("mlm_loss", sums["loss"])
+        for task in TASKS:
+            if f"{task}_loss" in sums:
+                line[f"{task}_loss"] = sums[f"{task}_loss"] / self.parts
+            if f"{task}_correct" in sums:
+                line[f"{task}_accuracy"] = sums[f"{task}_correct"] / max(sums.get(f"{task}_count", self.sequences), 1)
         line |= {
             "tokens_per_second": self.tokens / elapsed if elapsed > 0 else 0.0,
             "learning_rate": rate,
@@ -318,21 +351,77 @@ def _numbers(line: dict[str, Any]) -> str:
     return f"loss {line['loss']:.3f}  mlm acc {line['mlm_accuracy']:.3f}  {line['tokens_per_second']:,.0f} tok/s"
 
 
-def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> PreTrainedModel:
+def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> nn.Module:
     torch.manual_seed(config.seed)
+    entries = max(tokenizer.get_vocab().values()) + 1  # published vocabularies have ids without a token
+    own: dict[str, Any] = {"vocab_size": entries, "pad_token_id": SpecialIds(tokenizer, config.tokenizer).pad}
     if config.model in PRESETS:
-        shape = EncoderConfig.preset(
-            config.model, vocab_size=tokenizer.get_vocab_size(), pad_token_id=tokenizer.token_to_id("[PAD]")
-        )
+        shape = EncoderConfig.preset(config.model, **own)
+    elif config.starts_random:
+        shape = replace(EncoderConfig.from_json_file(config.model), **own)
     else:
         shape = load_config(config.model)
     if config.seq_len > shape.max_length:
         raise BertfastError(f"seq-len is {config.seq_len} and the model has {shape.max_length} positions")
     check_tokenizer_fits(tokenizer, shape, config.tokenizer)
-    model = member_class(shape, "ForPreTraining" if config.objective == "mlm+nsp" else "ForMaskedLM")(shape)
-    if config.model not in PRESETS:
+    if config.objective == "rtd":
+        return _detection(config, shape)
+    head = {"mlm+nsp": "BertForPreTraining", "mlm+sop": "AlbertForPreTraining"}.get(config.objective)
+    if head and not isinstance(shape, ARCHITECTURES[head].config_class):
+        raise _wrong_member(config, shape, head)
+    model = (ARCHITECTURES[head] if head else member_class(shape, "ForMaskedLM"))(shape)
+    if not config.starts_random:
         load_weights(model, config.model, new_head_ok=True)
-    return model
+    if config.objective != "distill":
+        return model
+    assert isinstance(model, MaskedLMModel)
+    assert config.teacher is not None
+    teacher = load(config.teacher)
+    if not isinstance(teacher, MaskedLMModel):
+        raise BertfastError(
+            f"{config.teacher}: is a {type(teacher).__name__}, which has no masked-LM head to learn from"
+        )
+    if load_tokenizer(config.teacher).get_vocab() != tokenizer.get_vocab():
+        raise BertfastError(
+            f"{config.tokenizer}: is not the tokenizer of the teacher {config.teacher}; give --tokenizer {config.teacher}"
+        )
+    both = Distillation(model, teacher)
+    if config.starts_random and not start_from_teacher(model, teacher):
+        print(
+            f"bertfast: {config.model} is wider or deeper than its teacher, or of other shapes; it starts from random weights",
+            file=sys.stderr,
+        )
+    if shape.hidden_size != teacher.config.hidden_size:
+        print("bertfast: the widths differ, so the cosine loss is left out", file=sys.stderr)
+    return both
+
+
+def _detection(config: PretrainConfig, shape: EncoderConfig) -> ReplacedTokenDetection:
+    if not isinstance(shape, ElectraConfig):
+        raise _wrong_member(config, shape, "ElectraForPreTraining")
+    discriminator = ElectraForPreTraining(shape)
+    folder = None if config.starts_random else Path(config.model)
+    told = folder is not None and (folder / GENERATOR).is_dir()
+    own = (
+        load_config(folder / GENERATOR)
+        if folder is not None and told
+        else generator_config(shape, config.generator_size)
+    )
+    assert isinstance(own, ElectraConfig)
+    generator = ElectraForMaskedLM(own)
+    if folder is not None:
+        load_weights(discriminator, folder, new_head_ok=True)
+        if told:
+            load_weights(generator, folder / GENERATOR)
+    return ReplacedTokenDetection(discriminator, generator)
+
+
+def _wrong_member(config: PretrainConfig, shape: EncoderConfig, head: str) -> BertfastError:
+    fitting = [name for name, (cls, _) in PRESETS.items() if cls is ARCHITECTURES[head].config_class]
+    return BertfastError(
+        f"objective is {config.objective!r}, whose head is {head}'s, and {config.model} is a {shape.model_type} model; "
+        f"take one of {', '.join(fitting)}, or another --objective"
+    )
 
 
 def _claim(run: Path, config: PretrainConfig, resume: bool) -> bool:

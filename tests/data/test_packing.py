@@ -12,7 +12,7 @@ from bertfast import BertfastError
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.data.tokenizer import SpecialIds
-from bertfast.hub.tokenizer import SPECIAL_TOKENS, wordpiece_tokenizer
+from bertfast.hub.tokenizer import ROBERTA_TOKENS, SPECIAL_TOKENS, byte_level_bpe_tokenizer, wordpiece_tokenizer
 
 VOCAB = 400
 SPECIAL = SpecialIds(
@@ -39,12 +39,12 @@ def batches(store=STORE, **options):
 
 
 def same(a, b):
-    names = ("input_ids", "segment_ids", "position_ids", "cu_seqlens", "masked_positions", "masked_labels")
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+    a, b = a.tensors(), b.tensors()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("masking", ["dynamic", "static"])
-@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
+@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp", "mlm+sop"])
 def test_a_start_anywhere_gives_what_the_whole_run_gave(objective, masking):
     run = batches(objective=objective, masking=masking)
     whole = list(islice(run.iterate(), 60))
@@ -55,12 +55,32 @@ def test_a_start_anywhere_gives_what_the_whole_run_gave(objective, masking):
         assert same(batch, whole[start][1])
 
 
+@pytest.mark.parametrize(("objective", "frame"), [("mlm", [2, 3]), ("mlm+nsp", [2, 3, 3, 3])])
+def test_sequences_are_framed_as_robertas_tokenizer_frames_them(objective, frame):
+    words = {token: index for index, token in enumerate([*ROBERTA_TOKENS, *map(str, range(VOCAB - 5))])}
+    special = SpecialIds(byte_level_bpe_tokenizer(words, []))
+    run = Batches(STORE, special, VOCAB, seq_len=32, batch_tokens=128, seed=3, objective=objective)
+    for _, batch in islice(run.iterate(), 20):
+        ids = batch.input_ids.clone()
+        ids[batch.masked_positions] = batch.masked_labels
+        assert not batch.segment_ids.any()
+        assert batch.num_tokens <= 128
+        for start, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
+            sequence = ids[start:end]
+            assert len(sequence) <= 32
+            assert sequence[sequence < 5].tolist() == frame
+            assert (sequence[0], sequence[-1]) == (2, 3)
+            if objective == "mlm+nsp":
+                ends = (sequence == 3).nonzero().flatten()
+                assert ends[1] == ends[0] + 1
+
+
 def test_another_seed_gives_other_batches():
     assert not same(next(batches(seed=1).iterate())[1], next(batches(seed=2).iterate())[1])
 
 
 @pytest.mark.parametrize("masking", ["dynamic", "static"])
-@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
+@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp", "mlm+sop"])
 def test_the_budget_holds_the_first_epochs_batches_and_most_of_the_others(objective, masking):
     run = batches(objective=objective, masking=masking)
     budget = run.budget()
@@ -72,7 +92,7 @@ def test_the_budget_holds_the_first_epochs_batches_and_most_of_the_others(object
     assert budget.masked <= largest + max(largest // 16, 8), "the predicted rows are the dearest slack"
 
 
-@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
+@pytest.mark.parametrize("objective", ["mlm", "mlm+nsp", "mlm+sop"])
 def test_batches_are_well_formed(objective):
     for _, batch in islice(batches(objective=objective).iterate(), 40):
         batch.check()
@@ -86,9 +106,9 @@ def test_batches_are_well_formed(objective):
             ids, segments = original[start:end].tolist(), batch.segment_ids[start:end].tolist()
             assert ids[0] == SPECIAL.cls
             assert ids[-1] == SPECIAL.sep
-            assert ids.count(SPECIAL.sep) == (2 if objective == "mlm+nsp" else 1)
+            assert ids.count(SPECIAL.sep) == (1 if objective == "mlm" else 2)
             assert batch.position_ids[start:end].tolist() == list(range(end - start))
-            if objective == "mlm+nsp":
+            if objective != "mlm":
                 first = ids.index(SPECIAL.sep)
                 assert segments == [0] * (first + 1) + [1] * (len(ids) - first - 1)
             else:
@@ -107,6 +127,69 @@ def test_a_random_partner_comes_from_another_document_and_a_next_one_from_the_sa
             assert same_document == (label == 0)
             labels.append(label)
     assert 0.4 < np.mean(labels) < 0.75  # a lone last sentence always takes a random partner
+
+
+UNITS = {
+    "token": {},
+    "whole-word": {"mask_unit": "whole-word", "continues": np.arange(VOCAB) % 3 == 0},
+    "span": {"mask_unit": "span", "continues": np.arange(VOCAB) % 3 == 0},
+}
+
+
+@pytest.mark.parametrize("unit", ["whole-word", "span"])
+def test_words_and_spans_are_hidden_the_same_from_any_start_within_the_budget(unit):
+    run = batches(objective="mlm+sop", **UNITS[unit])
+    budget = run.budget()
+    whole = list(islice(run.iterate(), 20))
+    assert same(next(batches(objective="mlm+sop", **UNITS[unit]).iterate(17))[1], whole[17][1])
+    assert not same(whole[0][1], next(batches(objective="mlm+sop").iterate())[1])
+    assert all(batch.fits(budget) for epoch, batch in whole if epoch == 0)
+
+
+@pytest.mark.parametrize("unit", ["whole-word", "span"])
+def test_a_sentence_starts_a_word_whatever_its_first_token(unit):
+    """Where all tokens continue a word, each sentence, of two tokens here, is one."""
+    store = TokenStore(np.arange(5, 305, dtype=np.uint16), np.arange(0, 301, 2), np.array([0, 150]))
+    everything = {"objective": "mlm", "mask_unit": unit, "continues": np.ones(VOCAB, np.bool_), "seq_len": 80}
+    whole = 0
+    for _, batch in islice(batches(store, **everything).iterate(), 20):
+        original = batch.input_ids.clone()
+        original[batch.masked_positions] = batch.masked_labels
+        hidden = torch.zeros_like(original).index_fill(0, batch.masked_positions, 1)
+        halves = (original[:-1] % 2 == 1) & (original[1:] == original[:-1] + 1) & (original[:-1] >= 5)
+        assert torch.equal(hidden[:-1][halves], hidden[1:][halves])
+        whole += int(hidden[:-1][halves].sum())
+    assert whole > 50
+
+
+def test_distillation_takes_the_batches_of_mlm():
+    made, wanted = batches(objective="distill").iterate(), batches(objective="mlm").iterate()
+    assert all(same(next(made)[1], next(wanted)[1]) for _ in range(3))
+
+
+def test_a_generator_is_shown_masks_and_original_words_alone():
+    made, wanted = batches(objective="rtd").iterate(), batches(objective="mlm").iterate()
+    masked = kept = 0
+    for (_, batch), (_, other) in islice(zip(made, wanted, strict=True), 20):
+        assert torch.equal(batch.masked_positions, other.masked_positions)
+        shown = batch.input_ids[batch.masked_positions]
+        stays = shown == batch.masked_labels
+        assert ((shown == SPECIAL.mask) | stays).all()
+        masked, kept = masked + int((~stays).sum()), kept + int(stays.sum())
+    assert masked / (masked + kept) == pytest.approx(0.85, abs=0.05)
+
+
+def test_a_swapped_pair_is_labelled_so():
+    whole = TokenStore(np.arange(5, 305, dtype=np.uint16), np.arange(0, 301, 10), np.arange(0, 31, 10))
+    labels = []
+    for _, batch in islice(batches(whole, objective="mlm+sop").iterate(), 20):
+        original = batch.input_ids.clone()
+        original[batch.masked_positions] = batch.masked_labels
+        for row, label in enumerate(batch.next_sentence_labels.tolist()):
+            start, end = batch.cu_seqlens[row : row + 2].tolist()
+            assert label == (original[start + 1] > original[end - 2])
+            labels.append(label)
+    assert 0 < sum(labels) < len(labels)
 
 
 def test_an_epoch_of_mlm_covers_every_token_once():
@@ -146,8 +229,10 @@ def test_any_corpus_packs_within_its_limits(seed, seq_len, documents):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "sop"}, "objective is 'sop'"),
+        ({"objective": "sop"}, "objective is 'sop'; it must be one of mlm, mlm.nsp, mlm.sop, rtd, distill"),
         ({"masking": "none"}, "masking is 'none'"),
+        ({"mask_unit": "phrase"}, "mask-unit is 'phrase'; it must be one of token, whole-word, span"),
+        ({"mask_unit": "span"}, "which tokens continue a word"),
         ({"seq_len": 4}, "seq-len is 4; it must be at least 5"),
         ({"seq_len": 200}, "a batch must hold a whole sequence"),
     ],

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from bertfast import BertfastError
 from bertfast.data.store import TokenStore
-from bertfast.data.tokenizer import train_wordpiece
+from bertfast.data.tokenizer import train_byte_level_bpe, train_unigram, train_wordpiece
 
 TEXT = "One fox. Two dens!\nThree dogs\n\nFour foxes? Five.\n"
 
@@ -27,6 +30,24 @@ def test_sentences_and_documents_hold_the_text(corpus, tmp_path):
     texts = ["One fox.", "Two dens!", "Three dogs", "Four foxes?", "Five."]
     assert sentences == [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     assert store.documents.tolist() == [0, 3, 5]
+
+
+@pytest.mark.parametrize("train", [train_byte_level_bpe, train_wordpiece, train_unigram])
+def test_the_sentences_of_a_document_make_its_text(train, tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    tokenizer = train([TEXT], 300)
+    store = TokenStore.build([tmp_path / "a.txt"], tokenizer, tmp_path / "store")
+    bounds = store.sentences[store.documents]
+    texts = ["One fox. Two dens! Three dogs", "Four foxes? Five."]
+    for text, start, end in zip(texts, bounds[:-1], bounds[1:], strict=True):
+        assert store.ids[start:end].tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_ids_beyond_16_bits_are_kept_whole(tmp_path):
+    (tmp_path / "a.txt").write_text("a b")
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "a": 3, "b": 1 << 16}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    assert TokenStore.build([tmp_path / "a.txt"], tokenizer, tmp_path / "store").ids.tolist() == [3, 1 << 16]
 
 
 def test_a_store_is_made_again_only_when_its_sources_change(corpus, tmp_path):

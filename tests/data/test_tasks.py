@@ -4,7 +4,7 @@ import pytest
 
 from bertfast import BertfastError
 from bertfast.data import tasks
-from bertfast.data.tokenizer import train_wordpiece
+from bertfast.data.tokenizer import train_byte_level_bpe, train_unigram, train_wordpiece
 from support import SHARED_DATA, needs_shared_data
 
 TOKENIZER = train_wordpiece(["a b c d e f g h i j"], 40)
@@ -84,6 +84,16 @@ def test_texts_and_pairs_get_special_tokens_and_segments():
     assert [TOKENIZER.id_to_token(index) for index in one.ids] == ["[CLS]", "a", "b", "[SEP]"]
     assert [TOKENIZER.id_to_token(index) for index in two.ids] == ["[CLS]", "c", "[SEP]", "d", "e", "[SEP]"]
     assert two.segments == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("train", "size"), [(train_byte_level_bpe, 300), (train_unigram, 40)])
+def test_inputs_are_what_the_tokenizer_makes_of_text_and_pair(train, size):
+    tokenizer = train(["a b c d e f g h i j"], size)
+    one, two = tasks.encode(tokenizer, ["a b", "c"], [None, "d e"], 32)
+    for item, encoding in ((one, tokenizer.encode("a b")), (two, tokenizer.encode("c", "d e"))):
+        assert (item.ids, item.segments) == (encoding.ids, encoding.type_ids)
+    (cut,) = tasks.encode(tokenizer, ["a b c d"], ["e f g h"], 8)
+    assert (len(cut.ids), cut.truncated) == (8, True)
 
 
 @pytest.mark.parametrize(("left", "right", "kept"), [(8, 1, (4, 1)), (1, 8, (1, 4)), (8, 8, (3, 2)), (3, 3, (3, 2))])

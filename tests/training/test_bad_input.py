@@ -242,6 +242,7 @@ def test_a_model_without_a_tokenizer(place: Path, fails: Callable[..., Outcome])
         ("precision", "fp8"),
         ("objective", "clm"),
         ("masking", "none"),
+        ("mask_unit", "phrase"),
         ("model", "bert-huge"),
         ("checkpoint_every", 0),
         ("log_every", 0),
@@ -255,6 +256,22 @@ def test_a_model_without_a_tokenizer(place: Path, fails: Callable[..., Outcome])
 def test_pretrain_options_out_of_range(option: str, value: object, fails: Callable[..., Outcome], place: Path) -> None:
     message = fails(*pretrain(**{option: value})).errors[0]
     assert option.replace("_", "-") in message.replace("_", "-")
+    assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"objective": "distill"}, "--teacher"),
+        ({"objective": "distill", "teacher": "nowhere"}, "teacher is 'nowhere'; it must be a model's folder"),
+        ({"objective": "mlm", "teacher": "tok"}, "only --objective distill"),
+        ({"objective": "clm"}, "mlm, mlm+nsp, mlm+sop, rtd, distill"),
+    ],
+)
+def test_objectives_that_do_not_fit_the_options(
+    options: dict[str, str], said: str, fails: Callable[..., Outcome], place: Path
+) -> None:
+    assert said in fails(*pretrain(**options)).errors[0]
     assert not (place / "run").exists()
 
 

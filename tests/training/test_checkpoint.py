@@ -29,13 +29,21 @@ FILES = {"config.json": "{}"}
 
 def save(run: Path, step: int, value: float | None = None) -> Path:
     tensor = torch.full((4, 4), float(step if value is None else value))
-    return save_checkpoint(run, step, FILES, {"w": tensor}, {"exp_avg.w": tensor + 1}, {"tokens": 10 * step})
+    return save_checkpoint(
+        run,
+        step,
+        FILES,
+        {"": {"w": tensor}, "part": {"v": tensor + 2}},
+        {"exp_avg.w": tensor + 1},
+        {"tokens": 10 * step},
+    )
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     state = load_checkpoint(save(tmp_path, 7))
     assert state.values == {"step": 7, "tokens": 70}
-    assert torch.equal(state.weights["w"], torch.full((4, 4), 7.0))
+    assert torch.equal(state.weights[""]["w"], torch.full((4, 4), 7.0))
+    assert torch.equal(state.weights["part"]["v"], torch.full((4, 4), 9.0))
     assert torch.equal(state.moments["exp_avg.w"], torch.full((4, 4), 8.0))
 
 
@@ -49,7 +57,7 @@ def test_the_run_shows_the_newest_and_keeps_the_last_two(tmp_path: Path) -> None
 def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
     save(tmp_path, 5)
     folder = save(tmp_path, 5, value=9.0)
-    assert torch.equal(load_checkpoint(folder).weights["w"], torch.full((4, 4), 9.0))
+    assert torch.equal(load_checkpoint(folder).weights[""]["w"], torch.full((4, 4), 9.0))
 
 
 @pytest.mark.parametrize("stage", ["save_file", "_flush", "replace"])
@@ -83,7 +91,7 @@ def test_clean_removes_only_what_a_kill_left(tmp_path: Path) -> None:
     shutil.copytree(folder, folder.with_name(".step-00000010.tmp"))
     (tmp_path / ".model.safetensors.tmp").write_bytes(b"half")
     clean(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model.safetensors", "part"]
     assert checkpoints(tmp_path) == [folder]
 
 

@@ -7,6 +7,7 @@ import importlib
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 import bertfast
 from bertfast import BertConfig, BertfastError, BertForMaskedLM, BertForPreTraining, PackedBatch, kernels
+from bertfast.config import ElectraConfig
+from bertfast.model.members import ElectraForMaskedLM, ElectraForPreTraining
 from bertfast.packed import Budget
 from bertfast.training.checkpoint import checkpoints
 from bertfast.training.graph import WARMUP, GraphedStep
+from bertfast.training.joint import Distillation, ReplacedTokenDetection, generator_config
 from bertfast.training.metrics import read_metrics
 from bertfast.training.optimizer import build_optimizer, clip_gradients, set_rate
 from bertfast.training.precision import Masters
@@ -31,7 +35,18 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA gra
 CONFIG = BertConfig(
     vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=16
 )  # fmt: skip
-MODELS = (BertForMaskedLM, BertForPreTraining)
+
+
+def rtd(config: BertConfig) -> ReplacedTokenDetection:
+    shape = ElectraConfig(**asdict(config), embedding_size=16)
+    return ReplacedTokenDetection(ElectraForPreTraining(shape), ElectraForMaskedLM(generator_config(shape, 0.5)))
+
+
+def distill(config: BertConfig) -> Distillation:
+    return Distillation(BertForMaskedLM(replace(config, num_hidden_layers=1)), BertForMaskedLM(config))
+
+
+MODELS = (BertForMaskedLM, BertForPreTraining, rtd, distill)
 BUDGET = Budget(40, 6, 12, 16)
 STEPS = WARMUP + 5  # on a GPU some are launched one by one, one is captured, and the rest are replays
 CLIP, RATE = 0.5, 3e-3

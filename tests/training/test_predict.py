@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny import POSITIONS, run_cli, sentences, write_model, write_table
 
+from bertfast.data.tokenizer import save_tokenizer, train_byte_level_bpe
 from bertfast.errors import BertfastError
 from bertfast.hub import load
 from bertfast.model import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification
@@ -175,6 +176,23 @@ def test_each_mask_has_fillers_and_the_others_stay(masked: Path) -> None:
 def test_a_masked_lm_fills_too(tmp_path: Path) -> None:
     masks, _ = MaskFiller(write_model(tmp_path / "model", BertForMaskedLM)).fill("the [MASK]")
     assert len(masks[0]) == 5
+
+
+@pytest.mark.parametrize("text", ["the [MASK] was warm", "the <mask> was warm"])
+def test_a_byte_level_bpe_fills_its_own_mask_and_berts(text: str, tmp_path: Path) -> None:
+    tokenizer = train_byte_level_bpe([text for text, _ in sentences(50)], 330)
+    write_model(tmp_path, BertForMaskedLM, vocab_size=tokenizer.get_vocab_size(), initializer_range=0.3)
+    save_tokenizer(tokenizer, tmp_path, POSITIONS)
+    filler = MaskFiller(tmp_path)
+    (choices,), _ = filler.fill(text, top=3)
+    ids = torch.tensor([tokenizer.encode("the <mask> was warm").ids])
+    place = (ids[0] == filler.special.mask).nonzero().item()
+    expected = load(tmp_path)(ids).logits[0, place].softmax(-1).topk(3)
+    assert [choice.probability for choice in choices] == pytest.approx(expected.values.tolist(), rel=1e-4)
+    for choice, index in zip(choices, expected.indices.tolist(), strict=True):
+        assert choice.word == (tokenizer.decode([index]).strip() or tokenizer.id_to_token(index))
+    with pytest.raises(BertfastError, match="has no <mask> to fill"):
+        filler.fill("the film was warm")
 
 
 def test_a_mask_before_the_cut_is_filled_and_the_cut_is_said(

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import sentences, write_model
+from tiny import sentences, write_model, write_table
 
 import bertfast
+from bertfast.data.tokenizer import SpecialIds, save_tokenizer, train_byte_level_bpe, train_unigram
 from bertfast.errors import BertfastError
-from bertfast.hub import load
-from bertfast.model import BertForMaskedLM, BertForPreTraining
+from bertfast.hub import load, load_tokenizer
+from bertfast.model import AlbertForPreTraining, BertForMaskedLM, BertForPreTraining
 from bertfast.training.checkpoint import checkpoints
 from bertfast.training.metrics import FILE, read_metrics
 from bertfast.training.pretrain import Interrupted, PretrainResult
@@ -109,6 +110,37 @@ def test_masked_lm_alone(place: Path, tmp_path: Path) -> None:
     result = run(place, tmp_path / "run", objective="mlm", masking="static")
     assert isinstance(load(result.out), BertForMaskedLM)
     assert "nsp_loss" not in result.last
+
+
+@pytest.mark.parametrize("train", [train_byte_level_bpe, train_unigram])
+def test_it_trains_with_every_kind_of_tokenizer(train: Any, place: Path, tmp_path: Path) -> None:
+    tokenizer = train([text for text, _ in sentences(50)], 300)
+    save_tokenizer(tokenizer, tmp_path / "tok")
+    options = {**OPTIONS, "steps": 2, "model": "bert-tiny"}
+    result = bertfast.pretrain([str(place / "corpus.txt")], str(tmp_path / "tok"), str(tmp_path / "run"), **options)
+    for folder in (result.out, checkpoints(result.out)[-1]):
+        assert load_tokenizer(folder).to_str() == tokenizer.to_str()
+        assert load(folder).config.pad_token_id == SpecialIds(tokenizer).pad
+    table = write_table(tmp_path / "train.tsv", [(text, text, label) for text, label in sentences(8)], ("text", "pair", "label"))  # fmt: skip
+    tuned = bertfast.finetune(result.out, table, table, tmp_path / "tuned", pair_column="pair", epochs=1)
+    assert load_tokenizer(tuned.out).to_str() == tokenizer.to_str()
+
+
+@pytest.mark.parametrize("unit", ["whole-word", "span"])
+def test_segments_put_in_order_and_words_hidden_whole(unit: str, place: Path, tmp_path: Path) -> None:
+    shape = {
+        "embedding_size": 16,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    model = tmp_path / "albert.json"
+    model.write_text(json.dumps({"model_type": "albert", "vocab_size": 1, "max_position_embeddings": 64, **shape}))
+    result = run(place, tmp_path / "run", model=str(model), objective="mlm+sop", mask_unit=unit)
+    assert isinstance(load(result.out), AlbertForPreTraining)
+    assert result.last["sop_loss"] > 0
+    assert 0 <= result.last["sop_accuracy"] <= 1
 
 
 def test_seeds_decide_everything(place: Path, whole: Path, tmp_path: Path) -> None:
