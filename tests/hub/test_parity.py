@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import bertfast
-from bertfast import PackedBatch
+from bertfast import BertfastError, PackedBatch
 from bertfast.config import (
     AlbertConfig,
     BertConfig,
@@ -399,6 +399,13 @@ def test_tritons_kernels_equal_transformers(config_class):
     compare("triton", *pair(member_class(small(config_class), "ForMaskedLM")), "packed")
 
 
+@pytest.mark.parametrize("activation", ["tanh", None])
+@pytest.mark.parametrize("projected", [True, False])
+def test_each_summary_of_electra_equals_transformers(projected, activation):
+    summary = {"summary_use_proj": projected, "summary_activation": activation}
+    compare("cpp", *pair(ARCHITECTURES["ElectraForMultipleChoice"], **summary), "right")
+
+
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("side", ["right", "left", "holes", "packed"])
 @pytest.mark.parametrize("head", ["ForSequenceClassification", "ForMultipleChoice"])
@@ -430,6 +437,18 @@ def test_each_loss_of_a_classifier_equals_transformers(config_class, kind, said)
     compare_outputs(ours, got, wanted, mask)
     got.loss.backward(), wanted.loss.backward()
     compare_gradients(ours, theirs)
+
+
+@pytest.mark.parametrize("config_class", [BertConfig, DebertaV2Config], ids=lambda c: c.model_type)
+def test_labels_in_a_column_count_as_labels_and_others_are_refused(config_class):
+    cls = member_class(small(config_class), "ForSequenceClassification")
+    for names, labels in ((["score"], torch.randn(4)), (["a", "b", "c"], torch.tensor([0, 2, 1, 1]))):
+        ours, _ = pair(cls, id2label=dict(enumerate(names)))
+        given, _ = inputs(ours)
+        flat, column = (ours(**given | {"labels": x}).loss for x in (labels, labels[:, None]))
+        assert torch.equal(flat, column)
+        with pytest.raises(BertfastError, match=r"labels have shape \(2, 5\)"):
+            ours(**given | {"labels": labels.new_zeros(2, 5)})
 
 
 def rms(x, exact):
