@@ -345,10 +345,11 @@ void attention_forward(const AttentionForward<T> &p) {
   const int64_t used = p.cu_seqlens[p.sequences], tasks = p.sequences * p.heads;
   zero_slack(p.out, used, p.tokens, p.heads * p.head_dim);
   for (int64_t head = 0; head < p.heads; ++head) zero_slack(p.lse + head * p.tokens, used, p.tokens, 1);
+  const int64_t chunk = std::clamp<int64_t>(tasks / (8 * p.threads), 1, 4);  // of neighbouring heads to a thread, which has them in its cache
 #pragma omp parallel num_threads(p.threads)
   {
     Scratch scratch;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, chunk)
     for (int64_t task = 0; task < tasks; ++task) forward_task(p, task / p.heads, task % p.heads, scratch);
   }
 }

@@ -73,11 +73,14 @@ void product(int64_t rows, int64_t width, int64_t inner, const E *a, int64_t a_r
   if (left) columns<1>(rows, inner, a, a_row, a_col, b + j, ldb, c + j, ldc, accumulate);
 }
 
-// Rows to float32, times `scale`.
+// Rows to float32, times `scale`. Behind a row of a head lies that of the next head, whose task comes next: it is brought near on the way.
 template <typename T>
 void widen(const T *x, int64_t stride, int64_t rows, int64_t n, float scale, float *out) {
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < n; j += kWidth) store_some(out + i * n + j, load_some(x + i * stride + j, n - j) * scale, n - j);
+    for (int64_t j = 0; j < n; j += kWidth) {
+      __builtin_prefetch(x + i * stride + n + j, 0, 2);
+      store_some(out + i * n + j, load_some(x + i * stride + j, n - j) * scale, n - j);
+    }
 }
 
 template <typename T>
