@@ -17,6 +17,7 @@ from .errors import BertfastError
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 POOLINGS = ("cls", "mean")
+TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class EncoderConfig:
     json_names: ClassVar[dict[str, str]] = {}  # of the fields that the member's config.json calls otherwise
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            self._check_type(f.name, str(f.type))
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             self._check_whole(name, 1)
         self._check_whole("max_position_embeddings", 1)
@@ -59,30 +62,51 @@ class EncoderConfig:
             )
         for name in (f.name for f in fields(self) if "dropout" in f.name):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1):
-                raise BertfastError(f"config: {name} is {value!r}; it must be at least 0 and below 1")
+            if value is not None and not 0 <= value < 1:
+                raise BertfastError(f"config: {self._label(name)} is {value!r}; it must be at least 0 and below 1")
         for name in ("initializer_range", "layer_norm_eps"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
-                raise BertfastError(f"config: {name} is {value!r}; it must be above 0")
+            self._check_positive(name)
         self._check_choice("hidden_act", ACTIVATIONS)
         pad = self.pad_token_id
-        if pad is not None and not (isinstance(pad, int) and 0 <= pad < self.vocab_size):
+        if pad is not None and not 0 <= pad < self.vocab_size:
             raise BertfastError(f"config: pad_token_id is {pad!r}, outside the vocabulary of {self.vocab_size}")
         if self.problem_type is not None:
             self._check_choice("problem_type", PROBLEM_TYPES)
         if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise BertfastError("config: id2label must name the labels 0, 1, 2, ... without a gap")
 
+    def _label(self, name: str) -> str:
+        """A field's name, and what the member's config.json calls it where that is another."""
+        other = self.json_names.get(name)
+        return f"{name} ({other})" if other else name
+
+    def _check_type(self, name: str, annotation: str) -> None:
+        """Of the fields that are plain values; what the others hold is checked where it is read."""
+        kind, _, optional = annotation.partition(" | ")
+        value = getattr(self, name)
+        if kind not in TYPES or (value is None and optional):
+            return
+        if not isinstance(value, TYPES[kind]) or isinstance(value, bool) != (kind == "bool"):
+            raise BertfastError(f"config: {self._label(name)} is {value!r}; it must be of type {kind}")
+        if kind == "float":  # transformers 5 takes no 1 where it wants 1.0
+            object.__setattr__(self, name, float(getattr(self, name)))
+
     def _check_whole(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise BertfastError(f"config: {name} is {value!r}; it must be a whole number of at least {least}")
+        if value < least:
+            raise BertfastError(
+                f"config: {self._label(name)} is {value!r}; it must be a whole number of at least {least}"
+            )
+
+    def _check_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if not 0 < value < float("inf"):
+            raise BertfastError(f"config: {self._label(name)} is {value!r}; it must be above 0")
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
-            raise BertfastError(f"config: {name} is {value!r}; supported are {', '.join(choices)}")
+            raise BertfastError(f"config: {self._label(name)} is {value!r}; supported are {', '.join(choices)}")
 
     @property
     def head_dim(self) -> int:
@@ -164,7 +188,9 @@ class EncoderConfig:
         if member is None or not issubclass(member, cls):
             supported = [name for name, config in CONFIGS.items() if issubclass(config, cls)]
             raise BertfastError(f"{source}: model_type is {model_type!r}; supported is {', '.join(supported)}")
-        if values.get("position_embedding_type", "absolute") != "absolute":
+        # The others have no such field, and files with anything in it.
+        kinded = member.model_type not in ("distilbert", "deberta-v2", "modernbert")
+        if kinded and values.get("position_embedding_type", "absolute") != "absolute":
             raise BertfastError(
                 f"{source}: position_embedding_type is {values['position_embedding_type']!r}; supported is absolute"
             )
@@ -192,7 +218,10 @@ class EncoderConfig:
                 kept["id2label"] = {int(index): str(label) for index, label in labels.items()}
             except (AttributeError, TypeError, ValueError) as error:
                 raise BertfastError(f"{source}: id2label must map whole numbers to names ({error})") from error
-        return member._from_json(kept, values)
+        try:
+            return member._from_json(kept, values)
+        except BertfastError as error:
+            raise BertfastError(source + str(error).removeprefix("config")) from None
 
     @classmethod
     def _from_json(cls, kept: dict[str, Any], values: dict[str, Any]) -> Self:
@@ -263,6 +292,8 @@ class RobertaConfig(EncoderConfig):
 class XLMRobertaConfig(RobertaConfig):
     """XLM-RoBERTa, RoBERTa's shape over a SentencePiece vocabulary. Conneau et al., 2020."""
 
+    vocab_size: int = 30522
+
     model_type: ClassVar[str] = "xlm-roberta"
 
 
@@ -306,7 +337,7 @@ class DistilBertConfig(EncoderConfig):
 
     num_hidden_layers: int = 6
     type_vocab_size: int = 0
-    classifier_dropout: float | None = 0.2
+    classifier_dropout: float = 0.2
     qa_dropout: float = 0.1
     sinusoidal_pos_embds: bool = False
 
@@ -351,6 +382,12 @@ class ElectraConfig(EncoderConfig):
         super().__post_init__()
         self._check_whole("embedding_size", 1)
         self._check_choice("summary_type", ("first",))
+        if self.summary_activation:
+            self._check_choice("summary_activation", ACTIVATIONS)
+
+    def to_dict(self, architecture: str | None = None) -> dict[str, Any]:
+        """As of `EncoderConfig`; no activation is no name, as `transformers` 5 wants it."""
+        return super().to_dict(architecture) | {"summary_activation": self.summary_activation or ""}
 
 
 @dataclass(frozen=True)
@@ -384,6 +421,10 @@ class DebertaV2Config(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_whole("conv_kernel_size", 0)
+        self._check_whole("conv_groups", 1)
+        if self.embedding_size is not None:
+            self._check_whole("embedding_size", 1)
         unknown = [kind for kind in self.pos_att_type if kind not in ("c2p", "p2c")]
         if unknown:
             raise BertfastError(f"config: pos_att_type holds {unknown[0]!r}; supported are c2p, p2c")
@@ -391,11 +432,22 @@ class DebertaV2Config(EncoderConfig):
             self._check_choice(name, ACTIVATIONS)
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
             raise BertfastError(f"config: conv_kernel_size is {self.conv_kernel_size}; it must be odd, or 0 for none")
+        if self.hidden_size % self.conv_groups:
+            raise BertfastError(
+                f"config: conv_groups is {self.conv_groups}; it must divide hidden_size, {self.hidden_size}"
+            )
+        buckets, furthest = self.position_buckets, self.max_relative_distance
+        if self.relative_attention and buckets > 0 and not (buckets > 1 and furthest > buckets // 2):
+            raise BertfastError(
+                f"config: position_buckets is {buckets} and the furthest distance {furthest} (max_relative_positions, or "
+                "max_position_embeddings); there must be 2 buckets at least, and distances beyond half of them"
+            )
 
     @classmethod
     def _from_json(cls, kept: dict[str, Any], values: dict[str, Any]) -> Self:
         kinds = kept.get("pos_att_type") or ()
-        kept["pos_att_type"] = tuple(kinds.lower().split("|") if isinstance(kinds, str) else kinds)
+        kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
+        kept["pos_att_type"] = _names("pos_att_type", kinds)
         size = values.get("attention_head_size")
         shape = cls(**kept)
         if size is not None and size != shape.head_dim:
@@ -452,7 +504,7 @@ class ModernBertConfig(EncoderConfig):
     type_vocab_size: int = 0
     layer_norm_eps: float = 1e-5
     pad_token_id: int | None = 50283
-    classifier_dropout: float | None = 0.0
+    classifier_dropout: float = 0.0
     initializer_cutoff_factor: float = 2.0
     norm_bias: bool = False
     attention_bias: bool = False
@@ -485,22 +537,37 @@ class ModernBertConfig(EncoderConfig):
             )
         self._check_choice("classifier_activation", ACTIVATIONS)
         self._check_choice("classifier_pooling", POOLINGS)
+        self._check_whole("local_attention", 0)
+        for name in ("initializer_cutoff_factor", "global_rope_theta", "local_rope_theta"):
+            self._check_positive(name)
+        if self.head_dim % 2:
+            raise BertfastError(
+                f"config: hidden_size {self.hidden_size} over num_attention_heads {self.num_attention_heads} is {self.head_dim}; "
+                "rotary positions turn pairs, so it must be even"
+            )
 
     @classmethod
     def _from_json(cls, kept: dict[str, Any], values: dict[str, Any]) -> Self:
         """Both forms: `transformers` 4 writes two thetas and a period of layers, 5 a type and a rotary dictionary for each kind."""
         kept["type_vocab_size"] = 0
-        if kept.get("layer_types"):
-            kept["layer_types"] = tuple(kept["layer_types"])
-        elif isinstance(values.get("num_hidden_layers"), int):
-            kept["layer_types"] = _layer_types(
-                values["num_hidden_layers"], int(values.get("global_attn_every_n_layers", 3))
+        period = values.get("global_attn_every_n_layers", 3)
+        if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+            raise BertfastError(
+                f"config: global_attn_every_n_layers is {period!r}; it must be a whole number of at least 1"
             )
+        if kept.get("layer_types"):
+            kept["layer_types"] = _names("layer_types", kept["layer_types"])
+        elif isinstance(values.get("num_hidden_layers"), int):
+            kept["layer_types"] = _layer_types(values["num_hidden_layers"], period)
         if values.get("rope_scaling"):
             raise BertfastError("config: rope_scaling is set; supported is unscaled rotary positions")
         rotary = values.get("rope_parameters") or {}
         for kind, name in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
-            own = rotary.get(kind) or {}
+            own = rotary.get(kind) or {} if isinstance(rotary, dict) else rotary
+            if not isinstance(own, dict):
+                raise BertfastError(
+                    f"config: rope_parameters is {rotary!r}; it must map each kind of layer to an object"
+                )
             if own.get("rope_type", "default") != "default":
                 raise BertfastError(f"config: the rope_type of {kind} is {own['rope_type']!r}; supported is default")
             if "rope_theta" in own:
@@ -541,6 +608,12 @@ class ModernBertConfig(EncoderConfig):
     def residual_deviation(self) -> float:
         """Of the initial weights that end a residual branch. Warner et al., appendix: Megatron's initialisation."""
         return self.initializer_range / math.sqrt(2.0 * self.num_hidden_layers)
+
+
+def _names(field_name: str, values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise BertfastError(f"config: {field_name} is {values!r}; it must be a list of names")
+    return tuple(values)
 
 
 def _layer_types(layers: int, period: int) -> tuple[str, ...]:
@@ -590,8 +663,10 @@ PRESETS: dict[str, tuple[type[EncoderConfig], dict[str, Any]]] = {
     "bert-medium": (BertConfig, _shape(8, 512, 8, 2048)),
     "bert-base": (BertConfig, _shape(12, 768, 12, 3072)),
     "bert-large": (BertConfig, _shape(24, 1024, 16, 4096)),
+    "minilm-l3": (BertConfig, _shape(3, 384, 12, 1536)),
     "minilm-l6": (BertConfig, _shape(6, 384, 12, 1536)),
     "minilm-l12": (BertConfig, _shape(12, 384, 12, 1536)),
+    "minilm-l6-h768": (BertConfig, _shape(6, 768, 12, 3072)),
     "roberta-base": (RobertaConfig, _shape(12, 768, 12, 3072, **_ROBERTA)),
     "roberta-large": (RobertaConfig, _shape(24, 1024, 16, 4096, **_ROBERTA)),
     "distilroberta-base": (RobertaConfig, _shape(6, 768, 12, 3072, **_ROBERTA)),

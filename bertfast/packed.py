@@ -28,6 +28,19 @@ class Budget(NamedTuple):
     masked: int
     max_seqlen: int
 
+    def rounded(self) -> Budget:
+        """Up to the next sizes of a grid as coarse as a thirty-second of them, so that a run's batches have few shapes.
+
+        On a CPU the library of matrix products prepares each shape anew, and keeps what it prepared for about a thousand of them: gigabytes, where no
+        two batches are of a size.
+        """
+        return Budget(_on_grid(self.tokens), _on_grid(self.sequences), _on_grid(self.masked), self.max_seqlen)
+
+
+def _on_grid(size: int) -> int:
+    step = max(8, 1 << max(size.bit_length() - 6, 0))
+    return -(-size // step) * step
+
 
 @dataclass
 class PackedBatch:
@@ -201,15 +214,16 @@ class Padding:
         shape: (sequences, positions).
         mask: (sequences, positions), nonzero where a token is real; None when all are.
         device: of the batch.
+        slack: follow the tokens by slack, as `Budget.rounded` has it.
 
     Raises:
         BertfastError: a mask of another shape.
     """
 
-    def __init__(self, shape: tuple[int, int], mask: Tensor | None, device: torch.device) -> None:
+    def __init__(self, shape: tuple[int, int], mask: Tensor | None, device: torch.device, slack: bool = False) -> None:
         self.shape = shape
         sequences, positions = shape
-        self.rows: Tensor | None = None  # of the real tokens in the flattened batch; None: all of them
+        self.rows: Tensor | None = None  # of the real tokens in the flattened batch, -1 for slack; None: all of them
         if mask is None:
             self.cu_seqlens = torch.arange(sequences + 1, dtype=torch.int32, device=device) * positions
             self.max_seqlen = positions
@@ -220,7 +234,8 @@ class Padding:
                 "one entry a token: masks between pairs of tokens are not supported"
             )
         real = mask.to(device) != 0
-        self.rows = real.flatten().nonzero().squeeze(1)
+        rows = real.flatten().nonzero().squeeze(1)
+        self.rows = F.pad(rows, (0, _on_grid(len(rows)) - len(rows)), value=-1) if slack else rows
         lengths = real.sum(1, dtype=torch.int32)
         self.cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
         self.max_seqlen = int(lengths.max()) if sequences else 0
@@ -236,7 +251,7 @@ class Padding:
         return self.rows % self.shape[1]
 
     def pack(self, padded: Tensor) -> Tensor:
-        """(sequences, positions, ...) to (tokens, ...): the real tokens alone."""
+        """(sequences, positions, ...) to (tokens, ...): the real tokens alone, and zeros for slack."""
         return padded.flatten(0, 1) if self.rows is None else kernels.pack(padded, self.rows)
 
     def unpack(self, packed: Tensor) -> Tensor:

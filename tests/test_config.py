@@ -1,10 +1,14 @@
 """The configuration: presets as published, every field checked, Hugging Face's config.json in and out."""
 
 import json
+from dataclasses import fields
 
 import pytest
+import torch
 
-from bertfast import BertConfig, BertfastError, BertForPreTraining
+from bertfast import BertConfig, BertfastError, BertForPreTraining, DebertaV2Config, ElectraConfig, ModernBertConfig
+from bertfast.config import CONFIGS, PRESETS, EncoderConfig
+from bertfast.model import member_class
 
 PUBLISHED = {  # layers, width, heads, parameters in millions (Turc et al., table 1; Devlin et al., section 3)
     "bert-tiny": (2, 128, 2, 4.4),
@@ -13,6 +17,39 @@ PUBLISHED = {  # layers, width, heads, parameters in millions (Turc et al., tabl
     "bert-medium": (8, 512, 8, 41.7),
     "bert-base": (12, 768, 12, 110.1),
     "bert-large": (24, 1024, 16, 340),
+}
+
+
+MILLIONS = {  # parameters of the published encoders, with their poolers, for those that were published with one
+    "bert-base": 109.48,
+    "bert-large": 335.14,
+    "minilm-l3": 17.39,
+    "minilm-l6": 22.71,
+    "minilm-l12": 33.36,
+    "roberta-base": 124.65,
+    "roberta-large": 355.36,
+    "distilroberta-base": 82.12,
+    "xlm-roberta-base": 278.04,
+    "xlm-roberta-large": 559.89,
+    "albert-base": 11.68,
+    "albert-large": 17.68,
+    "albert-xlarge": 58.72,
+    "albert-xxlarge": 222.60,
+    "distilbert-base": 66.36,
+    "electra-small": 13.48,
+    "electra-base": 108.89,
+    "electra-large": 334.09,
+    "electra-small-generator": 13.48,
+    "electra-base-generator": 33.51,
+    "deberta-v2-xlarge": 884.59,
+    "deberta-v2-xxlarge": 1564.55,
+    "deberta-v3-xsmall": 70.68,
+    "deberta-v3-small": 141.30,
+    "deberta-v3-base": 183.83,
+    "deberta-v3-large": 434.01,
+    "mdeberta-v3-base": 278.22,
+    "modernbert-base": 149.01,
+    "modernbert-large": 394.78,
 }
 
 
@@ -39,6 +76,33 @@ def test_presets_are_the_published_shapes(name):
 def test_the_count_of_parameters_is_that_of_the_model():
     config = BertConfig.preset("bert-tiny", vocab_size=101)
     assert BertForPreTraining(config).bert.num_parameters() == parameters(config)
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_has_the_parameters_of_transformers_model(name):
+    transformers = pytest.importorskip("transformers")
+    config = EncoderConfig.preset(name)
+    cls = member_class(config, "Model")
+    theirs = getattr(transformers, cls.__name__)
+    with torch.device("meta"):
+        ours, other = cls(config), theirs(theirs.config_class(**config.to_dict()))
+    assert count(ours) == count(other)
+    if name in MILLIONS:
+        assert round(count(ours) / 1e6, 2) == MILLIONS[name]
+
+
+@pytest.mark.parametrize("config_class", CONFIGS.values(), ids=list(CONFIGS))
+def test_defaults_are_those_of_transformers(config_class):
+    transformers = pytest.importorskip("transformers")
+    theirs, ours = getattr(transformers, config_class.__name__)(), config_class()
+    for f in fields(config_class):
+        value = getattr(theirs, config_class.json_names.get(f.name, f.name), None)
+        value = tuple(value) if isinstance(value, list) else value
+        assert value is None or value == getattr(ours, f.name), f.name
 
 
 def test_a_preset_takes_overrides():
@@ -75,11 +139,55 @@ def test_an_unknown_preset_is_an_error_that_lists_those_there_are():
         ("problem_type", "ranking"),
         ("id2label", {}),
         ("id2label", {0: "a", 2: "b"}),
+        ("initializer_range", "0.02"),
+        ("hidden_dropout_prob", None),
     ],
 )
 def test_a_field_out_of_range_is_one_line_that_names_it(field, value):
     with pytest.raises(BertfastError, match=field) as caught:
         BertConfig(**{field: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change"),
+    [
+        ("roberta", {"pad_token_id": None}),
+        ("albert", {"num_hidden_groups": 0}),
+        ("albert", {"inner_group_num": 1.5}),
+        ("albert", {"embedding_size": None}),
+        ("distilbert", {"seq_classif_dropout": None}),
+        ("distilbert", {"activation": "swish"}),
+        ("electra", {"summary_type": "last"}),
+        ("electra", {"summary_activation": "linear"}),
+        ("deberta-v2", {"pos_att_type": "c2p|p2p"}),
+        ("deberta-v2", {"pos_att_type": 3}),
+        ("deberta-v2", {"position_buckets": "256"}),
+        ("deberta-v2", {"relative_attention": True, "position_buckets": 8, "max_relative_positions": 4}),
+        ("deberta-v2", {"conv_kernel_size": 4}),
+        ("deberta-v2", {"conv_kernel_size": -1}),
+        ("deberta-v2", {"conv_groups": 7}),
+        ("deberta-v2", {"attention_head_size": 32}),
+        ("deberta-v2", {"pooler_hidden_size": 32}),
+        ("deberta-v2", {"norm_rel_ebd": None}),
+        ("modernbert", {"local_attention": -1}),
+        ("modernbert", {"global_attn_every_n_layers": 0}),
+        ("modernbert", {"layer_types": ["full_attention"]}),
+        ("modernbert", {"layer_types": 3}),
+        ("modernbert", {"classifier_pooling": "max"}),
+        ("modernbert", {"rope_scaling": {"type": "linear", "factor": 2}}),
+        ("modernbert", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}),
+        ("modernbert", {"rope_parameters": {"full_attention": 3}}),
+        ("modernbert", {"num_attention_heads": 256}),
+    ],
+)
+def test_a_members_own_field_out_of_range_is_one_line_that_names_it(model_type, change):
+    values = CONFIGS[model_type]().to_dict()
+    field = next(reversed(change))
+    if field == "global_attn_every_n_layers":
+        del values["layer_types"]
+    with pytest.raises(BertfastError, match=field.removesuffix("_parameters")) as caught:
+        EncoderConfig.from_dict({**values, **change})
     assert "\n" not in str(caught.value)
 
 
@@ -100,6 +208,57 @@ def test_num_labels_stands_for_label_names():
     values = BertConfig().to_dict()
     del values["id2label"], values["label2id"]
     assert BertConfig.from_dict({**values, "num_labels": 5}).num_labels == 5
+
+
+def test_what_published_files_hold_beside_the_shape_is_left_aside():
+    """As on the hub: DeBERTa's kinds of attention in one word, and fields that the member's code does not read."""
+    values = {
+        "model_type": "deberta-v2",
+        "vocab_size": 128100,
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": "p2c|c2p",
+        "layer_norm_eps": 1e-7,
+        "max_relative_positions": -1,
+        "position_biased_input": False,
+        "torch_dtype": "float16",
+        "transformers_version": "4.50.0",
+    }
+    assert EncoderConfig.from_dict(values) == EncoderConfig.preset("deberta-v3-xsmall")
+
+
+@pytest.mark.parametrize(
+    ("said", "global_theta", "local_theta", "period"),
+    [
+        ({"global_rope_theta": 5e4, "local_rope_theta": 1e3, "global_attn_every_n_layers": 2}, 5e4, 1e3, 2),
+        ({"global_rope_theta": 5e4, "local_rope_theta": None}, 5e4, 5e4, 3),
+        ({}, 16e4, 1e4, 3),
+        ({"position_embedding_type": "sans_pos", "local_rope_theta": 160_000}, 16e4, 16e4, 3),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 7.0}, "sliding_attention": None}}, 7.0, 1e4, 3),
+    ],
+)
+def test_both_forms_of_modernberts_rotary_fields_are_read(said, global_theta, local_theta, period):
+    shape = {"vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2, "pad_token_id": 0}
+    config = EncoderConfig.from_dict({"model_type": "modernbert", **shape, **said})
+    assert (config.global_rope_theta, config.local_rope_theta) == (global_theta, local_theta)
+    assert [config.window(layer) for layer in range(6)] == [64 if layer % period else None for layer in range(6)]
+    assert ModernBertConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [*(EncoderConfig.preset(name) for name in PRESETS), ElectraConfig(summary_activation=""), DebertaV2Config()],
+    ids=lambda config: config.model_type,
+)
+def test_every_members_config_survives_its_own_file(config, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    assert EncoderConfig.from_json_file(tmp_path / "config.json") == config
 
 
 @pytest.mark.parametrize(

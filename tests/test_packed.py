@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast import BertfastError, PackedBatch
-from bertfast.packed import Padding
+from bertfast.packed import Budget, Padding
 
 
 def masks():
@@ -25,6 +25,28 @@ def test_unpacking_undoes_packing_and_leaves_zeros_at_the_padding(mask):
     packed = padding.pack(padded)
     assert torch.equal(packed, padded[mask])
     assert torch.equal(padding.unpack(packed), padded * mask[..., None])
+
+
+@given(masks())
+@settings(deadline=None)
+def test_slack_after_the_tokens_changes_nothing_but_their_number(mask):
+    padded = torch.arange(1.0, 1 + mask.numel() * 3).view(*mask.shape, 3)
+    padding = Padding(tuple(mask.shape), mask, mask.device, slack=True)
+    packed = padding.pack(padded)
+    assert len(packed) % 8 == 0
+    assert torch.equal(packed[: mask.sum()], padded[mask])
+    assert not packed[mask.sum() :].any()
+    assert padding.cu_seqlens[-1] == mask.sum()
+    assert torch.equal(padding.unpack(packed), padded * mask[..., None])
+
+
+@given(st.integers(0, 1 << 20))
+def test_sizes_are_rounded_up_by_little_and_to_few(size):
+    (tokens, sequences, masked, longest) = Budget(size, size, size, 7).rounded()
+    assert tokens == sequences == masked
+    assert size <= tokens <= max(size * 33 / 32, size + 8)
+    assert longest == 7
+    assert len({Budget(n, 0, 0, 0).rounded().tokens for n in range(1 << 12)}) < 250
 
 
 @given(masks())

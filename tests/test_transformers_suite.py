@@ -29,7 +29,9 @@ class BertModelTest(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             BertForMaskedLM(BertConfig(**CONFIG)).save_pretrained(folder)
             loaded, info = BertForMaskedLM.from_pretrained(folder, output_loading_info=True)
-        self.assertFalse(hasattr(loaded, "broken"), "the model is broken")
+        for part in range(2):
+            with self.subTest(part=part):
+                self.assertFalse(part == 0 and hasattr(loaded, "broken"), "the model is broken")
         self.assertLess(getattr(loaded, "times", 0), 2)
 
     def test_inner_models_are_not_passed_on_their_own(self):
@@ -68,7 +70,7 @@ def source(tmp_path_factory):
 
 def suite(*arguments):
     command = [sys.executable, str(REPOSITORY / "tests" / "transformers_suite.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
 
 def test_equal_outcomes_are_counted_and_pass(source):

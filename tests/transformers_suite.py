@@ -75,7 +75,7 @@ class Recorder:
             file.write(json.dumps(entry) + "\n")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        # A test is its call, unless it stops before it or fails after it; a later line of the same test replaces the earlier.
+        # A test is its call, unless it stops before it or fails after it; a subtest reports under the name of its test, before it.
         if report.when == "call" or not report.passed:
             self.write(report.nodeid, report.outcome, first_line(report))
 
@@ -177,7 +177,10 @@ def run_suite(root: Path, file: Path, options: list[str]) -> tuple[Outcomes, int
             cwd=root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
         lines = written.read_text(encoding="utf-8").splitlines() if written.exists() else []
-    outcomes = {name: (outcome, why) for name, outcome, why in map(json.loads, lines)}
+    outcomes: Outcomes = {}
+    for name, outcome, why in map(json.loads, lines):
+        if outcomes.get(name, ("",))[0] != "failed":
+            outcomes[name] = (outcome, why)
     accelerated, _ = outcomes.pop("accelerated", (0, ""))
     if not any(outcome != "failed" or "::" in name for name, (outcome, _) in outcomes.items()):
         output = [why for _, why in outcomes.values()] or process.stdout.strip().splitlines()[-1:]
@@ -222,7 +225,8 @@ def main(arguments: list[str] | None = None) -> int:
             counts = Counter(outcome for outcome, _ in plain.values())
             print(
                 f"{model}: {len(plain)} tests, {counts['skipped']} skipped, {counts['failed']} fail as they are, {counts['passed']} pass; "
-                f"of these {counts['passed'] - len(lines)} pass accelerated ({count} models)"
+                f"of these {counts['passed'] - len(lines)} pass accelerated ({count} models)",
+                flush=True,
             )
             for line in lines:
                 print(f"  {line}")

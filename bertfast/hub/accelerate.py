@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bertfast.config import AlbertConfig, DebertaV2Config, EncoderConfig, ModernBertConfig
 from bertfast.errors import BertfastError
-from bertfast.model.encoder import Encoder, make_tree
+from bertfast.model.encoder import Encoder, make_tree, num_blocks
 from bertfast.model.layout import LAYOUTS, View
 from bertfast.packed import IGNORE_INDEX
 
@@ -115,6 +115,7 @@ _WITHOUT_EFFECT = {
     "batch_size",
     "seq_len",
 }
+_LABELS = ("labels", "start_positions")  # of a head, of which a loss follows
 # Fields of a configuration that concern its heads, which stay the original's.
 _HEAD_FIELDS = ("tie_word_embeddings", "id2label", "label2id", "num_labels", "problem_type")
 _HEAD_PREFIXES = ("classifier_", "summary_", "pooler_")
@@ -162,8 +163,7 @@ def accelerate(model: Any) -> Any:
         raise BertfastError(f"nothing to accelerate: {found}. Supported are transformers' {supported}")
     if refused:
         warnings.warn(f"bertfast leaves untouched {'; '.join(refused)}", stacklevel=2)
-    for module in list(model.modules()):
-        _attach_head(module)
+    _attach_heads(model)
     return model
 
 
@@ -210,9 +210,11 @@ def _exchange(module: nn.Module, state: _Base | _Head, make: Callable[[Any], Any
 
 
 def _is_exchanged(module: nn.Module) -> bool:
-    function = getattr(module.__dict__.get("forward"), "__func__", None)
-    original = type(module).forward
-    return _STATE in module.__dict__ and function in (_base_forward(original), _head_forward(original))
+    """Whether our forward is in place; someone may have put another before it, and pickling drops it."""
+    if _STATE not in module.__dict__:
+        return False
+    make = _base_forward if _is_base(module) else _head_forward
+    return getattr(module.__dict__.get("forward"), "__func__", None) is make(type(module).forward)
 
 
 def _replicate_for_data_parallel(module: nn.Module) -> nn.Module:
@@ -226,40 +228,57 @@ def _replicate_for_data_parallel(module: nn.Module) -> nn.Module:
 @cache
 def _base_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     """The forward of a base model: ours, with the original's signature."""
+    serve = torch.compiler.disable(_serve)  # packed shapes depend on the mask's values
 
     @wraps(original)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        state = self.__dict__.get(_STATE)
-        if state is None or torch.jit.is_tracing():
+        if _STATE not in self.__dict__ or torch.jit.is_tracing() or torch.compiler.is_exporting():
             return original(self, *args, **kwargs)
-        given = _by_name(original, args, kwargs)
-        inputs = None if given is None else state.inputs(given)
-        return original(self, *args, **kwargs) if inputs is None else state.run(given, *inputs)
+        output = serve(self.__dict__[_STATE], original, args, kwargs)
+        return original(self, *args, **kwargs) if output is None else output
 
     return forward
+
+
+def _serve(state: _Base, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the base model returns to these arguments; None for the original to run."""
+    given = _by_name(original, args, kwargs)
+    if given is None:
+        return None
+    try:
+        return state.run(given)
+    except _Unserved as unserved:
+        if unserved.args:
+            state.say(str(unserved))
+        return None
 
 
 @cache
 def _head_forward(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of a model with a head: the original, with a word to its encoder where the loss reads outputs at padding."""
+    """The forward of a model with a head: the original's, after a word to its encoder on what the loss reads."""
+    announce = torch.compiler.disable(_announce)
+    names, _ = _parameters(original)
+    before = min(names.index(name) for name in _LABELS if name in names)
 
     @wraps(original)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.__dict__.get(_STATE)
-        call = partial(original, self) if state is None or state.previous is None else state.previous
-        given = _by_name(original, args, kwargs)
-        bases = [child.__dict__[_STATE] for child in self.children() if _is_base(child)]
-        if given is None or not _loss_reads_padding(self, given):
-            return call(*args, **kwargs)
-        try:
-            for base in bases:
-                base.loss_reads_padding = True
-            return call(*args, **kwargs)
-        finally:
-            for base in bases:
-                base.loss_reads_padding = False
+        if state is not None and (len(args) > before or any(kwargs.get(name) is not None for name in _LABELS)):
+            announce(self, original, args, kwargs)
+        if state is None or state.previous is None:
+            return original(self, *args, **kwargs)
+        return state.previous(*args, **kwargs)
 
     return forward
+
+
+def _announce(head: nn.Module, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tells the encoders below whether the loss of this call is of outputs at padding too."""
+    given = _by_name(original, args, kwargs)
+    reads = given is not None and _loss_reads_padding(head, given)
+    for child in head.children():
+        if _is_base(child):
+            child.__dict__[_STATE].loss_reads_padding = reads
 
 
 @cache
@@ -294,18 +313,23 @@ class _Head:
     previous: Callable[..., Any] | None = None
 
 
-def _attach_head(module: nn.Module) -> None:
-    """Tells the encoders right below ``module`` what it reads of them."""
-    bases = [child.__dict__[_STATE] for child in module.children() if _is_base(child)]
-    if not bases:
-        return
-    cls = type(module)
-    per_token = cls.__module__.startswith("transformers.models.") and cls.__name__.endswith(_PER_TOKEN_HEADS)
-    for base in bases:
-        base.head_reads_first = not per_token
-    names, _ = _parameters(cls.forward)
-    if {"labels", "start_positions"} & set(names) and not _is_exchanged(module):
-        _exchange(module, _Head(), _head_forward)
+def _attach_heads(model: nn.Module) -> None:
+    """Tells each encoder whether the modules right above it read its first column, and has them announce what their losses read."""
+    above: dict[_Base, list[nn.Module]] = {
+        module.__dict__[_STATE]: [] for module in model.modules() if _is_base(module)
+    }
+    for module in list(model.modules()):
+        bases = [child.__dict__[_STATE] for child in module.children() if _is_base(child)]
+        for base in bases:
+            above[base].append(module)
+        if bases and set(_LABELS) & set(_parameters(type(module).forward)[0]) and not _is_exchanged(module):
+            _exchange(module, _Head(), _head_forward)
+    for base, heads in above.items():
+        base.head_reads_first = not heads or not all(_is_per_token(type(head)) for head in heads)
+
+
+def _is_per_token(head: type[nn.Module]) -> bool:
+    return head.__module__.startswith("transformers.models.") and head.__name__.endswith(_PER_TOKEN_HEADS)
 
 
 def _loss_reads_padding(head: nn.Module, given: dict[str, Any]) -> bool:
@@ -326,10 +350,10 @@ class _Base:
     Attributes:
         previous: the forward that the instance had of its own.
         head_reads_first: whether something beside the pooler may read the outputs at column 0.
-        loss_reads_padding: whether the call that is running needs all outputs at padding.
+        loss_reads_padding: whether the loss of the next call is of outputs at padding too.
     """
 
-    def __init__(self, base: nn.Module, kind: str) -> None:
+    def __init__(self, base: Any, kind: str) -> None:
         self.base, self.kind = base, kind
         self.previous: Callable[..., Any] | None = None
         self.head_reads_first, self.loss_reads_padding = True, False
@@ -344,13 +368,13 @@ class _Base:
         try:
             config = _config(self.base, self.kind)
             self.trouble = _misfit(self.base, config)
-        except BertfastError as error:
+        except (BertfastError, AttributeError) as error:  # the latter of a module that is not where it should be
             self.trouble = str(error)
         if self.trouble is None:
-            self._configs: dict[tuple[tuple[str, float], ...], EncoderConfig] = {(): config}
+            self._config = config
             self.encoder = Encoder(config, self.base)
             self._dropouts = [(View(self.base, {path: path}), path, name) for path, name in member.dropouts.items()]
-            blocks = {LAYOUTS[self.kind].block(index, config) for index in range(len(self.encoder.blocks))}
+            blocks = {LAYOUTS[self.kind].block(index, config) for index in range(num_blocks(config))}
             for block in sorted(blocks):
                 root = self.base.get_submodule(block)
                 self._dropouts += [
@@ -373,19 +397,12 @@ class _Base:
         if reason not in self._said:
             self._said.add(reason)
             name = type(self.base).__name__
-            warnings.warn(f"bertfast: the original forward of {name} runs where {reason}; said once", stacklevel=5)
+            warnings.warn(f"bertfast: the original forward of {name} runs where {reason}; said once", stacklevel=2)
 
-    def inputs(self, given: dict[str, Any]) -> tuple[Tensor | None, bool, dict[str, float]] | None:
-        """The mask, whether outputs at padding are wanted, and the rates of dropouts, all checked; None for the original to run."""
-        try:
-            return self._inputs(given)
-        except _Unserved as unserved:
-            if unserved.args:
-                self.say(str(unserved))
-            return None
-
-    def _inputs(self, given: dict[str, Any]) -> tuple[Tensor | None, bool, dict[str, float]]:
+    def _check(self, given: dict[str, Any]) -> tuple[Tensor | None, bool]:
+        """The mask, None where it hides nothing, and whether outputs at padding are wanted; raises `_Unserved`."""
         config = self.base.config
+        loss_reads_padding, self.loss_reads_padding = self.loss_reads_padding, False
         if self._option(given, "output_attentions"):
             raise _Unserved("attention weights are wanted (output_attentions)")
         for name in given.keys() - _SERVED - _WITHOUT_EFFECT:
@@ -408,25 +425,25 @@ class _Base:
             value = given.get(name)
             if value is not None and tuple(value.shape) not in (shape, (1, shape[1]), shape[1:]):
                 raise _Unserved
-        if self._option(given, "output_hidden_states") and self.kind == "modernbert":
-            if self._is_old_style or getattr(config, "tie_last_hidden_states", True) is False:
-                raise _Unserved("hidden states before the final norm are wanted")
+        ends_normed = not self._is_old_style and getattr(config, "tie_last_hidden_states", True) is not False
+        if self.kind == "modernbert" and not ends_normed and self._option(given, "output_hidden_states"):
+            raise _Unserved("hidden states before the final norm are wanted")
         keep = False
         if mask is not None:
-            if not isinstance(mask, Tensor) or tuple(mask.shape) not in (shape, (1, shape[1])):
-                form = (
-                    f"has the shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"is a {type(mask).__name__}"
-                )
-                raise _Unserved(f"attention_mask {form}, not (sequences, positions)")
+            if not isinstance(mask, Tensor) or mask.dim() != 2:
+                form = f"{mask.dim()} dimensions" if isinstance(mask, Tensor) else f"the type {type(mask).__name__}"
+                raise _Unserved(f"attention_mask has {form}; served is (sequences, positions)")
+            if tuple(mask.shape) not in (shape, (1, shape[1])):
+                raise _Unserved
             mask = (mask != 0).expand(shape).to(first.device)
             if bool(mask.all()):
                 mask = None
             else:
                 reads_first = self.head_reads_first or self.encoder.parts.pooler is not None
-                keep = self.loss_reads_padding or (reads_first and not bool(mask[:, 0].all()))
+                keep = loss_reads_padding or (reads_first and not bool(mask[:, 0].all()))
                 if keep and not self._everyone_sees(mask):
                     raise _Unserved("padding that sees no token is read")
-        return mask, keep, self._rates()
+        return mask, keep
 
     def _everyone_sees(self, mask: Tensor) -> bool:
         """Whether what an output at padding is does not depend on the original's attention: some give the mean to what sees nothing, some zeros."""
@@ -440,7 +457,7 @@ class _Base:
 
     def _check_modules(self) -> None:
         """That the modules are those that the encoder was laid over, and that leaving out the calls of the inner ones is not noticed."""
-        if self._current_children() != self._children:
+        if self.trouble is not None or self._current_children() != self._children:
             self._build()
         if self.trouble is not None:
             raise _Unserved(self.trouble)
@@ -476,7 +493,7 @@ class _Base:
                     else 0.0
                 )
             if rates.setdefault(name, rate) != rate:
-                raise _Unserved(f"its dropouts have different rates ({rates[name]} and {rate})")
+                raise _Unserved(f"its dropouts that stand for {name} have different rates")
         return rates if any(rates.values()) else {}
 
     @property
@@ -490,13 +507,14 @@ class _Base:
             value = getattr(self.base.config, name, False)
         return value
 
-    def run(self, given: dict[str, Any], mask: Tensor | None, keep_padding: bool, rates: dict[str, float]) -> Any:
-        """Our forward, and what the original would return."""
-        encoder = self.encoder
-        key = tuple(rates.items())
-        if key not in self._configs:
-            self._configs[key] = replace(self._configs[()], **rates)  # type: ignore[arg-type]
-        encoder.config = self._configs[key]
+    def run(self, given: dict[str, Any]) -> Any:
+        """Our forward, and what the original would return; raises `_Unserved`."""
+        mask, keep_padding = self._check(given)
+        encoder, rates = self.encoder, self._rates()
+        try:
+            encoder.config = replace(self._config, **rates) if rates else self._config  # type: ignore[arg-type]
+        except BertfastError as error:  # a rate of 1
+            raise _Unserved(str(error)) from error
         encoder.checkpoint = self._checkpoint()
         positions = given.get("position_ids")
         segments = given.get("token_type_ids")
@@ -555,18 +573,18 @@ class _Base:
     def _checkpoint(self) -> Callable[..., Any] | None:
         """What recomputes a layer in the backward, where `gradient_checkpointing_enable` was called; without reentrance, whatever the model's own has."""
         for module in self._containers:
-            if getattr(module, "gradient_checkpointing", False) and module.training:
+            if module.__dict__.get("gradient_checkpointing") and module.training:
                 own = getattr(module, "_gradient_checkpointing_func", None)
                 options = own.keywords if isinstance(own, partial) else {}
                 return partial(torch.utils.checkpoint.checkpoint, **{**options, "use_reentrant": False})
         return None
 
 
-class _Unserved(Exception):  # noqa: N818
+class _Unserved(Exception):
     """Why the original runs; without a reason where it will say itself what is wrong."""
 
 
-def _config(base: nn.Module, kind: str) -> EncoderConfig:
+def _config(base: Any, kind: str) -> EncoderConfig:
     """Ours, of the encoder alone: heads and dropouts are those of the modules."""
     values = {
         name: value
@@ -578,6 +596,11 @@ def _config(base: nn.Module, kind: str) -> EncoderConfig:
 
 def _misfit(base: nn.Module, config: EncoderConfig) -> str | None:
     """Where the modules are not those that the configuration describes: pruned heads, removed layers, another activation."""
+    layout = LAYOUTS[config.model_type]
+    blocks = {layout.block(index, config) for index in range(num_blocks(config))}
+    layers = len(base.get_submodule(layout.block(0, config).rpartition(".")[0])._modules)
+    if config.model_type != "albert" and layers != len(blocks):
+        return f"it has {layers} layers and its config {len(blocks)}"
     with torch.device("meta"):
         tree = nn.Module()
         make_tree(tree, config, add_pooling_layer=getattr(base, "pooler", None) is not None)
@@ -594,11 +617,6 @@ def _misfit(base: nn.Module, config: EncoderConfig) -> str | None:
         shapes = [{name: tuple(x.shape[rows:]) for name, x in m.named_parameters()} for m in (live, leaf)]
         if shapes[0] != shapes[1]:
             return f"{path} has the shapes {shapes[0]} and its config asks for {shapes[1]}"
-    layout = LAYOUTS[config.model_type]
-    blocks = {layout.block(index, config) for index in range(config.num_hidden_layers)}
-    layers = base.get_submodule(next(iter(blocks)).rpartition(".")[0])
-    if config.model_type != "albert" and len(list(layers.children())) != len(blocks):
-        return f"it has {len(list(layers.children()))} layers and its config {len(blocks)}"
     from transformers.activations import ACT2FN
 
     for block in blocks:

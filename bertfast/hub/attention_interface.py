@@ -240,6 +240,8 @@ def _read(mask: Tensor, sequences: int, positions: int) -> Packing | str:
         or mask.shape[2:] not in ((1, positions), (positions,) * 2)
     ):
         return f"a mask of shape {tuple(mask.shape)} for {sequences} sequences of {positions} positions"
+    if mask.requires_grad:
+        return "its mask is learned"
     by_key_alone = all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in (1, 2))
     if _traced() and not (by_key_alone and mask.dtype == torch.bool):
         return "under torch.compile the values of its mask are not looked into"

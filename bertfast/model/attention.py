@@ -46,7 +46,7 @@ class Sequences:
         """(tokens,) int64, each token's row in the flattened (sequences, `padded_width`) form; -1 for slack."""
         tokens, width = self.position_ids.shape[0], self.padded_width
         rows = padded_rows(self.cu_seqlens, tokens, width)
-        return rows if self.columns is None else rows // width * width + self.columns
+        return rows if self.columns is None else torch.where(rows < 0, -1, rows // width * width + self.columns)
 
     @property
     def padded_width(self) -> int:

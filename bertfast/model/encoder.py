@@ -335,7 +335,7 @@ class Encoder:
         for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
             if ids is not None and tuple(ids.shape) not in (shape, (1, shape[1])):
                 raise BertfastError(f"{name} has shape {tuple(ids.shape)} and the input {shape}; they must be the same")
-        padding = Padding(shape, attention_mask, given.device)
+        padding = Padding(shape, attention_mask, given.device, slack=given.device.type == "cpu")
         visible = None
         if keep_padding and padding.rows is not None:
             assert attention_mask is not None

@@ -13,7 +13,7 @@ from bertfast.config import DebertaV2Config, ElectraConfig, EncoderConfig, Moder
 from bertfast.errors import BertfastError
 
 from .layout import View, place
-from .leaves import activated, dropout, norm
+from .leaves import ACTIVATIONS, activated, dropout, norm
 
 
 class MLMHead:
@@ -107,6 +107,8 @@ class FeatureHead:
         elif kind == "sequence" and "dense" in paths:
             self.activation = "gelu" if isinstance(config, ElectraConfig) else "tanh"
             self.first_dropout = config.head_dropout
+        # ELECTRA's activation stands without the layer too.
+        self.always_activated = isinstance(config, ElectraConfig) and kind == "choice" and bool(self.activation)
         if kind == "choice" and config.model_type in ("roberta", "xlm-roberta"):
             self.last_dropout = config.hidden_dropout_prob
         if kind == "span" and "dense" not in paths:
@@ -125,6 +127,8 @@ class FeatureHead:
         if self.parts.dense is not None:
             x = dropout(x, self.first_dropout, None if seed is None else seed + 1)
             x = activated(self.parts.dense, x, self.activation) if self.activation else self.parts.dense(x)
+        elif self.always_activated:
+            x = ACTIVATIONS[self.activation](x)
         if self.parts.norm is not None:
             x = norm(self.parts.norm, x)
         x = dropout(x, self.last_dropout, seed)
@@ -154,21 +158,21 @@ def classification_loss(logits: Tensor, labels: Tensor, config: EncoderConfig) -
         BertfastError: labels of another shape.
     """
     kind, logits = config.problem_type, logits.float()
-    soft = False
     if kind is None:
         if config.num_labels == 1:
             kind = "regression"
         elif isinstance(config, DebertaV2Config):
-            soft = labels.numel() != logits.shape[0]
-            kind, labels = "single_label_classification", labels if soft else labels.long()
+            one_each = labels.numel() == logits.shape[0]
+            kind, labels = ("single_label_classification", labels.long()) if one_each else ("distributions", labels)
         else:
-            kind = ("single" if not labels.is_floating_point() else "multi") + "_label_classification"
-    one_each = kind == "single_label_classification" and not soft
-    shape = logits.shape[:1] if one_each else logits.shape
+            kind = ("multi" if labels.is_floating_point() else "single") + "_label_classification"
+    shape = logits.shape[:1] if kind == "single_label_classification" else logits.shape
     if labels.numel() != shape.numel():
         raise BertfastError(f"labels have shape {tuple(labels.shape)}; for {kind} they must be {tuple(shape)}")
     labels = labels.view(shape)
-    if one_each:
+    if kind == "single_label_classification":
         return F.cross_entropy(logits, labels)
-    loss = {"regression": F.mse_loss, "multi_label_classification": F.binary_cross_entropy_with_logits}
-    return loss.get(kind, F.cross_entropy)(logits, labels.to(logits.dtype))
+    labels = labels.to(logits.dtype)
+    if kind == "regression":
+        return F.mse_loss(logits, labels)
+    return (F.cross_entropy if kind == "distributions" else F.binary_cross_entropy_with_logits)(logits, labels)

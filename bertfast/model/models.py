@@ -217,13 +217,14 @@ def _no_labels_beside(batch: Any, *labels: Tensor | None) -> None:
 
 
 def _packed_labels(encoded: Encoded, labels: Tensor) -> Tensor:
-    """(tokens,) of padded (sequences, positions) labels."""
+    """(tokens,) of padded (sequences, positions) labels, -100 for slack."""
     assert encoded.padding is not None
     if tuple(labels.shape) != encoded.padding.shape:
         raise BertfastError(
             f"labels have shape {tuple(labels.shape)} and the input {encoded.padding.shape}; they must be the same"
         )
-    return encoded.padding.pack(labels)
+    packed, rows = encoded.padding.pack(labels), encoded.padding.rows
+    return packed if rows is None else packed.masked_fill(rows < 0, IGNORE_INDEX)
 
 
 class MaskedLMModel(_HeadModel):

@@ -224,7 +224,8 @@ class _Trainer:
                 output, norm = self.graphed(batch, seed, rate, step + 1)
                 self.window.add(output, batch.num_tokens, batch.num_sequences)
                 return epoch, output.loss, norm
-            output = self.model(batch, seed=seed)
+            shaped = batch if self.device.type == "cuda" else batch.pad_to(*batch.sizes.rounded())
+            output = self.model(shaped, seed=seed)
             (output.loss / config.accumulation).backward()
             if config.accumulation > 1:
                 self.masters.accumulate()

@@ -257,6 +257,7 @@ LEFT_TO_SDPA = {  # the module, how its q, k, v are made, mask, further argument
     "no token sees itself": (Attention(), {}, pairs(RIGHT) & ~torch.eye(11, dtype=bool), {}, "neither of padding"),
     "window over holes": (Attention(), {}, pairs(HOLES, 2), {}, "holes"),
     "biased scores": (Attention(), {}, torch.linspace(0, 1, 11)[None, None, None], {}, "more to the scores"),
+    "learned mask": (Attention(), {}, torch.zeros(1, 4, 11, 11).requires_grad_(), {}, "learned"),
     "mask of another shape": (Attention(), {}, torch.ones(1, 1, 1, 1, dtype=bool), {}, "shape"),
     "shared with a decoder": (SharedAttention(), {}, pairs(RIGHT), {}, "another sequence"),
     "head size": (Attention(), {"head_dim": 20}, None, {}, "head size is 20"),

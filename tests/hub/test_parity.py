@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import bertfast
-from bertfast import PackedBatch
+from bertfast import BertfastError, PackedBatch
 from bertfast.config import (
     AlbertConfig,
     BertConfig,
@@ -122,7 +122,14 @@ VARIANTS = {  # of a member's encoder, or of what its masked-LM head shares with
     "modernbert-thetas": (ModernBertConfig, {"global_rope_theta": 500.0, "local_rope_theta": 20.0}),
     "modernbert-relu-silu": (ModernBertConfig, {"hidden_act": "silu", "classifier_activation": "relu"}),
 }
-CLASSES = [name for name in ARCHITECTURES if hasattr(transformers, name)]
+# What the older releases that the [hf] extra allows do otherwise is said where it matters.
+VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+CLASSES = [
+    name
+    for name in ARCHITECTURES
+    if hasattr(transformers, name)
+    and (name, VERSION) != ("XLMRobertaForMultipleChoice", (5, 0))  # made without its pooler
+]
 
 
 def small(config_class, **overrides):
@@ -150,13 +157,16 @@ def twin(ours, folder):
         folder, output_loading_info=True, attn_implementation="eager", **compile_nothing(ours.config)
     )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    if VERSION == (4, 50) and (bias := ours.state_dict().get(ours.layout.lm["bias"])) is not None:
+        theirs.get_parameter(ours.layout.lm["bias"]).data.copy_(
+            bias
+        )  # which this release loses, from its own files too
     return theirs
 
 
 def compile_nothing(config):
     """`transformers` 4 compiles ModernBERT where it can."""
-    old = transformers.__version__.startswith("4.") and isinstance(config, ModernBertConfig)
-    return {"reference_compile": False} if old else {}
+    return {"reference_compile": False} if VERSION < (5, 0) and isinstance(config, ModernBertConfig) else {}
 
 
 @functools.cache
@@ -280,6 +290,16 @@ def span_loss(output, mask, given):
     return sum(losses) / 2
 
 
+def states(ours, got, wanted, mask):
+    """Pairs of hidden states, of the real tokens. Older releases leave out those within ALBERT's groups, and ModernBERT's final norm."""
+    mine, others = got.hidden_states, wanted.hidden_states
+    if VERSION < (5, 23):
+        mine = mine[:: (len(mine) - 1) // (len(others) - 1)]
+        if isinstance(ours.config, ModernBertConfig):
+            mine, others = mine[:-1], others[:-1]
+    return [(x[mask], y[mask]) for x, y in zip(mine, others, strict=True)]
+
+
 def outputs(got, wanted, mask):
     """Names of what both gave, with theirs and ours, of tokens the real ones."""
     for name in OUTPUTS:
@@ -289,10 +309,10 @@ def outputs(got, wanted, mask):
             yield (name, mine[mask], other[mask]) if other.shape[:2] == mask.shape else (name, mine, other)
 
 
-def compare_outputs(got, wanted, mask, zeros=True):
-    for mine, other in zip(got.hidden_states, wanted.hidden_states, strict=True):
-        torch.testing.assert_close(mine[mask], other[mask], **CLOSE)
-        assert not zeros or not mine[~mask].any()
+def compare_outputs(ours, got, wanted, mask, zeros=True):
+    for mine, other in states(ours, got, wanted, mask):
+        torch.testing.assert_close(mine, other, **CLOSE)
+    assert not zeros or not any(state[~mask].any() for state in got.hidden_states)
     for name, mine, other in outputs(got, wanted, mask):
         torch.testing.assert_close(mine, other, **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -302,6 +322,8 @@ def compare_gradients(ours, theirs):
     others = dict(theirs.named_parameters(remove_duplicate=False))
     for name, parameter in ours.named_parameters():
         other = others[name].grad
+        if not others[name].requires_grad:  # DistilBERT's sinusoids, in older releases
+            continue
         if other is None:
             assert parameter.grad is None or not parameter.grad.any(), name
         else:
@@ -310,15 +332,22 @@ def compare_gradients(ours, theirs):
 
 
 def compare(backend, ours, theirs, side):
-    """Padded, or with side "packed" packed, input through both models and back."""
-    given, mask = inputs(ours, "right" if side == "packed" else side)
+    """Padded, or with side "packed" or "slack" (up to a budget) packed, input through both models and back."""
+    given, mask = inputs(ours, "right" if side in ("packed", "slack") else side)
     wanted = theirs(**given, output_hidden_states=True)
     spans = "start_positions" in given
-    if side == "packed":
+    if side in ("packed", "slack"):
         batch, beside = packed(ours, given, mask)
+        if side == "slack":
+            tokens, sequences, masked, longest = batch.sizes
+            batch = batch.pad_to(tokens + 5, sequences + 2 * ("num_choices" not in beside), masked + 3, longest + 1)
         loss = span_loss(wanted, mask, given) if spans else objective(wanted, mask)
         with forced(backend):
-            mine = objective(ours(batch, **beside))
+            got = ours(batch, **beside)
+            if not hasattr(got, "loss"):  # the bare model's, without its slack
+                got.last_hidden_state = got.last_hidden_state[: mask.sum()]
+                got.pooler_output = None if got.pooler_output is None else got.pooler_output[: len(mask)]
+            mine = objective(got)
             mine.backward()
         torch.testing.assert_close(mine, loss, **CLOSE)
     else:
@@ -326,13 +355,13 @@ def compare(backend, ours, theirs, side):
         with forced(backend):
             got = ours(**given, output_hidden_states=True)
             objective(got, mask).backward()
-        compare_outputs(got, wanted, mask, zeros=not spans)
+        compare_outputs(ours, got, wanted, mask, zeros=not spans)
     loss.backward()
     compare_gradients(ours, theirs)
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("side", ["right", "left", "holes", "packed"])
+@pytest.mark.parametrize("side", ["right", "left", "holes", "packed", "slack"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_outputs_and_gradients_equal_those_of_transformers(backend, side, name):
     ours, theirs = pair(ARCHITECTURES[name])
@@ -345,8 +374,16 @@ def test_outputs_and_gradients_equal_those_of_transformers(backend, side, name):
 @pytest.mark.parametrize("side", ["right", "left", "holes", "packed"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_variant_of_an_encoder_equals_transformers(backend, side, variant):
+    if VERSION < (5, 23) and variant in ("albert-uneven-groups", "deberta-other-lm-head"):
+        pytest.skip("this release of transformers cannot run, or cannot load, its own such model")
     config_class, overrides = VARIANTS[variant]
     compare(backend, *pair(member_class(small(config_class), "ForMaskedLM"), **overrides), side)
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "deberta-conv" in name])
+@pytest.mark.parametrize("side", ["right", "left", "holes"])
+def test_a_convolution_over_padding_that_is_read_equals_transformers(side, variant):
+    compare("cpp", *pair(ARCHITECTURES["DebertaV2ForQuestionAnswering"], **VARIANTS[variant][1]), side)
 
 
 @pytest.mark.parametrize(("hidden", "heads"), [(32, 2), (96, 3), (96, 2), (128, 2)], ids=["16", "32", "48", "64"])
@@ -360,6 +397,13 @@ def test_every_head_size_equals_transformers(backend, config_class, hidden, head
 @pytest.mark.parametrize("config_class", [DebertaV2Config, ModernBertConfig], ids=lambda c: c.model_type)
 def test_tritons_kernels_equal_transformers(config_class):
     compare("triton", *pair(member_class(small(config_class), "ForMaskedLM")), "packed")
+
+
+@pytest.mark.parametrize("activation", ["tanh", None])
+@pytest.mark.parametrize("projected", [True, False])
+def test_each_summary_of_electra_equals_transformers(projected, activation):
+    summary = {"summary_use_proj": projected, "summary_activation": activation}
+    compare("cpp", *pair(ARCHITECTURES["ElectraForMultipleChoice"], **summary), "right")
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -390,9 +434,21 @@ def test_each_loss_of_a_classifier_equals_transformers(config_class, kind, said)
     theirs.config.problem_type = ours.config.problem_type  # which a call fills in
     got, wanted = ours(**given, output_hidden_states=True), theirs(**given, output_hidden_states=True)
     wanted.logits = wanted.logits.view_as(got.logits)  # of which DeBERTa drops a dimension of one
-    compare_outputs(got, wanted, mask)
+    compare_outputs(ours, got, wanted, mask)
     got.loss.backward(), wanted.loss.backward()
     compare_gradients(ours, theirs)
+
+
+@pytest.mark.parametrize("config_class", [BertConfig, DebertaV2Config], ids=lambda c: c.model_type)
+def test_labels_in_a_column_count_as_labels_and_others_are_refused(config_class):
+    cls = member_class(small(config_class), "ForSequenceClassification")
+    for names, labels in ((["score"], torch.randn(4)), (["a", "b", "c"], torch.tensor([0, 2, 1, 1]))):
+        ours, _ = pair(cls, id2label=dict(enumerate(names)))
+        given, _ = inputs(ours)
+        flat, column = (ours(**given | {"labels": x}).loss for x in (labels, labels[:, None]))
+        assert torch.equal(flat, column)
+        with pytest.raises(BertfastError, match=r"labels have shape \(2, 5\)"):
+            ours(**given | {"labels": labels.new_zeros(2, 5)})
 
 
 def rms(x, exact):
@@ -405,7 +461,7 @@ def test_bfloat16_is_no_further_from_float64_than_transformers_in_bfloat16(backe
     """In root mean square over each hidden state and each output, and of the parameters' gradients in the median, to a tenth, as errors are random."""
     ours, theirs = (copy.deepcopy(model).bfloat16() for model in pair(ARCHITECTURES[name]))
     exact = copy.deepcopy(ours).double()
-    given, mask = inputs(ours, lengths=[1 + 7 * row % WIDTH for row in range(32)])
+    given, mask = inputs(ours, lengths=[1 + 7 * row % WIDTH for row in range(128)])
     with forced("reference", torch.float64):
         truth = exact(**given, output_hidden_states=True)
         objective(truth, mask).backward()
@@ -415,14 +471,15 @@ def test_bfloat16_is_no_further_from_float64_than_transformers_in_bfloat16(backe
     wanted = theirs(**given, output_hidden_states=True)
     objective(wanted, mask).backward()
 
-    for mine, other, right in zip(got.hidden_states, wanted.hidden_states, truth.hidden_states, strict=True):
-        assert rms(mine[mask], right[mask]) <= 1.1 * rms(other[mask], right[mask])
+    pairs = zip(states(ours, got, wanted, mask), states(ours, truth, wanted, mask), strict=True)
+    for (mine, other), (right, _) in pairs:
+        assert rms(mine, right) <= 1.1 * rms(other, right)
     for (output, mine, right), (_, other, _) in zip(
         outputs(got, truth, mask), outputs(wanted, truth, mask), strict=True
     ):
-        if mine.numel() >= 32:  # the error of a few numbers is luck
+        if mine.dim():  # the error of one number is luck
             assert rms(mine, right) <= 1.1 * rms(other, right), output
-    if "Choice" not in name:  # whose gradients are all multiples of 16 numbers
+    if "Choice" not in name:  # whose gradients are all sums of 64 numbers
         others = dict(theirs.named_parameters(remove_duplicate=False))
         truths = dict(exact.named_parameters())
         ratios = [
@@ -438,7 +495,10 @@ def test_a_model_goes_from_transformers_to_ours_and_back(name, tmp_path):
     """Of a configuration that says the sizes alone, in several files."""
     cls, theirs_class = ARCHITECTURES[name], getattr(transformers, name)
     names = cls.config_class.json_names
-    sizes = {names.get(key, key): value for key, value in (SHAPE | {"pad_token_id": 1}).items()}
+    sizes = (
+        SHAPE | {"pad_token_id": 1} | ({"embedding_size": 16} if hasattr(cls.config_class, "embedding_size") else {})
+    )
+    sizes = {names.get(key, key): value for key, value in sizes.items()}
     config = theirs_class.config_class(**sizes, **compile_nothing(cls.config_class()))
     config._attn_implementation = "eager"
     theirs = theirs_class(config).eval()
@@ -448,7 +508,8 @@ def test_a_model_goes_from_transformers_to_ours_and_back(name, tmp_path):
 
     ours = bertfast.load(tmp_path)
     assert type(ours) is cls
-    ids = torch.randint(5, VOCABULARY, (2, 3, 9) if "Choice" in name else (6, 9))
+    shape = (2, 3, 9) if "Choice" in name else (6, 9)
+    ids = torch.randint(5, VOCABULARY, shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = theirs(ids)
         for _, mine, other in outputs(ours(ids), wanted, torch.ones(6, 9, dtype=torch.bool)):
@@ -463,8 +524,9 @@ def test_word_embeddings_and_positions_may_be_given(config_class):
     ours, theirs = pair(member_class(small(config_class), "Model"))
     embeds = torch.randn(3, 9, ours.config.embedding_width)
     positions = {"position_ids": torch.arange(9).flip(0)[None] + 3}
+    takes_positions = VERSION >= (5, 0) or config_class is not DistilBertConfig
     with torch.no_grad():
-        for given in ({}, positions):
+        for given in ({}, positions if takes_positions else {}):
             mine, other = (model(inputs_embeds=embeds, **given).last_hidden_state for model in (ours, theirs))
             torch.testing.assert_close(mine, other, **CLOSE)
 
