@@ -118,6 +118,26 @@ def test_useful_flops_count_what_the_model_multiplies() -> None:
     assert floors.step_flops(config, packed, len(batch.packed.masked_labels)) == pytest.approx(expected, rel=0.02)
 
 
+def test_flops_of_inference_count_what_the_encoder_multiplies() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from bertfast import BertModel, ModernBertModel, kernels
+    from bertfast.config import ModernBertConfig
+
+    packed = lengths.full(1, 64)
+    for model in (
+        BertModel(BertConfig.preset("bert-tiny"), add_pooling_layer=False),
+        ModernBertModel(
+            ModernBertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96)
+        ),
+    ):
+        batch = steps.make_batch(packed, model.config.vocab_size, "cpu").packed
+        with kernels.use_backend("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.eval()(batch)
+        expected = counter.get_total_flops()
+        assert floors.inference(model.config, packed, 4).flops == pytest.approx(expected, rel=0.01)
+
+
 def test_the_page_of_figures_is_what_the_committed_json_gives() -> None:
     assert page.PAGE.read_text(encoding="utf-8") == page.page_text(page.load_results())
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bertfast.bench import command, profile, rates, timing
+from bertfast.bench import command, profile, rates, sentence_embedding, timing
 from bertfast.bench.case import Case, Setup
 from bertfast.bench.floors import Floor
 from bertfast.bench.lengths import Lengths
@@ -53,6 +53,21 @@ def test_a_step_is_measured_against_transformers() -> None:
         "transformers sdpa",
     }
     assert case["flops"] > 0
+
+
+def test_sentence_embeddings_are_measured_against_sentence_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    text = tmp_path / "text.txt"
+    text.write_text(" = A heading = \n\nw7 w8 w9\nw10\n", encoding="utf-8")
+    sentence_embedding._random_model(small().config).save_pretrained(tmp_path / "model")
+    cases = [command.embedding_cases(None, None)[0], command.embedding_cases(text, tmp_path / "model")[1]]
+    found = command.bench(small(), [], False, 0.02, None, cases)["cases"]
+    # Of made-up words as many as the lengths say, [CLS] and [SEP] at least; of a text's [CLS] and [SEP] count too.
+    for case, tokens in zip(found, (9 + 5 + 2 + 3, 5 + 3), strict=True):
+        assert set(case["sides"]) >= {"bertfast", "sentence-transformers", "sentence-transformers eager"}
+        assert set(case["errors"]) == set(case["sides"]) - {"bertfast"}
+        assert (case["tokens"], case["missing"]) == (tokens, {})
+        assert 0 < case["fill"] < 1
 
 
 def test_a_noisy_machine_is_said_to_be_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +124,8 @@ def test_lengths_are_read_from_lines_and_from_json(tmp_path: Path) -> None:
         (lambda: command.make_setup("bert-huge", None, "float32"), "--model is 'bert-huge'; it must be one of"),
         (lambda: command.make_setup("bert-tiny", None, "float64"), "--dtype is 'float64'; it must be one of float32"),
         (lambda: command.make_setup("bert-tiny", Path("/no/such/file"), "float32"), "cannot be read"),
+        (lambda: command.bench(small(), [], False, 1.0, None, command.embedding_cases(Path("x"), None)), "give both"),
+        (lambda: sentence_embedding.read_paragraphs(Path("/no/such/file"), 3), "no such file"),
         (lambda: profile.profile(small(), Path("/no/such/folder/trace.json")), "there is no folder /no/such/folder"),
     ],
 )
