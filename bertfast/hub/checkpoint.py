@@ -15,6 +15,7 @@ from torch import Tensor
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 from bertfast.model import ARCHITECTURES, PreTrainedModel, member_class
+from bertfast.model.models import MaskedLMModel
 
 WEIGHTS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
@@ -70,6 +71,8 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.bin``, of which nothing but tensors is ever unpickled."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BertfastError(f"{path}: no such file") from None
     except Exception as error:  # torch raises many kinds for a bad file
         raise BertfastError(f"{path}: cannot be read as plain weights; convert it to {WEIGHTS}") from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -96,22 +99,26 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict
     """The tensors of the files that an index names, each from the file that it names for it."""
     try:
         places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        files = sorted({str(name) for name in places.values()})
+        files = sorted({Path(name) for name in places.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BertfastError(f"{index}: cannot be read as an index of weights ({error})") from error
     weights: dict[str, Tensor] = {}
-    for name in files:
-        if Path(name).name != name:
-            raise BertfastError(f"{index}: names {name!r}, which is not a file of this folder")
-        weights |= read(index.parent / name)
+    for file in files:
+        if len(file.parts) != 1 or not file.suffix:
+            raise BertfastError(f"{index}: names {str(file)!r}, which is not a file of this folder")
+        weights |= read(index.parent / file)
     absent = [name for name in places if name not in weights]
     if absent:
         raise BertfastError(f"{index}: names {absent[0]} in {places[absent[0]]}, which does not hold it")
     return weights
 
 
-def _canonical(weights: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:
-    """Current names with the encoder's prefix, tied copies resolved."""
+def _canonical(weights: dict[str, Tensor], model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
+    """Current names with the encoder's prefix; copies of what is tied to another weight left out.
+
+    Raises:
+        BertfastError: a copy is another's, where the model has a masked-LM head to read it.
+    """
     layout = model.layout
     base_only = not any(name.startswith(f"{layout.base}.") for name in weights)
     result = {}
@@ -121,30 +128,28 @@ def _canonical(weights: dict[str, Tensor], model: PreTrainedModel) -> dict[str, 
                 name = name.removesuffix(old) + new
         if not name.endswith(BUFFERS):
             result[f"{layout.base}.{name}" if base_only else name] = tensor
-    decoder, bias = layout.lm["decoder"], layout.lm["bias"]
-    if bias != f"{decoder}.bias":
-        copied = result.pop(f"{decoder}.bias", None)
-        if copied is not None:
-            result.setdefault(bias, copied)
-    tied = result.pop(f"{decoder}.weight", None)
-    if tied is not None:
-        word = f"{layout.base}.{layout.encoder['word']}.weight"
-        table = result.setdefault(word, tied)
-        if table.shape != tied.shape or not torch.equal(table, tied):
-            raise BertfastError(f"{decoder}.weight is not tied to {word}; such checkpoints are not supported")
+    decoder, word = layout.lm["decoder"], f"{layout.base}.{layout.encoder['word']}.weight"
+    for copy, original in ((f"{decoder}.weight", word), (f"{decoder}.bias", layout.lm["bias"])):
+        if copy == original or (tied := result.pop(copy, None)) is None:
+            continue
+        kept = result.setdefault(original, tied)
+        same = kept.shape == tied.shape and torch.equal(kept, tied.to(kept.dtype))
+        if not same and isinstance(model, MaskedLMModel):
+            raise BertfastError(f"{folder}: {copy} is not tied to {original}; such checkpoints are not supported")
     return result
 
 
 def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: bool = False) -> list[str]:
     """Reads a folder's weights into ``model``; returns the names of head weights that keep their initial values.
 
-    A head that the model lacks is left out of the folder's weights; nothing of the encoder is ever left random.
+    A head that the model lacks is left out of the folder's weights; nothing of the encoder is ever left random. A model on the meta device gets its
+    memory once its weights are known to fit, and head weights of no particular values.
 
     Raises:
         BertfastError: a file that cannot be read, or weights missing, unknown or of another shape: each is named.
     """
     folder = Path(folder)
-    found = _canonical(read_weights(folder), model)
+    found = _canonical(read_weights(folder), model, folder)
     own = model.state_dict()
     base, layout = f"{model.layout.base}.", model.layout
     pooler = f"{base}pooler."  # a head, where the checkpoint was trained without one
@@ -154,7 +159,9 @@ def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: boo
     missing = [name for name in wanted if name not in found]
     kept = [name for name in missing if not name.startswith(base) or name.startswith(pooler)] if new_head_ok else []
     absent = [f"missing {name}" for name in missing if name not in kept]
-    heads = layout.head_paths
+    heads = layout.head_paths - {name.rpartition(".")[0] for name in wanted}
+    if isinstance(model, MaskedLMModel):
+        heads -= set(layout.lm.values())
     unknown = [
         f"unknown {name}"
         for name in found
@@ -165,7 +172,11 @@ def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: boo
         # DeBERTa v3 was published with a table that it does not use.
         and name != f"{base}{layout.encoder.get('position')}.weight"
     ]
-    misshapen = []
+    misshapen = [
+        f"{name} holds {str(found[name].dtype).removeprefix('torch.')}"
+        for name in wanted
+        if name in found and not found[name].is_floating_point()
+    ]
     for name, target in wanted.items():
         if name in found and found[name].shape != own[target].shape:
             shapes = f"{tuple(found[name].shape)}, the config wants {tuple(own[target].shape)}"
@@ -176,6 +187,8 @@ def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: boo
     if problems := [*misshapen, *unknown, *absent]:
         shown = "; ".join(problems[:NAMED]) + (f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else "")
         raise BertfastError(f"{folder}: the weights do not fit {type(model).__name__}: {shown}")
+    if any(tensor.is_meta for tensor in own.values()):
+        own = model.to_empty(device=torch.get_default_device()).state_dict()
     with torch.no_grad():
         for name, target in wanted.items():
             if name not in kept:

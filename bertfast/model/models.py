@@ -132,7 +132,6 @@ class PreTrainedModel(nn.Module):
         config = config or load_config(folder)
         with torch.device("meta"):  # weights that are about to be read are not worth drawing
             model = cls(config)
-        model.to_empty(device=torch.get_default_device())
         new = load_weights(model, folder, new_head_ok=new_head_ok)
         initialize(model, config, only=new)
         return model.eval()

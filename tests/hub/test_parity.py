@@ -7,10 +7,10 @@ import copy
 import functools
 import json
 import tempfile
-from dataclasses import fields
 
 import pytest
 import torch
+from family import MEMBERS, SHAPE, VOCABULARY, small
 
 import bertfast
 from bertfast import BertfastError, PackedBatch
@@ -22,7 +22,6 @@ from bertfast.config import (
     ElectraConfig,
     ModernBertConfig,
     RobertaConfig,
-    XLMRobertaConfig,
 )
 from bertfast.model import ARCHITECTURES, member_class
 from bertfast.packed import Padding
@@ -43,38 +42,9 @@ OUTPUTS = (
     "end_logits",
     "last_hidden_state",
 )
-VOCABULARY = 97
 BACKENDS = ("reference", "cpp")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 40,
-}
-DEBERTA = {
-    "relative_attention": True,
-    "position_buckets": 8,
-    "max_relative_positions": 16,
-    "pos_att_type": ("c2p", "p2c"),
-    "share_att_key": True,
-    "norm_rel_ebd": "layer_norm",
-    "position_biased_input": False,
-}
-MODERN = {"num_hidden_layers": 4, "local_attention": 8, "pad_token_id": 0}
-MEMBERS = {
-    BertConfig: {},
-    RobertaConfig: {"type_vocab_size": 1},
-    XLMRobertaConfig: {"type_vocab_size": 1},
-    AlbertConfig: {"embedding_size": 16, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2},
-    DistilBertConfig: {},
-    ElectraConfig: {"embedding_size": 16},
-    DebertaV2Config: DEBERTA,
-    ModernBertConfig: MODERN,
-}
 VARIANTS = {  # of a member's encoder, or of what its masked-LM head shares with it
     **{f"bert-{act}": (BertConfig, {"hidden_act": act}) for act in ("gelu_new", "gelu_pytorch_tanh", "relu", "silu")},
     "roberta-segments-tanh": (RobertaConfig, {"type_vocab_size": 2, "hidden_act": "gelu_new"}),
@@ -130,12 +100,6 @@ CLASSES = [
     if hasattr(transformers, name)
     and (name, VERSION) != ("XLMRobertaForMultipleChoice", (5, 0))  # made without its pooler
 ]
-
-
-def small(config_class, **overrides):
-    values = SHAPE | MEMBERS[config_class] | overrides
-    rates = {f.name: 0.0 for f in fields(config_class) if "dropout" in f.name}
-    return config_class(**rates | values)
 
 
 def randomise(model, seed=1):
