@@ -469,7 +469,6 @@ def bench(
     \b
     Example:
         bertfast bench --op attention --op add_layer_norm --lengths lengths.txt --dtype bfloat16
-        bertfast bench --embedding --model minilm-l6 --seconds 60
     """
     from bertfast.bench import command
 
