@@ -447,7 +447,11 @@ def bench(
         bool, typer.Option("--step", help="Measure the training step (alone, unless ops are named).")
     ] = False,
     embedding: Annotated[
-        bool, typer.Option("--embedding", help="Measure sentence embeddings (alone, unless ops are named).")
+        bool,
+        typer.Option(
+            "--embedding",
+            help="Measure sentence embeddings (alone, unless ops are named), say with --model minilm-l6 --seconds 60.",
+        ),
     ] = False,
     text: Annotated[
         Path | None, typer.Option(help="Of --embedding: a text, a paragraph a line. Default: made-up words.")

@@ -422,7 +422,8 @@ def rms(x, exact):
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_is_no_further_from_float64_than_transformers_in_bfloat16(backend, name):
-    """In root mean square, as errors are random: each hidden state and each output to a tenth, the parameters' gradients in the median to a quarter."""
+    """In root mean square, as errors are random: each hidden state and output to a tenth, what has a few hundred numbers, and the gradients in the
+    median parameter, to a quarter."""
     ours, theirs = (copy.deepcopy(model).bfloat16() for model in pair(ARCHITECTURES[name]))
     exact = copy.deepcopy(ours).double()
     given, mask = inputs(ours, lengths=[1 + 7 * row % WIDTH for row in range(128)])
@@ -442,7 +443,7 @@ def test_bfloat16_is_no_further_from_float64_than_transformers_in_bfloat16(backe
         outputs(got, truth, mask), outputs(wanted, truth, mask), strict=True
     ):
         if mine.dim():  # the error of one number is luck
-            assert rms(mine, right) <= 1.1 * rms(other, right), output
+            assert rms(mine, right) <= (1.1 if mine.numel() > 1000 else 1.25) * rms(other, right), output
     if "Choice" not in name:  # whose gradients are all sums of 64 numbers
         others = dict(theirs.named_parameters(remove_duplicate=False))
         truths = dict(exact.named_parameters())

@@ -56,14 +56,16 @@ def test_hidden_states_of_real_text_are_the_same(backend, ours, theirs, encoding
     ids = torch.tensor([encoding.ids + [0] * (longest - len(encoding.ids)) for encoding in encodings])
     mask = torch.tensor([[1] * len(encoding.ids) + [0] * (longest - len(encoding.ids)) for encoding in encodings])
     with forced(backend), torch.no_grad():
-        packed = ours(batch)
+        packed = ours(batch, output_hidden_states=True)
         padded = ours(ids, mask)
     with torch.no_grad():
-        wanted = theirs(ids, mask)
+        wanted = theirs(ids, mask, output_hidden_states=True)
     real = mask.bool()
-    torch.testing.assert_close(packed.last_hidden_state, wanted.last_hidden_state[real], rtol=1e-4, atol=1e-5)
+    for mine, other in zip(packed.hidden_states, wanted.hidden_states, strict=True):
+        torch.testing.assert_close(mine, other[real], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed.last_hidden_state, wanted.last_hidden_state[real], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(padded.last_hidden_state[real], packed.last_hidden_state, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(packed.pooler_output, wanted.pooler_output, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(packed.pooler_output, wanted.pooler_output, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_of_real_text_are_the_same(ours, theirs, encodings):
@@ -88,4 +90,4 @@ def test_it_takes_a_classifier_and_goes_back_to_transformers(ours, tmp_path):
     assert theirs.config.id2label == {0: "a", 1: "b", 2: "c"}
     ids = torch.randint(1000, 2000, (2, 12))
     with torch.no_grad():
-        torch.testing.assert_close(classifier(ids).logits, theirs.eval()(ids).logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(classifier(ids).logits, theirs.eval()(ids).logits, rtol=1e-5, atol=1e-5)
