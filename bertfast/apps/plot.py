@@ -54,7 +54,10 @@ def plot(runs: list[Path], out: Path) -> None:
                         )
             axes.set_xlabel("tokens")
             axes.set_ylabel(kind)
-            axes.set_ylim(bottom=0, top=1 if kind == "accuracy" else None)
+            if kind == "loss":
+                axes.set_yscale("log")  # a run's losses differ by orders
+            else:
+                axes.set_ylim(0, 1)
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", alpha=0.3)
             if axes.lines:
