@@ -82,10 +82,8 @@ class Results:
 
     def finish(self) -> None:
         """Measures the rates once more: the better of two is the machine's, should something else have run during the first."""
-        if self.settings.update:  # the record's own rates are those of its whole run
-            return
         again = rates.measure(self.settings.device, self.settings.quick)
-        self.record["rates"] = {name: max(value, again[name]) for name, value in self.rates.items()}
+        self.rates |= {name: max(value, again[name]) for name, value in self.rates.items()}
         self._write()
 
     def _write(self) -> None:
