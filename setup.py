@@ -1,7 +1,8 @@
 """The build: the folder kernels/ becomes bertfast.kernels, and csrc/ becomes bertfast._C.
 
-Each kernel source is compiled once per instruction set, and the extension picks one at run time. It needs only a C++ compiler and
-pybind11: no torch, no CUDA. Where it cannot be compiled the install goes on without it, and says so.
+Each kernel source is compiled once per instruction set, and the extension picks one at run time. It
+needs only a C++ compiler and pybind11: no torch, no CUDA. Where it cannot be compiled the install
+goes on without it, and says so.
 """
 
 import os
@@ -54,7 +55,9 @@ class BuildKernels(build_ext):
         out = Path(self.build_temp)
         jobs = [("csrc/bindings.cpp", "bindings", ["-DBERTFAST_X86"] if X86 else [])]
         for isa, flags in ISA_FLAGS.items():
-            jobs += [(f"csrc/{name}.cpp", isa, [f"-DBERTFAST_ISA={isa}", *flags]) for name in KERNELS]
+            jobs += [
+                (f"csrc/{name}.cpp", isa, [f"-DBERTFAST_ISA={isa}", *flags]) for name in KERNELS
+            ]
 
         def compile_one(job):
             source, folder, flags = job
@@ -85,7 +88,8 @@ class BuildKernels(build_ext):
             if os.environ.get("BERTFAST_REQUIRE_EXTENSION"):
                 raise
             print(
-                f"bertfast: the C++ kernels were not built ({error}); the reference backend will serve", file=sys.stderr
+                f"bertfast: the C++ kernels were not built ({error}); the reference backend will serve",
+                file=sys.stderr,
             )
 
     def copy_extensions_to_source(self) -> None:
@@ -103,7 +107,10 @@ setup(
         Extension(
             "bertfast._C",
             sources=["csrc/bindings.cpp", *(f"csrc/{name}.cpp" for name in KERNELS)],
-            depends=[f"csrc/{name}.h" for name in ("kernels", "layer_norm", "ops", "philox", "products", "simd")],
+            depends=[
+                f"csrc/{name}.h"
+                for name in ("kernels", "layer_norm", "ops", "philox", "products", "simd")
+            ],
             language="c++",
             optional=not os.environ.get("BERTFAST_REQUIRE_EXTENSION"),
         )

@@ -1,4 +1,6 @@
-"""What the ops and the training step cost, beside what their users run today: ``python -m benchmarks cpu`` or ``gpu``.
+"""What the ops and the training step cost, beside what their users run today: ``python -m
+benchmarks cpu`` or ``gpu``.
 
-One file per op, each a pytest-benchmark case by shape and dtype; `timing.py` says how sides are timed against one another.
+One file per op, each a pytest-benchmark case by shape and dtype; `timing.py` says how sides are
+timed against one another.
 """

@@ -1,4 +1,6 @@
-"""``python -m benchmarks cpu`` or ``gpu``: run everything that the device can show, then write JSON, plots and the page of tables."""
+"""``python -m benchmarks cpu`` or ``gpu``: run everything that the device can show, then write
+JSON, plots and the page of tables.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,20 @@ def main() -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("device", choices=["cpu", "gpu", "page"], help="what to measure on, or to write the page alone")
-    parser.add_argument("--quick", action="store_true", help="tiny shapes and few rounds, written under build/")
-    parser.add_argument("--only", default="", help="cases whose names match, as in pytest's -k, under build/")
-    parser.add_argument("--update", action="store_true", help="put the cases of --only into benchmarks/results")
+    parser.add_argument(
+        "device",
+        choices=["cpu", "gpu", "page"],
+        help="what to measure on, or to write the page alone",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny shapes and few rounds, written under build/"
+    )
+    parser.add_argument(
+        "--only", default="", help="cases whose names match, as in pytest's -k, under build/"
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="put the cases of --only into benchmarks/results"
+    )
     options = parser.parse_args()
     if options.device == "page":
         from .page import write_page
@@ -47,10 +59,13 @@ def main() -> int:
         return 0
     if options.device == "gpu" and not torch.cuda.is_available():
         print(
-            "error: no CUDA GPU that PyTorch can use is on this machine; `make bench` measures the CPU", file=sys.stderr
+            "error: no CUDA GPU that PyTorch can use is on this machine; `make bench` measures the CPU",
+            file=sys.stderr,
         )
         return 2
-    return _measure("cuda" if options.device == "gpu" else "cpu", options.quick, options.only, options.update)
+    return _measure(
+        "cuda" if options.device == "gpu" else "cpu", options.quick, options.only, options.update
+    )
 
 
 def _measure(device: str, quick: bool, only: str, update: bool) -> int:
@@ -65,9 +80,14 @@ def _measure(device: str, quick: bool, only: str, update: bool) -> int:
         )
         code = _pytest(*tests, "-n", "8", timeout=GPU_TEST_SECONDS)
         if code:
-            print("error: the kernels' tests failed; figures of wrong kernels are worth nothing", file=sys.stderr)
+            print(
+                "error: the kernels' tests failed; figures of wrong kernels are worth nothing",
+                file=sys.stderr,
+            )
             return code
-    left = GPU_SECONDS - GPU_MARGIN - (time.monotonic() - started) if device == "cuda" else CPU_SECONDS
+    left = (
+        GPU_SECONDS - GPU_MARGIN - (time.monotonic() - started) if device == "cuda" else CPU_SECONDS
+    )
     kept = not quick and (update or not only)
     settings = Settings(device, quick, left, RESULTS if kept else PARTIAL_RESULTS, update)
     chosen = ["-k", only] if only else []
@@ -78,7 +98,8 @@ def _measure(device: str, quick: bool, only: str, update: bool) -> int:
         "--benchmark-columns=median,iqr,rounds",
         *chosen,
         environment=settings.environment(),
-        # A case starts only where there is time for it; should one take longer, what was measured before is written already.
+        # A case starts only where there is time for it; should one take longer, what was measured
+        # before is written already.
         timeout=left + GPU_MARGIN / 2 if device == "cuda" else None,
     )
     from .page import print_tables, write_page
@@ -89,10 +110,24 @@ def _measure(device: str, quick: bool, only: str, update: bool) -> int:
     return code
 
 
-def _pytest(*arguments: str, environment: dict[str, str] | None = None, timeout: float | None = None) -> int:
-    command = [sys.executable, "-m", "pytest", "-q", "--timeout", "0", "-p", "benchmarks.importable", *arguments]
+def _pytest(
+    *arguments: str, environment: dict[str, str] | None = None, timeout: float | None = None
+) -> int:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--timeout",
+        "0",
+        "-p",
+        "benchmarks.importable",
+        *arguments,
+    ]
     try:
-        return subprocess.run(command, cwd=REPOSITORY, env=os.environ | (environment or {}), timeout=timeout).returncode
+        return subprocess.run(
+            command, cwd=REPOSITORY, env=os.environ | (environment or {}), timeout=timeout
+        ).returncode
     except subprocess.TimeoutExpired:
         print(f"error: {arguments[0]} did not end within {timeout:.0f} s", file=sys.stderr)
         return 1

@@ -17,18 +17,23 @@ from bertfast.bench.case import Setup
 from bertfast.bench.ops import Build
 from bertfast.training.memory import keep_freed_memory
 
-# Seconds of timing that a case of each group has, in the groups' order; a sweep's step has the longer one.
+# Seconds of timing that a case of each group has, in the groups' order; a sweep's step has the
+# longer one.
 CASE_SECONDS = {"ops": 1.5, "step": 12.0, "sweeps": 1.0}
 SWEEP_STEP_SECONDS = 5.0
 MOST_STEP_ROUNDS = 12
 
 
 def _group(item: pytest.Item) -> str:
-    return {"test_step": "step", "test_sentence_embedding": "step", "test_sweeps": "sweeps"}.get(item.path.stem, "ops")
+    return {"test_step": "step", "test_sentence_embedding": "step", "test_sweeps": "sweeps"}.get(
+        item.path.stem, "ops"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups in order, and on a GPU bfloat16, which is what people train in, before float32: what comes last goes without when time is short."""
+    """Groups in order, and on a GPU bfloat16, which is what people train in, before float32: what
+    comes last goes without when time is short.
+    """
     groups, cuda = list(CASE_SECONDS), current().device == "cuda"
     items.sort(key=lambda item: (groups.index(_group(item)), cuda and "bfloat16" not in item.name))
 
@@ -41,7 +46,9 @@ def settings() -> Settings:
 
 @pytest.fixture(scope="session")
 def results(settings: Settings) -> Iterator[Results]:
-    """What is measured, written after every case, so that a run that is cut short keeps what it has."""
+    """What is measured, written after every case, so that a run that is cut short keeps what it
+    has.
+    """
     keep_freed_memory()  # as `bertfast pretrain` does; in one process every side has the good of it
     found = Results.start(settings)
     yield found
@@ -49,15 +56,20 @@ def results(settings: Settings) -> Iterator[Results]:
 
 
 @pytest.fixture
-def contest(benchmark: Any, results: Results, settings: Settings, request: pytest.FixtureRequest) -> Iterator[Callable]:
+def contest(
+    benchmark: Any, results: Results, settings: Settings, request: pytest.FixtureRequest
+) -> Iterator[Callable]:
     """Builds a case, checks that its sides agree, then times them in turn.
 
-    pytest-benchmark times our side; before each of its rounds, every other side takes a sample of its own.
+    pytest-benchmark times our side; before each of its rounds, every other side takes a sample of
+    its own.
     """
     name, group = request.node.name, _group(request.node)
     kind = request.node.originalname
 
-    def run(build: Build, setup: Setup, *, sweep: tuple[str, float] | None = None, **options: Any) -> None:
+    def run(
+        build: Build, setup: Setup, *, sweep: tuple[str, float] | None = None, **options: Any
+    ) -> None:
         left = results.seconds_left(group, kind)
         if left <= 0:
             results.skip(name, f"the time for the {group} was used up")
@@ -67,7 +79,9 @@ def contest(benchmark: Any, results: Results, settings: Settings, request: pytes
         benchmark.group = f"{case.op}: {case.shape}, {case.dtype}"
         errors = case.check()
         seconds = SWEEP_STEP_SECONDS if sweep and case.op == "step" else CASE_SECONDS[group]
-        samples, rounds = timing.prepare(case.sides, settings.device, min(seconds, left), settings.quick)
+        samples, rounds = timing.prepare(
+            case.sides, settings.device, min(seconds, left), settings.quick
+        )
         if case.op == "step":
             rounds = min(rounds, MOST_STEP_ROUNDS)
         ours = next(side for side in case.sides if side.kind == "ours")
@@ -83,7 +97,11 @@ def contest(benchmark: Any, results: Results, settings: Settings, request: pytes
 
         own = samples[ours.name]
         benchmark.pedantic(
-            timing.take_sample, args=(ours, own, settings.device), setup=sample_others, rounds=rounds, iterations=1
+            timing.take_sample,
+            args=(ours, own, settings.device),
+            setup=sample_others,
+            rounds=rounds,
+            iterations=1,
         )
         del own.seconds[rounds:], own.part_seconds[rounds:]
         benchmark.extra_info |= {"calls": own.calls, "rounds": rounds}

@@ -1,7 +1,9 @@
-"""Makes ``bertfast.kernels`` importable from a checkout that is not installed; also a pytest plugin (``-p benchmarks.importable``).
+"""Makes ``bertfast.kernels`` importable from a checkout that is not installed; also a pytest plugin
+(``-p benchmarks.importable``).
 
-The folder kernels/ becomes bertfast.kernels when the package is installed. A GPU machine with nothing installed gets the installed layout as
-links under build/, for this process and for those that it starts.
+The folder kernels/ becomes bertfast.kernels when the package is installed. A GPU machine with
+nothing installed gets the installed layout as links under build/, for this process and for those
+that it starts.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def make_importable() -> None:
         with suppress(FileExistsError):  # of an earlier run, or of another process of this one
             (package / target.name).symlink_to(target)
     bertfast.__path__.append(str(package))
-    # The safe path keeps the checkout's own bertfast/, which has no kernels/, from coming first in children.
+    # The safe path keeps the checkout's own bertfast/, which has no kernels/, from coming first in
+    # children.
     os.environ |= {"PYTHONPATH": str(package.parent), "PYTHONSAFEPATH": "1"}
 
 

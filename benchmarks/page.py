@@ -1,4 +1,6 @@
-"""The tables and plots of docs/performance.md, made from the JSON files under results/ and from nothing else."""
+"""The tables and plots of docs/performance.md, made from the JSON files under results/ and from
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from .plots import FIGURES, draw_all, others, ours, ratio
 from .settings import RESULTS
 
 PAGE = REPOSITORY / "docs" / "performance.md"
-TITLES = {"sentence_embedding": "Sentence embeddings", "step": "The training step"} | {op: op for op in OPS}
+TITLES = {"sentence_embedding": "Sentence embeddings", "step": "The training step"} | {
+    op: op for op in OPS
+}
 WHAT = {
     "sentence_embedding": "sentence-transformers sorts by characters and pads",
     "step": "forward, backward and AdamW",
@@ -62,7 +66,8 @@ def rows(record: dict[str, Any], op: str) -> Iterator[list[str]]:
             case["shape"],
             case["dtype"],
             f"{_milliseconds(own['median'])}{noisy}",
-            "; ".join(f"{other} {ratio(side)}" for other, side in others(case, "peer", "backend")) or "none could run",
+            "; ".join(f"{other} {ratio(side)}" for other, side in others(case, "peer", "backend"))
+            or "none could run",
             _share(record, case, own),
             _peaks(case),
             name,
@@ -79,7 +84,10 @@ def _peaks(case: dict[str, Any]) -> str:
     sides = [ours(case)[1], *(side for _, side in others(case, "peer")[:1])]
     if "peak_bytes" not in sides[0]:
         return ""
-    return " / ".join("?" if side["peak_bytes"] is None else f"{side['peak_bytes'] / 2**20:,.1f}" for side in sides)
+    return " / ".join(
+        "?" if side["peak_bytes"] is None else f"{side['peak_bytes'] / 2**20:,.1f}"
+        for side in sides
+    )
 
 
 def _share(record: dict[str, Any], case: dict[str, Any], own: dict[str, Any]) -> str:
@@ -186,7 +194,9 @@ def _section(record: dict[str, Any]) -> str:
     for figure in FIGURES:
         if figure.cases(record):
             path = figure.path(record, RESULTS).relative_to(REPOSITORY)
-            parts.append(f"\n![{figure.caption}](../{path})\n\n{figure.caption}. `{again} '{figure.only}'`\n")
+            parts.append(
+                f"\n![{figure.caption}](../{path})\n\n{figure.caption}. `{again} '{figure.only}'`\n"
+            )
     for op, title in TITLES.items():
         lines = list(rows(record, op))
         if not lines:
@@ -195,10 +205,15 @@ def _section(record: dict[str, Any]) -> str:
         parts.append(f"\n### {title}\n\n" + (f"{model}; {WHAT[op]}.\n\n" if model else ""))
         parts.append(_markdown(HEADINGS, lines))
         if op == "step":
-            parts.append("\nWithout the optimizer:\n\n" + _markdown(HEADINGS[:5], list(step_parts(record))))
+            parts.append(
+                "\nWithout the optimizer:\n\n" + _markdown(HEADINGS[:5], list(step_parts(record)))
+            )
         extra = [line[1:] for line in floors(record) if line[0] == op]
         if extra:
-            parts.append("\nBeside the products alone:\n\n" + _markdown(["shape", "dtype", "our time"], extra))
+            parts.append(
+                "\nBeside the products alone:\n\n"
+                + _markdown(["shape", "dtype", "our time"], extra)
+            )
         parts.append(f"\n`{again} test_{FILES.get(op, op)}`\n")
         later = {
             f"commit `{case['commit']}`, {case['date']}"
@@ -214,7 +229,9 @@ def _section(record: dict[str, Any]) -> str:
 
 
 def _gaps(record: dict[str, Any]) -> list[str]:
-    """Cases without figures, and sides that could not run, with the reasons; a side is named once for all the cases it is missing from."""
+    """Cases without figures, and sides that could not run, with the reasons; a side is named once
+    for all the cases it is missing from.
+    """
     reasons: dict[tuple[str, str, str], int] = {}
     for case in record["cases"]:
         for name, why in case["missing"].items():
@@ -226,4 +243,6 @@ def _gaps(record: dict[str, Any]) -> list[str]:
 
 
 def _markdown(headings: list[str], lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, ["---"] * len(headings), *lines))
+    return "".join(
+        f"| {' | '.join(cells)} |\n" for cells in (headings, ["---"] * len(headings), *lines)
+    )

@@ -1,4 +1,6 @@
-"""The figures of docs/performance.md: each from a machine's record alone, as an SVG beside its JSON."""
+"""The figures of docs/performance.md: each from a machine's record alone, as an SVG beside its
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from typing import Any
 Record = dict[str, Any]
 Side = tuple[str, dict[str, Any]]
 
-# Okabe and Ito, "Color Universal Design": told apart by the colour-blind too; markers differ besides.
+# Okabe and Ito, "Color Universal Design": told apart by the colour-blind too; markers differ
+# besides.
 INK, STRONG, QUIET = "#1f2933", "#0072b2", "#9fb3c8"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vPX*<>h"
@@ -165,10 +168,23 @@ def _draw_roofline(cases: list[Record], record: Record, canvas: Any) -> None:
         roof = rates[f"matrix {dtype}"]
         ridge = min(max(roof / rates["copy"], left), right)
         axes.plot(
-            [left, ridge, right], [min(roof, rates["copy"] * left), roof, roof], color=colours[dtype], linewidth=1.2
+            [left, ridge, right],
+            [min(roof, rates["copy"] * left), roof, roof],
+            color=colours[dtype],
+            linewidth=1.2,
         )
-        axes.text(right, roof, f"{dtype} products", va="bottom", ha="right", fontsize=8, color=colours[dtype])
-    axes.text(left * 1.2, rates["copy"] * left * 2, f"copy, {rates['copy'] / 1e9:,.0f} GB/s", fontsize=8)
+        axes.text(
+            right,
+            roof,
+            f"{dtype} products",
+            va="bottom",
+            ha="right",
+            fontsize=8,
+            color=colours[dtype],
+        )
+    axes.text(
+        left * 1.2, rates["copy"] * left * 2, f"copy, {rates['copy'] / 1e9:,.0f} GB/s", fontsize=8
+    )
     for case, intensity in zip(cases, intensities, strict=True):
         colour, marker = colours[case["dtype"]], markers[case["op"]]
         reached = case["floor"]["flops"] / ours(case)[1]["median"]
@@ -176,9 +192,16 @@ def _draw_roofline(cases: list[Record], record: Record, canvas: Any) -> None:
         if peers:
             theirs = case["floor"]["flops"] / peers[0][1]["median"]
             axes.plot([intensity] * 2, [theirs, reached], color=colour, linewidth=0.6)
-            axes.plot(intensity, theirs, marker, color=colour, markerfacecolor="white", markersize=5)
+            axes.plot(
+                intensity, theirs, marker, color=colour, markerfacecolor="white", markersize=5
+            )
         axes.plot(intensity, reached, marker, color=colour, markersize=6)
-    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must be moved", ylabel="useful FLOP/s")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="FLOP per byte that must be moved",
+        ylabel="useful FLOP/s",
+    )
     for op in ops:
         axes.plot([], [], markers[op], color=INK, label=op)
     axes.legend(loc="lower right", fontsize=8, title="filled: ours; hollow: fastest peer")
@@ -197,13 +220,20 @@ def _swept(name: str) -> Callable[[Record], list[Record]]:
 
 def _draw_sweep(xlabel: str, log: bool = True) -> Callable[[list[Record], Record, Any], None]:
     def draw(cases: list[Record], record: Record, canvas: Any) -> None:
-        """Time at the left, peak memory at the right: ours, and the peers that are fastest at the last point."""
+        """Time at the left, peak memory at the right: ours, and the peers that are fastest at the
+        last point.
+        """
         canvas.set_size_inches(WIDTH, 3.6)
         panels = canvas.subplots(1, 2)
         chosen = [ours(cases[-1])[0], *(name for name, _ in others(cases[-1], "peer")[:MOST_PEERS])]
         for place, name in enumerate(chosen):
             points = [(case["x"], case["sides"][name]) for case in cases if name in case["sides"]]
-            look = {"marker": MARKERS[place], "color": COLOURS[place % len(COLOURS)], "label": name, "markersize": 4}
+            look = {
+                "marker": MARKERS[place],
+                "color": COLOURS[place % len(COLOURS)],
+                "label": name,
+                "markersize": 4,
+            }
             look["linewidth"] = 1.2 if place else 2.2
             x = [x for x, _ in points]
             times = [side["median"] * 1e3 for _, side in points]
@@ -218,7 +248,9 @@ def _draw_sweep(xlabel: str, log: bool = True) -> Callable[[list[Record], Record
             )
             known = [(x, side["peak_bytes"] / 2**20) for x, side in points if side["peak_bytes"]]
             panels[1].plot([x for x, _ in known], [peak for _, peak in known], **look)
-        for axes, label in zip(panels, ("ms (median, quartiles)", "peak extra memory, MiB"), strict=True):
+        for axes, label in zip(
+            panels, ("ms (median, quartiles)", "peak extra memory, MiB"), strict=True
+        ):
             axes.set(xlabel=xlabel, ylabel=label)
             ticks = [case["x"] for case in cases]
             if log:

@@ -1,4 +1,6 @@
-"""The JSON that a run leaves: the machine, the versions, the commit, and every case with its samples."""
+"""The JSON that a run leaves: the machine, the versions, the commit, and every case with its
+samples.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,22 @@ from bertfast.bench.machine import describe_machine, versions
 from .importable import REPOSITORY
 from .settings import Settings
 
-# The part of a run's seconds by whose end the cases of a group have ended; what one group leaves, the next one has.
+# The part of a run's seconds by whose end the cases of a group have ended; what one group leaves,
+# the next one has.
 ENDS = {"ops": 0.4, "step": 0.85, "sweeps": 1.0}
-FIRST_GUESS = {"ops": 10.0, "step": 60.0, "sweeps": 20.0}  # seconds of a case, before one of its kind was measured
+FIRST_GUESS = {
+    "ops": 10.0,
+    "step": 60.0,
+    "sweeps": 20.0,
+}  # seconds of a case, before one of its kind was measured
 
 
 class Results:
     """A run's record; `add` writes it out each time."""
 
-    def __init__(self, settings: Settings, machine: dict[str, Any], measured: dict[str, float]) -> None:
+    def __init__(
+        self, settings: Settings, machine: dict[str, Any], measured: dict[str, float]
+    ) -> None:
         self.settings = settings
         self.started = time.monotonic()
         self.longest: dict[str, float] = {}  # seconds, by kind of case
@@ -46,7 +55,11 @@ class Results:
     @classmethod
     def start(cls, settings: Settings) -> Results:
         """Measures the machine's rates and opens the record."""
-        return cls(settings, describe_machine(settings.device), rates.measure(settings.device, settings.quick))
+        return cls(
+            settings,
+            describe_machine(settings.device),
+            rates.measure(settings.device, settings.quick),
+        )
 
     @property
     def path(self) -> Path:
@@ -63,11 +76,15 @@ class Results:
         self.longest[kind] = max(seconds, self.longest.get(kind, 0.0))
 
     def add(self, case: dict[str, Any]) -> None:
-        """Takes a case in; in a record that is updated, in the place of the same one's earlier figures."""
+        """Takes a case in; in a record that is updated, in the place of the same one's earlier
+        figures.
+        """
         cases = self.record["cases"]
         if self.settings.update:
             case |= {"commit": self.commit, "date": self.date, "rates": self.rates}
-            same = [place for place, other in enumerate(cases) if _identity(other) == _identity(case)]
+            same = [
+                place for place, other in enumerate(cases) if _identity(other) == _identity(case)
+            ]
             if same:
                 cases[same[0]] = case
                 self._write()
@@ -81,7 +98,9 @@ class Results:
         self._write()
 
     def finish(self) -> None:
-        """Measures the rates once more: the better of two is the machine's, should something else have run during the first."""
+        """Measures the rates once more: the better of two is the machine's, should something else
+        have run during the first.
+        """
         again = rates.measure(self.settings.device, self.settings.quick)
         self.rates |= {name: max(value, again[name]) for name, value in self.rates.items()}
         self._write()
@@ -107,10 +126,14 @@ def _rounded(value: Any) -> Any:
 
 
 def commit() -> str:
-    """The checkout's, with "+changes" where files that are tracked differ from it; "unknown" outside of a checkout."""
+    """The checkout's, with "+changes" where files that are tracked differ from it; "unknown"
+    outside of a checkout.
+    """
     try:
         git = ["git", "-C", str(REPOSITORY)]
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
         changed = subprocess.run(
             [*git, "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!docs"],
             capture_output=True,

@@ -39,14 +39,24 @@ class Settings:
 
     def environment(self) -> dict[str, str]:
         """The variables that `current` reads."""
-        values = {"DEVICE": self.device, "QUICK": str(int(self.quick)), "SECONDS": str(self.seconds)}
+        values = {
+            "DEVICE": self.device,
+            "QUICK": str(int(self.quick)),
+            "SECONDS": str(self.seconds),
+        }
         values["UPDATE"] = str(int(self.update))
-        return {PREFIX + name: value for name, value in (values | {"RESULTS": str(self.results)}).items()}
+        return {
+            PREFIX + name: value
+            for name, value in (values | {"RESULTS": str(self.results)}).items()
+        }
 
 
 def current() -> Settings:
     """The settings of this process."""
-    read = {name: os.environ.get(PREFIX + name) for name in ("DEVICE", "QUICK", "SECONDS", "RESULTS", "UPDATE")}
+    read = {
+        name: os.environ.get(PREFIX + name)
+        for name in ("DEVICE", "QUICK", "SECONDS", "RESULTS", "UPDATE")
+    }
     quick = read["QUICK"] == "1"
     return Settings(
         device=read["DEVICE"] or ("cuda" if torch.cuda.is_available() else "cpu"),
@@ -62,7 +72,9 @@ DTYPES = ["float32", "bfloat16"]
 
 
 def _shapes() -> tuple[list[Lengths], list[Lengths], list[Lengths], list[Lengths], Lengths]:
-    """Batches of attention; of the step; sizes of what works on each token alone; of the loss; and real lengths. A GPU needs more to be filled."""
+    """Batches of attention; of the step; sizes of what works on each token alone; of the loss; and
+    real lengths. A GPU needs more to be filled.
+    """
     if CURRENT.quick:
         mixed = Lengths("mixed", (9, 5, 3))
         return [mixed, full(2, 8)], [mixed, full(2, 8)], [full(4, 16)], [full(4, 16)], mixed
@@ -79,7 +91,9 @@ BATCHES, STEP_BATCHES, SIZES, MASKED, REAL = _shapes()
 
 
 def make_setup(lengths: Lengths, dtype: str, config: EncoderConfig | None = None) -> Setup:
-    """At the sizes of BERT-base unless a configuration is given. On a GPU, whose minutes are few, float32 goes without compiled peers."""
+    """At the sizes of BERT-base unless a configuration is given. On a GPU, whose minutes are few,
+    float32 goes without compiled peers.
+    """
     if config is None:
         config = EncoderConfig.preset("bert-base", **({"vocab_size": 512} if CURRENT.quick else {}))
     compiled = not CURRENT.quick and (CURRENT.device == "cpu" or dtype == "bfloat16")
@@ -87,7 +101,11 @@ def make_setup(lengths: Lengths, dtype: str, config: EncoderConfig | None = None
 
 
 def step_config() -> EncoderConfig:
-    """The model of the step: on a CPU the reference point's four layers, in which the vocabulary weighs three times as much as in twelve."""
+    """The model of the step: on a CPU the reference point's four layers, in which the vocabulary
+    weighs three times as much as in twelve.
+    """
     if CURRENT.quick:
         return EncoderConfig.preset("bert-tiny", vocab_size=512)
-    return EncoderConfig.preset("bert-base", **({} if CURRENT.device == "cuda" else {"num_hidden_layers": 4}))
+    return EncoderConfig.preset(
+        "bert-base", **({} if CURRENT.device == "cuda" else {"num_hidden_layers": 4})
+    )

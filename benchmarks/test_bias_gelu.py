@@ -1,4 +1,6 @@
-"""The activation of the feed-forward layer, forward and backward, against the ops in a row and against copying alone."""
+"""The activation of the feed-forward layer, forward and backward, against the ops in a row and
+against copying alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Dropout of a step's hidden states, forward and backward, against torch's and against copying alone."""
+"""Dropout of a step's hidden states, forward and backward, against torch's and against copying
+alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The input layer, dropout included, forward and backward, against the ops in a row and against copying alone."""
+"""The input layer, dropout included, forward and backward, against the ops in a row and against
+copying alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Picking the masked 15 % of the rows, forward and backward, against indexing and against copying alone."""
+"""Picking the masked 15 % of the rows, forward and backward, against indexing and against copying
+alone.
+"""
 
 from __future__ import annotations
 

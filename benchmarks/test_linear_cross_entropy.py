@@ -1,4 +1,6 @@
-"""The loss over BERT's vocabulary, forward and backward, against linear + cross_entropy and against its matrix products alone."""
+"""The loss over BERT's vocabulary, forward and backward, against linear + cross_entropy and against
+its matrix products alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The positions' rotation of queries and keys, forward and backward, against plain PyTorch and against copying alone."""
+"""The positions' rotation of queries and keys, forward and backward, against plain PyTorch and
+against copying alone.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Sentence embeddings of WikiText's paragraphs with the shape of all-MiniLM-L6-v2 against sentence-transformers, from text and from tokens.
+"""Sentence embeddings of WikiText's paragraphs with the shape of all-MiniLM-L6-v2 against
+sentence-transformers, from text and from tokens.
 
-With the text itself and the published weights where both are on the machine, or else with made-up words of the paragraphs' lengths.
+With the text itself and the published weights where both are on the machine, or else with made-up
+words of the paragraphs' lengths.
 """
 
 from __future__ import annotations

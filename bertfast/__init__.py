@@ -1,7 +1,8 @@
 """Pretrain and fine-tune BERT-family encoders on packed batches, with fused Triton and C++ kernels.
 
-Names are loaded on first use, so that ``import bertfast`` costs nothing. The models and configurations of every member are here under Hugging
-Face's names: ``bertfast.RobertaForMaskedLM``, ``bertfast.AlbertConfig``.
+Names are loaded on first use, so that ``import bertfast`` costs nothing. The models and
+configurations of every member are here under Hugging Face's names: ``bertfast.RobertaForMaskedLM``,
+``bertfast.AlbertConfig``.
 """
 
 from importlib import import_module
@@ -33,7 +34,16 @@ _HOMES = {
     "pretrain": "training",
     "restore": "hub.accelerate",
 }
-_MEMBERS = ("Bert", "Roberta", "XLMRoberta", "Albert", "DistilBert", "Electra", "DebertaV2", "ModernBert")
+_MEMBERS = (
+    "Bert",
+    "Roberta",
+    "XLMRoberta",
+    "Albert",
+    "DistilBert",
+    "Electra",
+    "DebertaV2",
+    "ModernBert",
+)
 _HEADS = (
     "Model",
     "ForMaskedLM",

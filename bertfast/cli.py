@@ -60,14 +60,19 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
     """Say what this machine runs: versions, instruction sets, and the backend that each op takes.
 
     \b
@@ -86,11 +91,14 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
 @app.command()
 def tune(
     op: Annotated[str | None, typer.Option(help="One op; default: each that has options.")] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16, which serves float16 too, or float32.")] = "bfloat16",
+    dtype: Annotated[
+        str, typer.Option(help="bfloat16, which serves float16 too, or float32.")
+    ] = "bfloat16",
     head_dim: Annotated[int, typer.Option(help="Size of the attention's heads.")] = 64,
     hidden: Annotated[int, typer.Option(help="Width of the model.")] = 768,
 ) -> None:
-    """Measure which tile sizes of the Triton kernels are the fastest on this GPU, and keep them for later runs.
+    """Measure which tile sizes of the Triton kernels are the fastest on this GPU, and keep them for
+    later runs.
 
     \b
     Example:
@@ -104,14 +112,23 @@ def tune(
 @app.command(cls=FilesCommand)
 def tokenizer(
     data: Annotated[
-        list[str], typer.Option(metavar="FILE...", help="Files of text: plain, JSON lines, or gzip of either.")
+        list[str],
+        typer.Option(
+            metavar="FILE...", help="Files of text: plain, JSON lines, or gzip of either."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
     kind: Annotated[
-        str, typer.Option("--type", help="wordpiece (BERT), bpe (RoBERTa's bytes) or unigram (ALBERT, DeBERTa v3).")
+        str,
+        typer.Option(
+            "--type",
+            help="wordpiece (BERT), bpe (RoBERTa's bytes) or unigram (ALBERT, DeBERTa v3).",
+        ),
     ] = "wordpiece",
     vocab_size: Annotated[int, typer.Option(help="Entries of the vocabulary.")] = 30522,
-    cased: Annotated[bool, typer.Option("--cased", help="Keep upper case and accents, as bpe always does.")] = False,
+    cased: Annotated[
+        bool, typer.Option("--cased", help="Keep upper case and accents, as bpe always does.")
+    ] = False,
     text_field: Annotated[str, typer.Option(help="Field of JSON lines.")] = "text",
 ) -> None:
     """Train a tokenizer on text: WordPiece, byte-level BPE or Unigram.
@@ -121,7 +138,12 @@ def tokenizer(
         bertfast tokenizer --data corpus.txt --vocab-size 8192 --out tok
     """
     from bertfast.data.readers import read_documents
-    from bertfast.data.tokenizer import save_tokenizer, train_byte_level_bpe, train_unigram, train_wordpiece
+    from bertfast.data.tokenizer import (
+        save_tokenizer,
+        train_byte_level_bpe,
+        train_unigram,
+        train_wordpiece,
+    )
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BertfastError(f"{out}: exists already; choose another --out")
@@ -156,42 +178,64 @@ def pretrain(
             help="A preset (bert-small, albert-base, electra-small, distilbert-base, ...), a config.json, or a model's folder."
         ),
     ] = "bert-small",
-    objective: Annotated[str, typer.Option(help="mlm, mlm+nsp, mlm+sop, rtd or distill.")] = "mlm+nsp",
-    teacher: Annotated[str | None, typer.Option(help="Folder of the model to distill from.")] = None,
+    objective: Annotated[
+        str, typer.Option(help="mlm, mlm+nsp, mlm+sop, rtd or distill.")
+    ] = "mlm+nsp",
+    teacher: Annotated[
+        str | None, typer.Option(help="Folder of the model to distill from.")
+    ] = None,
     generator_size: Annotated[
-        float, typer.Option(help="Width of the generator beside the discriminator's, with --objective rtd.")
+        float,
+        typer.Option(
+            help="Width of the generator beside the discriminator's, with --objective rtd."
+        ),
     ] = 0.25,
     masking: Annotated[str, typer.Option(help="dynamic (new each epoch) or static.")] = "dynamic",
-    mask_unit: Annotated[str, typer.Option(help="What is hidden together: token, whole-word or span.")] = "token",
+    mask_unit: Annotated[
+        str, typer.Option(help="What is hidden together: token, whole-word or span.")
+    ] = "token",
     steps: Annotated[int, typer.Option(help="Updates.")] = 10_000,
     batch_tokens: Annotated[int, typer.Option(help="Tokens of a batch at most.")] = 8192,
     seq_len: Annotated[int, typer.Option(help="Tokens of a sequence at most.")] = 128,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
     warmup: Annotated[
-        int | None, typer.Option(help="Updates of warm-up; default: 1000, or a tenth of --steps if that is less.")
+        int | None,
+        typer.Option(
+            help="Updates of warm-up; default: 1000, or a tenth of --steps if that is less."
+        ),
     ] = None,
     weight_decay: Annotated[float, typer.Option(help="Not of biases and norms.")] = 0.01,
     clip_norm: Annotated[float, typer.Option(help="Norm that gradients are scaled down to.")] = 1.0,
     accumulation: Annotated[int, typer.Option(help="Batches averaged for an update.")] = 1,
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 with float32 master weights.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, or bf16 with float32 master weights.")
+    ] = "fp32",
     cuda_graph: Annotated[
         bool | None,
         typer.Option(
-            "--cuda-graph/--no-cuda-graph", help="Send each update to the GPU at once; default: where it can be."
+            "--cuda-graph/--no-cuda-graph",
+            help="Send each update to the GPU at once; default: where it can be.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, data order, masks and dropout.")] = 0,
     checkpoint_every: Annotated[int, typer.Option(help="Updates between checkpoints.")] = 1000,
-    log_every: Annotated[int, typer.Option(help="Updates that a line of metrics.jsonl averages over.")] = 10,
+    log_every: Annotated[
+        int, typer.Option(help="Updates that a line of metrics.jsonl averages over.")
+    ] = 10,
     text_field: Annotated[str, typer.Option(help="Field of JSON lines.")] = "text",
-    config: Annotated[Path | None, typer.Option(help="YAML file of these options; those given beside it win.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of these options; those given beside it win.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
+    ] = False,
 ) -> None:
     """Pretrain a BERT on text.
 
     \b
     Example:
-        bertfast pretrain --data corpus.txt --tokenizer tok --model bert-mini --steps 1000 --warmup 100 --out run
+        bertfast pretrain --data corpus.txt --tokenizer tok --model bert-mini --steps 1000 --warmup
+        100 --out run
     """
     from bertfast.training.config import PretrainConfig, read_yaml
     from bertfast.training.pretrain import Interrupted
@@ -208,7 +252,10 @@ def pretrain(
     try:
         result = run_pretrain(**options, resume=resume)
     except Interrupted as stopped:
-        print("bertfast: stopped after a checkpoint; the same command with --resume goes on", file=sys.stderr)
+        print(
+            "bertfast: stopped after a checkpoint; the same command with --resume goes on",
+            file=sys.stderr,
+        )
         raise typer.Exit(128 + stopped.args[0]) from None
     print(f"{result.out}: step {result.steps}, loss {result.last.get('loss', float('nan')):.4f}")
 
@@ -216,31 +263,43 @@ def pretrain(
 @app.command()
 def finetune(
     model: Annotated[str, typer.Argument(help="Folder of a pretrained model.")],
-    train: Annotated[str, typer.Option(help="Training data: TSV, CSV or JSON lines with a header.")],
+    train: Annotated[
+        str, typer.Option(help="Training data: TSV, CSV or JSON lines with a header.")
+    ],
     dev: Annotated[str, typer.Option(help="Data that the best epoch is chosen on.")],
     out: Annotated[str, typer.Option(help="Folder to write; it must not exist.")],
     task: Annotated[str, typer.Option(help="classification.")] = "classification",
-    text_column: Annotated[str | None, typer.Option(help="Default: sentence, or else text.")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Default: sentence, or else text.")
+    ] = None,
     pair_column: Annotated[str | None, typer.Option(help="Second text of a pair.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Default: label.")] = None,
-    freeze_encoder: Annotated[bool, typer.Option("--freeze-encoder", help="Train the classifier alone.")] = False,
+    freeze_encoder: Annotated[
+        bool, typer.Option("--freeze-encoder", help="Train the classifier alone.")
+    ] = False,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Keep the model's shape, not its weights.")
     ] = False,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 3,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate; default 5e-5, 1e-2 when frozen.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate; default 5e-5, 1e-2 when frozen.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples of an update.")] = 32,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens of an example at most; default: the model's positions.")
+        int | None,
+        typer.Option(help="Tokens of an example at most; default: the model's positions."),
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 with float32 master weights.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, or bf16 with float32 master weights.")
+    ] = "fp32",
     seed: Annotated[int, typer.Option(help="Of new weights, order and dropout.")] = 0,
 ) -> None:
     """Fine-tune a pretrained model to classify texts.
 
     \b
     Example:
-        bertfast finetune run --task classification --train train.tsv --dev dev.tsv --epochs 3 --out classifier
+        bertfast finetune run --task classification --train train.tsv --dev dev.tsv --epochs 3 --out
+        classifier
     """
     from bertfast.training.finetune import FinetuneConfig
     from bertfast.training.finetune import finetune as run_finetune
@@ -256,9 +315,14 @@ def finetune(
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder of a fine-tuned model.")],
     data: Annotated[str, typer.Option(help="Labelled data: TSV, CSV or JSON lines with a header.")],
-    text_column: Annotated[str | None, typer.Option(help="Default: sentence, or else text.")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Default: sentence, or else text.")
+    ] = None,
     pair_column: Annotated[
-        str | None, typer.Option(help="Second text of a pair; default: the one that the model was trained with.")
+        str | None,
+        typer.Option(
+            help="Second text of a pair; default: the one that the model was trained with."
+        ),
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="Default: label.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
@@ -276,7 +340,9 @@ def evaluate(
     if as_json:
         print(json.dumps(scores))
     else:
-        print(f"accuracy {scores['accuracy']:.4f}  macro F1 {scores['macro_f1']:.4f}  ({scores['examples']} examples)")
+        print(
+            f"accuracy {scores['accuracy']:.4f}  macro F1 {scores['macro_f1']:.4f}  ({scores['examples']} examples)"
+        )
 
 
 @app.command()
@@ -289,9 +355,14 @@ def predict(
             "or - for such lines on standard input."
         ),
     ] = "-",
-    text_column: Annotated[str | None, typer.Option(help="Default: sentence, or else text.")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Default: sentence, or else text.")
+    ] = None,
     pair_column: Annotated[
-        str | None, typer.Option(help="Second text of a pair; default: the one that the model was trained with.")
+        str | None,
+        typer.Option(
+            help="Second text of a pair; default: the one that the model was trained with."
+        ),
     ] = None,
 ) -> None:
     """Write each text's label and probabilities as a line of JSON.
@@ -312,7 +383,9 @@ def predict(
     _say_truncated(sum(prediction.truncated for prediction in predictions), classifier.max_length)
 
 
-def _inputs(file: str, text_column: str | None, pair_column: str | None) -> tuple[list[str], list[str | None]]:
+def _inputs(
+    file: str, text_column: str | None, pair_column: str | None
+) -> tuple[list[str], list[str | None]]:
     """Texts and their pairs in order; of plain text, lines with nothing on them are left out."""
     from bertfast.data import tasks
 
@@ -353,7 +426,10 @@ def _lines(file: str) -> list[str]:
 def fill(
     model: Annotated[str, typer.Argument(help="Folder of a model with a masked-LM head.")],
     text: Annotated[
-        str, typer.Argument(help="A text with [MASK] (or the tokenizer's own mask) where a word is to go.")
+        str,
+        typer.Argument(
+            help="A text with [MASK] (or the tokenizer's own mask) where a word is to go."
+        ),
     ],
     top: Annotated[int, typer.Option(help="How many words for each mask.")] = 5,
 ) -> None:
@@ -377,18 +453,28 @@ def fill(
 
 @app.command()
 def embed(
-    model: Annotated[str, typer.Argument(help="Folder of a sentence-transformers model, or of a plain encoder.")],
-    file: Annotated[str, typer.Argument(help="Plain text, a text a line, or - for standard input.")],
-    out: Annotated[Path, typer.Option(help="File to write: a NumPy array (.npy), float32, a row for each line.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder of a sentence-transformers model, or of a plain encoder.")
+    ],
+    file: Annotated[
+        str, typer.Argument(help="Plain text, a text a line, or - for standard input.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="File to write: a NumPy array (.npy), float32, a row for each line."),
+    ],
     batch_size: Annotated[
         int | None, typer.Option(help="Texts of a batch at most; default: what suits the machine.")
     ] = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Make every vector's length 1.")] = False,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Make every vector's length 1.")
+    ] = False,
     prompt_name: Annotated[
         str | None, typer.Option(help="One of the model's prompts, to put before each text.")
     ] = None,
 ) -> None:
-    """Write a vector for each line of a text. A line with nothing on it has one too, so that rows are lines.
+    """Write a vector for each line of a text. A line with nothing on it has one too, so that rows
+    are lines.
 
     \b
     Example:
@@ -403,9 +489,13 @@ def embed(
     texts = _lines(file)
     if not out.parent.is_dir():
         raise BertfastError(f"{out}: there is no folder {out.parent}")
-    encoder = SentenceEncoder.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = SentenceEncoder.from_pretrained(model).to(
+        "cuda" if torch.cuda.is_available() else "cpu"
+    )
     tokens = encoder.tokenize(texts, prompt_name=prompt_name)
-    vectors = encoder.encode_tokens(tokens, batch_size=batch_size, normalize=normalize, show_progress=True)
+    vectors = encoder.encode_tokens(
+        tokens, batch_size=batch_size, normalize=normalize, show_progress=True
+    )
 
     def save(path: Path) -> None:
         with open(path, "wb") as stream:
@@ -418,12 +508,13 @@ def embed(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write; a folder of an earlier demo is replaced.")] = Path(
-        "demo-run"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder to write; a folder of an earlier demo is replaced.")
+    ] = Path("demo-run"),
     seed: Annotated[int, typer.Option(help="Of the whole demo.")] = 0,
 ) -> None:
-    """Train, fine-tune and report on text that every Python ships: minutes on two cores, no network.
+    """Train, fine-tune and report on text that every Python ships: minutes on two cores, no
+    network.
 
     \b
     Example:
@@ -441,10 +532,12 @@ def demo(
 @app.command()
 def bench(
     op: Annotated[
-        list[str] | None, typer.Option(help="An op to measure; may be given several times. Default: all.")
+        list[str] | None,
+        typer.Option(help="An op to measure; may be given several times. Default: all."),
     ] = None,
     step: Annotated[
-        bool, typer.Option("--step", help="Measure the training step (alone, unless ops are named).")
+        bool,
+        typer.Option("--step", help="Measure the training step (alone, unless ops are named)."),
     ] = False,
     embedding: Annotated[
         bool,
@@ -454,21 +547,27 @@ def bench(
         ),
     ] = False,
     text: Annotated[
-        Path | None, typer.Option(help="Of --embedding: a text, a paragraph a line. Default: made-up words.")
+        Path | None,
+        typer.Option(help="Of --embedding: a text, a paragraph a line. Default: made-up words."),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Of --embedding: the model for --text. Default: random weights.")
+        Path | None,
+        typer.Option(help="Of --embedding: the model for --text. Default: random weights."),
     ] = None,
     model: Annotated[str, typer.Option(help="Preset whose sizes are taken.")] = "bert-base",
     lengths: Annotated[
-        Path | None, typer.Option(help="File of sequence lengths, one a line. Default: WikiText's paragraphs.")
+        Path | None,
+        typer.Option(help="File of sequence lengths, one a line. Default: WikiText's paragraphs."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     seconds: Annotated[float, typer.Option(min=0.01, help="Of timing for each case.")] = 3.0,
-    compiled: Annotated[bool, typer.Option(help="Have torch.compile among the peers; compiling takes a while.")] = True,
+    compiled: Annotated[
+        bool, typer.Option(help="Have torch.compile among the peers; compiling takes a while.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure the ops, the training step or sentence embeddings on this machine, beside what people use today.
+    """Measure the ops, the training step or sentence embeddings on this machine, beside what people
+    use today.
 
     \b
     Example:
@@ -476,7 +575,9 @@ def bench(
     """
     from bertfast.bench import command
 
-    setup = command.make_setup(model, lengths, dtype, compiled, command.EMBEDDED if embedding else None)
+    setup = command.make_setup(
+        model, lengths, dtype, compiled, command.EMBEDDED if embedding else None
+    )
     more = command.embedding_cases(text, folder) if embedding else []
     found = command.bench(setup, op or [], step, seconds, None if as_json else command.show, more)
     if as_json:
@@ -487,7 +588,8 @@ def bench(
 def profile(
     model: Annotated[str, typer.Option(help="Preset of the model.")] = "bert-base",
     lengths: Annotated[
-        Path | None, typer.Option(help="File of sequence lengths, one a line. Default: WikiText's paragraphs.")
+        Path | None,
+        typer.Option(help="File of sequence lengths, one a line. Default: WikiText's paragraphs."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     trace: Annotated[Path | None, typer.Option(help="File for a Chrome trace.")] = None,
@@ -512,7 +614,9 @@ def profile(
 @app.command()
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of pretraining runs.")],
-    out: Annotated[Path, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = Path("curves.svg"),
+    out: Annotated[Path, typer.Option(help="Picture to write: .svg, .png or .pdf.")] = Path(
+        "curves.svg"
+    ),
 ) -> None:
     """Draw the learning curves of pretraining runs.
 
@@ -528,7 +632,10 @@ def plot(
 
 def _say_truncated(count: int, limit: int) -> None:
     if count:
-        print(f"bertfast: {count} input(s) were longer than {limit} tokens and were cut", file=sys.stderr)
+        print(
+            f"bertfast: {count} input(s) were longer than {limit} tokens and were cut",
+            file=sys.stderr,
+        )
 
 
 def main() -> None:
@@ -540,7 +647,8 @@ def main() -> None:
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except BrokenPipeError:
-        # The reader of the pipe has left; the interpreter's own flush at exit must not complain again.
+        # The reader of the pipe has left; the interpreter's own flush at exit must not complain
+        # again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -565,8 +673,9 @@ def main() -> None:
 def _die_of_interrupt() -> None:
     """Ends by the signal itself, as a shell expects of what Ctrl-C stopped (it reads 130).
 
-    ``sys.exit(130)`` would do so only at times: where the interrupt met code that runs from a string (a dataclass in the
-    making), the interpreter ends by the signal whatever code it is given.
+    ``sys.exit(130)`` would do so only at times: where the interrupt met code that runs from a
+    string (a dataclass in the making), the interpreter ends by the signal whatever code it is
+    given.
     """
     sys.stdout.flush()
     signal.signal(signal.SIGINT, signal.SIG_DFL)

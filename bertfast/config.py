@@ -1,7 +1,9 @@
-"""The configurations of the family: Hugging Face's field names, checked when they are made, with the published presets.
+"""The configurations of the family: Hugging Face's field names, checked when they are made, with
+the published presets.
 
-`EncoderConfig` holds what every member has. A member's own class adds its fields and its defaults, which are those of `transformers`, so that a
-``config.json`` that leaves a field out means the same here.
+`EncoderConfig` holds what every member has. A member's own class adds its fields and its defaults,
+which are those of `transformers`, so that a ``config.json`` that leaves a field out means the same
+here.
 """
 
 from __future__ import annotations
@@ -17,7 +19,12 @@ from .errors import BertfastError
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 POOLINGS = ("cls", "mean")
-TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+}
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,20 @@ class EncoderConfig:
     id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
 
     model_type: ClassVar[str] = ""
-    json_names: ClassVar[dict[str, str]] = {}  # of the fields that the member's config.json calls otherwise
+    json_names: ClassVar[
+        dict[str, str]
+    ] = {}  # of the fields that the member's config.json calls otherwise
 
     def __post_init__(self) -> None:
         for f in fields(self):
             self._check_type(f.name, str(f.type))
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+        ):
             self._check_whole(name, 1)
         self._check_whole("max_position_embeddings", 1)
         self._check_whole("type_vocab_size", 0)
@@ -63,13 +78,17 @@ class EncoderConfig:
         for name in (f.name for f in fields(self) if "dropout" in f.name):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise BertfastError(f"config: {self._label(name)} is {value!r}; it must be at least 0 and below 1")
+                raise BertfastError(
+                    f"config: {self._label(name)} is {value!r}; it must be at least 0 and below 1"
+                )
         for name in ("initializer_range", "layer_norm_eps"):
             self._check_positive(name)
         self._check_choice("hidden_act", ACTIVATIONS)
         pad = self.pad_token_id
         if pad is not None and not 0 <= pad < self.vocab_size:
-            raise BertfastError(f"config: pad_token_id is {pad!r}, outside the vocabulary of {self.vocab_size}")
+            raise BertfastError(
+                f"config: pad_token_id is {pad!r}, outside the vocabulary of {self.vocab_size}"
+            )
         if self.problem_type is not None:
             self._check_choice("problem_type", PROBLEM_TYPES)
         if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
@@ -87,7 +106,9 @@ class EncoderConfig:
         if kind not in TYPES or (value is None and optional):
             return
         if not isinstance(value, TYPES[kind]) or isinstance(value, bool) != (kind == "bool"):
-            raise BertfastError(f"config: {self._label(name)} is {value!r}; it must be of type {kind}")
+            raise BertfastError(
+                f"config: {self._label(name)} is {value!r}; it must be of type {kind}"
+            )
         if kind == "float":  # transformers 5 takes no 1 where it wants 1.0
             object.__setattr__(self, name, float(getattr(self, name)))
 
@@ -106,7 +127,9 @@ class EncoderConfig:
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
-            raise BertfastError(f"config: {self._label(name)} is {value!r}; supported are {', '.join(choices)}")
+            raise BertfastError(
+                f"config: {self._label(name)} is {value!r}; supported are {', '.join(choices)}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -146,7 +169,9 @@ class EncoderConfig:
     @property
     def head_dropout(self) -> float:
         """Of the dropouts in a classification head."""
-        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+        return (
+            self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+        )
 
     @property
     def num_labels(self) -> int:
@@ -176,18 +201,22 @@ class EncoderConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "config") -> Self:
-        """From the fields of a Hugging Face ``config.json``; fields that do not concern the encoder are left aside.
+        """From the fields of a Hugging Face ``config.json``; fields that do not concern the encoder
+        are left aside.
 
         Called on `EncoderConfig`, it gives the class of the member that ``model_type`` names.
 
         Raises:
-            BertfastError: another architecture, a feature that is not supported, or a field out of range.
+            BertfastError: another architecture, a feature that is not supported, or a field out of
+                range.
         """
         model_type = values.get("model_type", cls.model_type or "bert")
         member = CONFIGS.get(model_type) if isinstance(model_type, str) else None
         if member is None or not issubclass(member, cls):
             supported = [name for name, config in CONFIGS.items() if issubclass(config, cls)]
-            raise BertfastError(f"{source}: model_type is {model_type!r}; supported is {', '.join(supported)}")
+            raise BertfastError(
+                f"{source}: model_type is {model_type!r}; supported is {', '.join(supported)}"
+            )
         # The others have no such field, and files with anything in it.
         kinded = member.model_type not in ("distilbert", "deberta-v2", "modernbert")
         if kinded and values.get("position_embedding_type", "absolute") != "absolute":
@@ -196,28 +225,42 @@ class EncoderConfig:
             )
         for name in ("is_decoder", "add_cross_attention"):
             if values.get(name):
-                raise BertfastError(f"{source}: {name} is set; only bidirectional encoders are supported")
+                raise BertfastError(
+                    f"{source}: {name} is set; only bidirectional encoders are supported"
+                )
         if values.get("tie_word_embeddings") is False:
             raise BertfastError(
                 f"{source}: tie_word_embeddings is false; the MLM decoder is tied to the word embeddings here"
             )
         known = {member.json_names.get(f.name, f.name): f.name for f in fields(member)}
-        kept = {known[name]: value for name, value in values.items() if name in known and name != "id2label"}
+        kept = {
+            known[name]: value
+            for name, value in values.items()
+            if name in known and name != "id2label"
+        }
         required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        missing = [name for name in (member.json_names.get(r, r) for r in required) if name not in values]
+        missing = [
+            name for name in (member.json_names.get(r, r) for r in required) if name not in values
+        ]
         if missing:
-            raise BertfastError(f"{source}: no {', '.join(missing)}; is it the config.json of a {model_type} model?")
+            raise BertfastError(
+                f"{source}: no {', '.join(missing)}; is it the config.json of a {model_type} model?"
+            )
         labels = values.get("id2label")
         if labels is None and "num_labels" in values:
             count = values["num_labels"]
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise BertfastError(f"{source}: num_labels is {count!r}; it must be a whole number of at least 1")
+                raise BertfastError(
+                    f"{source}: num_labels is {count!r}; it must be a whole number of at least 1"
+                )
             labels = {index: f"LABEL_{index}" for index in range(count)}
         if labels is not None:
             try:
                 kept["id2label"] = {int(index): str(label) for index, label in labels.items()}
             except (AttributeError, TypeError, ValueError) as error:
-                raise BertfastError(f"{source}: id2label must map whole numbers to names ({error})") from error
+                raise BertfastError(
+                    f"{source}: id2label must map whole numbers to names ({error})"
+                ) from error
         try:
             return member._from_json(kept, values)
         except BertfastError as error:
@@ -225,7 +268,9 @@ class EncoderConfig:
 
     @classmethod
     def _from_json(cls, kept: dict[str, Any], values: dict[str, Any]) -> Self:
-        """From the fields that are this class's own, already under its names; ``values`` is the whole file."""
+        """From the fields that are this class's own, already under its names; ``values`` is the
+        whole file.
+        """
         return cls(**kept)
 
     @classmethod
@@ -233,7 +278,8 @@ class EncoderConfig:
         """From a ``config.json``.
 
         Raises:
-            BertfastError: the file is missing, is no JSON object, or does not describe a supported encoder.
+            BertfastError: the file is missing, is no JSON object, or does not describe a supported
+                encoder.
         """
         path = Path(path)
         try:
@@ -245,7 +291,9 @@ class EncoderConfig:
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise BertfastError(f"{path}: cannot be read as JSON ({error})") from error
         if not isinstance(values, dict):
-            raise BertfastError(f"{path}: holds a {type(values).__name__}; a config is a JSON object")
+            raise BertfastError(
+                f"{path}: holds a {type(values).__name__}; a config is a JSON object"
+            )
         return cls.from_dict(values, str(path))
 
     def to_dict(self, architecture: str | None = None) -> dict[str, Any]:
@@ -262,7 +310,9 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class BertConfig(EncoderConfig):
-    """BERT, and what has its shape: MiniLM, and the encoders of most sentence-transformers. Devlin et al., 2019."""
+    """BERT, and what has its shape: MiniLM, and the encoders of most sentence-transformers. Devlin
+    et al., 2019.
+    """
 
     model_type: ClassVar[str] = "bert"
 
@@ -279,7 +329,9 @@ class RobertaConfig(EncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pad_token_id is None:
-            raise BertfastError("config: pad_token_id is null; positions are numbered from it, so it must be an id")
+            raise BertfastError(
+                "config: pad_token_id is null; positions are numbered from it, so it must be an id"
+            )
 
     @property
     def position_offset(self) -> int:
@@ -299,7 +351,9 @@ class XLMRobertaConfig(RobertaConfig):
 
 @dataclass(frozen=True)
 class AlbertConfig(EncoderConfig):
-    """ALBERT: factorised embeddings, layers shared within groups. Lan et al., "ALBERT", 2020, section 3.1."""
+    """ALBERT: factorised embeddings, layers shared within groups. Lan et al., "ALBERT", 2020,
+    section 3.1.
+    """
 
     vocab_size: int = 30000
     embedding_size: int = 128
@@ -333,7 +387,9 @@ class AlbertConfig(EncoderConfig):
 
 @dataclass(frozen=True)
 class DistilBertConfig(EncoderConfig):
-    """DistilBERT: BERT with neither segments nor a pooler. Sanh et al., "DistilBERT", 2019, section 3."""
+    """DistilBERT: BERT with neither segments nor a pooler. Sanh et al., "DistilBERT", 2019, section
+    3.
+    """
 
     num_hidden_layers: int = 6
     type_vocab_size: int = 0
@@ -360,12 +416,16 @@ class DistilBertConfig(EncoderConfig):
 
     @classmethod
     def _from_json(cls, kept: dict[str, Any], values: dict[str, Any]) -> Self:
-        return cls(**{**kept, "type_vocab_size": 0, "layer_norm_eps": 1e-12})  # the member has no such fields
+        return cls(
+            **{**kept, "type_vocab_size": 0, "layer_norm_eps": 1e-12}
+        )  # the member has no such fields
 
 
 @dataclass(frozen=True)
 class ElectraConfig(EncoderConfig):
-    """ELECTRA, generator and discriminator. Clark et al., "ELECTRA", 2020, section 2 and appendix A."""
+    """ELECTRA, generator and discriminator. Clark et al., "ELECTRA", 2020, section 2 and appendix
+    A.
+    """
 
     embedding_size: int = 128
     hidden_size: int = 256
@@ -392,7 +452,9 @@ class ElectraConfig(EncoderConfig):
 
 @dataclass(frozen=True)
 class DebertaV2Config(EncoderConfig):
-    """DeBERTa v2 and v3: disentangled attention. He et al., "DeBERTa", 2021, section 3; "DeBERTaV3", 2023."""
+    """DeBERTa v2 and v3: disentangled attention. He et al., "DeBERTa", 2021, section 3;
+    "DeBERTaV3", 2023.
+    """
 
     vocab_size: int = 128100
     embedding_size: int | None = None
@@ -427,17 +489,25 @@ class DebertaV2Config(EncoderConfig):
             self._check_whole("embedding_size", 1)
         unknown = [kind for kind in self.pos_att_type if kind not in ("c2p", "p2c")]
         if unknown:
-            raise BertfastError(f"config: pos_att_type holds {unknown[0]!r}; supported are c2p, p2c")
+            raise BertfastError(
+                f"config: pos_att_type holds {unknown[0]!r}; supported are c2p, p2c"
+            )
         for name in ("conv_act", "pooler_hidden_act"):
             self._check_choice(name, ACTIVATIONS)
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
-            raise BertfastError(f"config: conv_kernel_size is {self.conv_kernel_size}; it must be odd, or 0 for none")
+            raise BertfastError(
+                f"config: conv_kernel_size is {self.conv_kernel_size}; it must be odd, or 0 for none"
+            )
         if self.hidden_size % self.conv_groups:
             raise BertfastError(
                 f"config: conv_groups is {self.conv_groups}; it must divide hidden_size, {self.hidden_size}"
             )
         buckets, furthest = self.position_buckets, self.max_relative_distance
-        if self.relative_attention and buckets > 0 and not (buckets > 1 and furthest > buckets // 2):
+        if (
+            self.relative_attention
+            and buckets > 0
+            and not (buckets > 1 and furthest > buckets // 2)
+        ):
             raise BertfastError(
                 f"config: position_buckets is {buckets} and the furthest distance {furthest} (max_relative_positions, or "
                 "max_position_embeddings); there must be 2 buckets at least, and distances beyond half of them"
@@ -446,7 +516,9 @@ class DebertaV2Config(EncoderConfig):
     @classmethod
     def _from_json(cls, kept: dict[str, Any], values: dict[str, Any]) -> Self:
         kinds = kept.get("pos_att_type") or ()
-        kinds = [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
+        kinds = (
+            [kind.strip() for kind in kinds.lower().split("|")] if isinstance(kinds, str) else kinds
+        )
         kept["pos_att_type"] = _names("pos_att_type", kinds)
         size = values.get("attention_head_size")
         shape = cls(**kept)
@@ -461,7 +533,9 @@ class DebertaV2Config(EncoderConfig):
         return shape
 
     def to_dict(self, architecture: str | None = None) -> dict[str, Any]:
-        """As of `EncoderConfig`; what the released code reads by its presence alone is left out where it is not there."""
+        """As of `EncoderConfig`; what the released code reads by its presence alone is left out
+        where it is not there.
+        """
         values = super().to_dict(architecture)
         values["pos_att_type"] = list(self.pos_att_type)
         values["pooler_hidden_size"] = self.hidden_size
@@ -482,7 +556,11 @@ class DebertaV2Config(EncoderConfig):
     @property
     def max_relative_distance(self) -> int:
         """The distance beyond which all are alike."""
-        return self.max_relative_positions if self.max_relative_positions > 0 else self.max_position_embeddings
+        return (
+            self.max_relative_positions
+            if self.max_relative_positions > 0
+            else self.max_position_embeddings
+        )
 
     @property
     def head_dropout(self) -> float:
@@ -492,7 +570,9 @@ class DebertaV2Config(EncoderConfig):
 
 @dataclass(frozen=True)
 class ModernBertConfig(EncoderConfig):
-    """ModernBERT: pre-norm, rotary positions, GeGLU, alternating global and local attention. Warner et al., 2024, section 2.1."""
+    """ModernBERT: pre-norm, rotary positions, GeGLU, alternating global and local attention. Warner
+    et al., 2024, section 2.1.
+    """
 
     vocab_size: int = 50368
     num_hidden_layers: int = 22
@@ -531,7 +611,9 @@ class ModernBertConfig(EncoderConfig):
         if not self.layer_types:
             object.__setattr__(self, "layer_types", _layer_types(self.num_hidden_layers, 3))
         kinds = ("full_attention", "sliding_attention")
-        if len(self.layer_types) != self.num_hidden_layers or not set(self.layer_types) <= set(kinds):
+        if len(self.layer_types) != self.num_hidden_layers or not set(self.layer_types) <= set(
+            kinds
+        ):
             raise BertfastError(
                 f"config: layer_types must name {' or '.join(kinds)} for each of the {self.num_hidden_layers} layers"
             )
@@ -548,7 +630,9 @@ class ModernBertConfig(EncoderConfig):
 
     @classmethod
     def _from_json(cls, kept: dict[str, Any], values: dict[str, Any]) -> Self:
-        """Both forms: `transformers` 4 writes two thetas and a period of layers, 5 a type and a rotary dictionary for each kind."""
+        """Both forms: `transformers` 4 writes two thetas and a period of layers, 5 a type and a
+        rotary dictionary for each kind.
+        """
         kept["type_vocab_size"] = 0
         period = values.get("global_attn_every_n_layers", 3)
         if isinstance(period, bool) or not isinstance(period, int) or period < 1:
@@ -560,16 +644,23 @@ class ModernBertConfig(EncoderConfig):
         elif isinstance(values.get("num_hidden_layers"), int):
             kept["layer_types"] = _layer_types(values["num_hidden_layers"], period)
         if values.get("rope_scaling"):
-            raise BertfastError("config: rope_scaling is set; supported is unscaled rotary positions")
+            raise BertfastError(
+                "config: rope_scaling is set; supported is unscaled rotary positions"
+            )
         rotary = values.get("rope_parameters") or {}
-        for kind, name in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
+        for kind, name in (
+            ("full_attention", "global_rope_theta"),
+            ("sliding_attention", "local_rope_theta"),
+        ):
             own = rotary.get(kind) or {} if isinstance(rotary, dict) else rotary
             if not isinstance(own, dict):
                 raise BertfastError(
                     f"config: rope_parameters is {rotary!r}; it must map each kind of layer to an object"
                 )
             if own.get("rope_type", "default") != "default":
-                raise BertfastError(f"config: the rope_type of {kind} is {own['rope_type']!r}; supported is default")
+                raise BertfastError(
+                    f"config: the rope_type of {kind} is {own['rope_type']!r}; supported is default"
+                )
             if "rope_theta" in own:
                 kept[name] = own["rope_theta"]
         if kept.get("local_rope_theta", 0.0) is None:  # once written for "as the global one"
@@ -606,7 +697,9 @@ class ModernBertConfig(EncoderConfig):
 
     @property
     def residual_deviation(self) -> float:
-        """Of the initial weights that end a residual branch. Warner et al., appendix: Megatron's initialisation."""
+        """Of the initial weights that end a residual branch. Warner et al., appendix: Megatron's
+        initialisation.
+        """
         return self.initializer_range / math.sqrt(2.0 * self.num_hidden_layers)
 
 
@@ -617,7 +710,9 @@ def _names(field_name: str, values: Any) -> tuple[str, ...]:
 
 
 def _layer_types(layers: int, period: int) -> tuple[str, ...]:
-    return tuple("sliding_attention" if layer % period else "full_attention" for layer in range(layers))
+    return tuple(
+        "sliding_attention" if layer % period else "full_attention" for layer in range(layers)
+    )
 
 
 CONFIGS: dict[str, type[EncoderConfig]] = {
@@ -655,7 +750,8 @@ _DEBERTA_V2 = {
     "norm_rel_ebd": "layer_norm",
 }
 _DEBERTA_CONV = {**_DEBERTA_V2, "conv_kernel_size": 3, "conv_act": "gelu"}
-# The shapes of the checkpoints that the papers' authors published; BERT's small ones: Turc et al., "Well-Read Students Learn Better", table 1.
+# The shapes of the checkpoints that the papers' authors published; BERT's small ones: Turc et al.,
+# "Well-Read Students Learn Better", table 1.
 PRESETS: dict[str, tuple[type[EncoderConfig], dict[str, Any]]] = {
     "bert-tiny": (BertConfig, _shape(2, 128, 2, 512)),
     "bert-mini": (BertConfig, _shape(4, 256, 4, 1024)),
@@ -670,8 +766,14 @@ PRESETS: dict[str, tuple[type[EncoderConfig], dict[str, Any]]] = {
     "roberta-base": (RobertaConfig, _shape(12, 768, 12, 3072, **_ROBERTA)),
     "roberta-large": (RobertaConfig, _shape(24, 1024, 16, 4096, **_ROBERTA)),
     "distilroberta-base": (RobertaConfig, _shape(6, 768, 12, 3072, **_ROBERTA)),
-    "xlm-roberta-base": (XLMRobertaConfig, _shape(12, 768, 12, 3072, vocab_size=250002, **_ROBERTA)),
-    "xlm-roberta-large": (XLMRobertaConfig, _shape(24, 1024, 16, 4096, vocab_size=250002, **_ROBERTA)),
+    "xlm-roberta-base": (
+        XLMRobertaConfig,
+        _shape(12, 768, 12, 3072, vocab_size=250002, **_ROBERTA),
+    ),
+    "xlm-roberta-large": (
+        XLMRobertaConfig,
+        _shape(24, 1024, 16, 4096, vocab_size=250002, **_ROBERTA),
+    ),
     "albert-base": (AlbertConfig, _shape(12, 768, 12, 3072)),
     "albert-large": (AlbertConfig, _shape(24, 1024, 16, 4096)),
     "albert-xlarge": (AlbertConfig, _shape(24, 2048, 16, 8192)),
@@ -689,7 +791,10 @@ PRESETS: dict[str, tuple[type[EncoderConfig], dict[str, Any]]] = {
     "deberta-v3-small": (DebertaV2Config, _shape(6, 768, 12, 3072, **_DEBERTA_V2)),
     "deberta-v3-base": (DebertaV2Config, _shape(12, 768, 12, 3072, **_DEBERTA_V2)),
     "deberta-v3-large": (DebertaV2Config, _shape(24, 1024, 16, 4096, **_DEBERTA_V2)),
-    "mdeberta-v3-base": (DebertaV2Config, _shape(12, 768, 12, 3072, vocab_size=251000, **_DEBERTA_V2)),
+    "mdeberta-v3-base": (
+        DebertaV2Config,
+        _shape(12, 768, 12, 3072, vocab_size=251000, **_DEBERTA_V2),
+    ),
     "modernbert-base": (ModernBertConfig, _shape(22, 768, 12, 1152)),
     "modernbert-large": (ModernBertConfig, _shape(28, 1024, 16, 2624)),
 }

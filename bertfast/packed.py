@@ -1,7 +1,9 @@
-"""The packed batch: a flat run of tokens with sequence boundaries, and the way to it from the padded form and back.
+"""The packed batch: a flat run of tokens with sequence boundaries, and the way to it from the
+padded form and back.
 
-Dimensions: ``tokens`` over the whole batch, ``sequences``, ``masked`` positions to predict. Each may be padded to a fixed budget: slack tokens stand
-past ``cu_seqlens[-1]``, slack sequences are empty and the last, slack positions are -1 with the label -100.
+Dimensions: ``tokens`` over the whole batch, ``sequences``, ``masked`` positions to predict. Each
+may be padded to a fixed budget: slack tokens stand past ``cu_seqlens[-1]``, slack sequences are
+empty and the last, slack positions are -1 with the label -100.
 """
 
 from __future__ import annotations
@@ -29,12 +31,15 @@ class Budget(NamedTuple):
     max_seqlen: int
 
     def rounded(self) -> Budget:
-        """Up to the next sizes of a grid as coarse as a thirty-second of them, so that a run's batches have few shapes.
+        """Up to the next sizes of a grid as coarse as a thirty-second of them, so that a run's
+        batches have few shapes.
 
-        On a CPU the library of matrix products prepares each shape anew, and keeps what it prepared for about a thousand of them: gigabytes, where no
-        two batches are of a size.
+        On a CPU the library of matrix products prepares each shape anew, and keeps what it prepared
+        for about a thousand of them: gigabytes, where no two batches are of a size.
         """
-        return Budget(_on_grid(self.tokens), _on_grid(self.sequences), _on_grid(self.masked), self.max_seqlen)
+        return Budget(
+            _on_grid(self.tokens), _on_grid(self.sequences), _on_grid(self.masked), self.max_seqlen
+        )
 
 
 def _on_grid(size: int) -> int:
@@ -50,15 +55,17 @@ class PackedBatch:
         input_ids: (tokens,) int64.
         segment_ids: (tokens,) int64.
         position_ids: (tokens,) int64, each token's position in its sequence.
-        cu_seqlens: (sequences + 1,) int32; sequence b is tokens ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``.
+        cu_seqlens: (sequences + 1,) int32; sequence b is tokens ``cu_seqlens[b]`` to ``cu_seqlens[b
+            + 1]``.
         max_seqlen: at least the longest sequence's length.
         masked_positions: (masked,) int64 rows of the tokens to predict, no two alike, -1 for slack.
         masked_labels: (masked,) int64 ids to predict there, -100 for slack.
-        next_sentence_labels: (sequences,) int64, the label of the pair: 0 where the second segment follows the first, 1 where it is random
-            (NSP) or the two are swapped (SOP).
+        next_sentence_labels: (sequences,) int64, the label of the pair: 0 where the second segment
+            follows the first, 1 where it is random (NSP) or the two are swapped (SOP).
         labels: (sequences,) class ids (int64) or targets (float).
         token_labels: (tokens,) int64 class ids, -100 where there is none.
-        start_positions: (sequences,) int64, the answer's first token in its sequence; one outside it counts for nothing.
+        start_positions: (sequences,) int64, the answer's first token in its sequence; one outside
+            it counts for nothing.
         end_positions: likewise its last token.
     """
 
@@ -76,7 +83,9 @@ class PackedBatch:
     end_positions: Tensor | None = None
 
     def check(self) -> None:
-        """Raises BertfastError unless the fields' shapes fit one another; values are the ops' to check."""
+        """Raises BertfastError unless the fields' shapes fit one another; values are the ops' to
+        check.
+        """
         for name in ("segment_ids", "position_ids", "token_labels"):
             ids = getattr(self, name)
             shape = (self.num_tokens,) if ids is None else tuple(ids.shape)
@@ -112,12 +121,17 @@ class PackedBatch:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that there are, by field."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """This batch with every tensor on ``device``."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking) for name, value in self.tensors().items()
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in self.tensors().items()
         }
         return replace(self, **moved)
 
@@ -126,12 +140,14 @@ class PackedBatch:
         return all(have <= most for have, most in zip(self.sizes, budget, strict=True))
 
     def pad_to(self, tokens: int, sequences: int, masked: int, max_seqlen: int) -> PackedBatch:
-        """This batch with slack up to these sizes, so that all batches of a run have one shape; losses, counts and gradients stay what they are.
+        """This batch with slack up to these sizes, so that all batches of a run have one shape;
+        losses, counts and gradients stay what they are.
 
         Slack labels of sequences are -100. No value is read, so that a GPU's queue is not stalled.
 
         Raises:
-            BertfastError: the batch is larger already, or its labels are float, of which a loss would count every sequence.
+            BertfastError: the batch is larger already, or its labels are float, of which a loss
+                would count every sequence.
         """
         budget = Budget(tokens, sequences, masked, max_seqlen)
         if not self.fits(budget):
@@ -140,7 +156,9 @@ class PackedBatch:
                 for name, have, most in zip(Budget._fields, self.sizes, budget, strict=True)
                 if have > most
             ]
-            raise BertfastError(f"the batch exceeds its budget: {', '.join(over)}; raise it, or make smaller batches")
+            raise BertfastError(
+                f"the batch exceeds its budget: {', '.join(over)}; raise it, or make smaller batches"
+            )
         slack = [most - have for have, most in zip(self.sizes, budget, strict=True)]
         if slack[1] and self.labels is not None and self.labels.is_floating_point():
             raise BertfastError(
@@ -149,7 +167,8 @@ class PackedBatch:
         filled = {
             **dict.fromkeys(("input_ids", "segment_ids", "position_ids"), (slack[0], 0)),
             **dict.fromkeys(
-                ("next_sentence_labels", "labels", "start_positions", "end_positions"), (slack[1], IGNORE_INDEX)
+                ("next_sentence_labels", "labels", "start_positions", "end_positions"),
+                (slack[1], IGNORE_INDEX),
             ),
             "token_labels": (slack[0], IGNORE_INDEX),
             "masked_positions": (slack[2], -1),
@@ -161,7 +180,9 @@ class PackedBatch:
             if name in filled
         }
         ends = self.cu_seqlens[-1:].expand(slack[1])
-        return replace(self, **padded, cu_seqlens=torch.cat([self.cu_seqlens, ends]), max_seqlen=max_seqlen)
+        return replace(
+            self, **padded, cu_seqlens=torch.cat([self.cu_seqlens, ends]), max_seqlen=max_seqlen
+        )
 
     @classmethod
     def from_sequences(
@@ -179,13 +200,19 @@ class PackedBatch:
         if segments is not None and [len(segment) for segment in segments] != lengths:
             raise BertfastError("segments must have the lengths of the sequences")
         if labels is not None and len(labels) != len(lengths):
-            raise BertfastError(f"there are {len(labels)} labels and {len(lengths)} sequences; they must be the same")
-        flat = torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64)
+            raise BertfastError(
+                f"there are {len(labels)} labels and {len(lengths)} sequences; they must be the same"
+            )
+        flat = torch.tensor(
+            [token for sequence in sequences for token in sequence], dtype=torch.int64
+        )
         return cls(
             input_ids=flat,
             segment_ids=torch.zeros_like(flat)
             if segments is None
-            else torch.tensor([segment for sequence in segments for segment in sequence], dtype=torch.int64),
+            else torch.tensor(
+                [segment for sequence in segments for segment in sequence], dtype=torch.int64
+            ),
             position_ids=torch.tensor(
                 [position for length in lengths for position in range(length)], dtype=torch.int64
             ),
@@ -196,7 +223,9 @@ class PackedBatch:
 
 
 def padded_rows(cu_seqlens: Tensor, tokens: int, width: int) -> Tensor:
-    """(tokens,) int64, where each token of a packed batch stands in the flattened (sequences, width) form; -1 for slack."""
+    """(tokens,) int64, where each token of a packed batch stands in the flattened (sequences,
+    width) form; -1 for slack.
+    """
     token = torch.arange(tokens, device=cu_seqlens.device)
     starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
     if len(ends) == 0:
@@ -220,12 +249,18 @@ class Padding:
         BertfastError: a mask of another shape.
     """
 
-    def __init__(self, shape: tuple[int, int], mask: Tensor | None, device: torch.device, slack: bool = False) -> None:
+    def __init__(
+        self, shape: tuple[int, int], mask: Tensor | None, device: torch.device, slack: bool = False
+    ) -> None:
         self.shape = shape
         sequences, positions = shape
-        self.rows: Tensor | None = None  # of the real tokens in the flattened batch, -1 for slack; None: all of them
+        self.rows: Tensor | None = (
+            None  # of the real tokens in the flattened batch, -1 for slack; None: all of them
+        )
         if mask is None:
-            self.cu_seqlens = torch.arange(sequences + 1, dtype=torch.int32, device=device) * positions
+            self.cu_seqlens = (
+                torch.arange(sequences + 1, dtype=torch.int32, device=device) * positions
+            )
             self.max_seqlen = positions
             return
         if tuple(mask.shape) != shape:
@@ -242,7 +277,9 @@ class Padding:
 
     @property
     def columns(self) -> Tensor | None:
-        """(tokens,) where each token stands in its row, if the mask leaves out tokens between others; None if it does not."""
+        """(tokens,) where each token stands in its row, if the mask leaves out tokens between
+        others; None if it does not.
+        """
         if self.rows is None or len(self.rows) == 0:
             return None
         same_row = (self.rows // self.shape[1]).diff() == 0
@@ -256,4 +293,8 @@ class Padding:
 
     def unpack(self, packed: Tensor) -> Tensor:
         """(tokens, ...) to (sequences, positions, ...), zeros where there is no real token."""
-        return packed.unflatten(0, self.shape) if self.rows is None else kernels.unpack(packed, self.rows, self.shape)
+        return (
+            packed.unflatten(0, self.shape)
+            if self.rows is None
+            else kernels.unpack(packed, self.rows, self.shape)
+        )

@@ -1,6 +1,8 @@
-"""Makes ``attn_implementation="bertfast"`` known to transformers, whichever of the two packages is imported first.
+"""Makes ``attn_implementation="bertfast"`` known to transformers, whichever of the two packages is
+imported first.
 
-Neither package imports the other for it: what is registered are two functions that import the attention when a model first calls it.
+Neither package imports the other for it: what is registered are two functions that import the
+attention when a model first calls it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ MODULE = "transformers.modeling_utils"  # where the models look an implementatio
 
 
 def register_attention() -> None:
-    """Registers ``attn_implementation="bertfast"`` with transformers; ``import bertfast`` has it done already, in either order of the imports.
+    """Registers ``attn_implementation="bertfast"`` with transformers; ``import bertfast`` has it
+    done already, in either order of the imports.
 
     Raises:
         BertfastError: transformers is not installed, or is older than 4.50.
@@ -65,7 +68,10 @@ def _register_or_warn() -> None:
     try:
         register_attention()
     except Exception as error:  # whatever a future transformers changes, importing it must go on
-        warnings.warn(f'attn_implementation="{NAME}" cannot be registered with transformers: {error}', stacklevel=2)
+        warnings.warn(
+            f'attn_implementation="{NAME}" cannot be registered with transformers: {error}',
+            stacklevel=2,
+        )
 
 
 class _Finder(MetaPathFinder):

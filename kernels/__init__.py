@@ -1,11 +1,13 @@
 """The hot ops of a BERT training step.
 
-Each op is one file with its Triton kernels, its `torch.library` registration and its public function; `reference.py` says
-in plain PyTorch what it computes, `csrc/` holds its C++ twin, and `dispatch.py` decides which one runs.
+Each op is one file with its Triton kernels, its `torch.library` registration and its public
+function; `reference.py` says in plain PyTorch what it computes, `csrc/` holds its C++ twin, and
+`dispatch.py` decides which one runs.
 """
 
-# From the repository's root this folder can also be found as the top-level name ``kernels``, where transformers looks for Hugging
-# Face's package of that name. It must then find nothing: registering the ops twice would destroy the first registration.
+# From the repository's root this folder can also be found as the top-level name ``kernels``, where
+# transformers looks for Hugging Face's package of that name. It must then find nothing: registering
+# the ops twice would destroy the first registration.
 if __name__ == "bertfast.kernels":
     from .adamw import adamw, gradient_norm
     from .add_layer_norm import add_layer_norm

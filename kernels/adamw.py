@@ -5,8 +5,9 @@ For each float32 weight w with gradient g, first moment m and second moment v, a
     g = gradient_scale g;   m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2
     w = (1 - lr weight_decay) w - lr / (1 - beta1^step) m / (sqrt(v / (1 - beta2^step)) + eps)
 
-Gradients may be in lower precision than the weights, and a bfloat16 copy of the new weights is written in the same pass: training in bfloat16 with
-float32 masters then reads each gradient once and casts nothing. Clipping is the ``gradient_scale``, so it costs no pass either.
+Gradients may be in lower precision than the weights, and a bfloat16 copy of the new weights is
+written in the same pass: training in bfloat16 with float32 masters then reads each gradient once
+and casts nothing. Clipping is the ``gradient_scale``, so it costs no pass either.
 
 Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2.
 """
@@ -115,15 +116,16 @@ def adamw(
     weight_decay: float = 0.0,
     gradient_scale: float | Tensor = 1.0,
 ) -> None:
-    """One AdamW step, in place on ``weights``, ``means`` and ``squares``; ``copies`` get the new weights.
+    """One AdamW step, in place on ``weights``, ``means`` and ``squares``; ``copies`` get the new
+    weights.
 
     Args:
         weights, means, squares: float32, contiguous, of one shape each by each.
         gradients: of the weights' shapes and of one dtype, float32 or lower.
         copies: contiguous, of the weights' shapes and of one lower dtype; empty for none.
         lr: the learning rate.
-        step: how many steps this makes, from 1. As a tensor on the weights' device, like lr and gradient_scale, it is not read by the host, so that a
-            CUDA graph can replay the call.
+        step: how many steps this makes, from 1. As a tensor on the weights' device, like lr and
+            gradient_scale, it is not read by the host, so that a CUDA graph can replay the call.
         betas: decay rates of the moments, in [0, 1).
         eps: added to the root of the second moment.
         weight_decay: decoupled.
@@ -148,10 +150,13 @@ def adamw(
         step.double() if isinstance(step, Tensor) else step
     )  # the powers are near 1: in float32 little of 1 less one would be left
     rates = [lr, 1 - betas[0] ** age, 1 - betas[1] ** age, gradient_scale]
-    # No number is copied from the host, which a GPU's queue would wait for and a CUDA graph cannot hold.
+    # No number is copied from the host, which a GPU's queue would wait for and a CUDA graph cannot
+    # hold.
     packed = torch.stack(
         [
-            x.float().reshape(()) if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float32, device=device)
+            x.float().reshape(())
+            if isinstance(x, Tensor)
+            else torch.full((), x, dtype=torch.float32, device=device)
             for x in rates
         ]
     )
@@ -165,18 +170,24 @@ def adamw(
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The joint Euclidean norm of tensors of one floating dtype and device, () float32; its sums are kept wide, and it is the same each time."""
+    """The joint Euclidean norm of tensors of one floating dtype and device, () float32; its sums
+    are kept wide, and it is the same each time.
+    """
     for number, gradient in enumerate(gradients):
         check_tensor(f"gradients[{number}]", gradient)
     if not gradients:
         return torch.zeros(())
     gradients = [gradient.detach() for gradient in gradients]
     device, dtype = gradients[0].device, gradients[0].dtype
-    if dispatch.select("adamw", device, dtype) == "cpp" and all(g.dtype == dtype for g in gradients):
+    if dispatch.select("adamw", device, dtype) == "cpp" and all(
+        g.dtype == dtype for g in gradients
+    ):
         gradients = [gradient.contiguous() for gradient in gradients]
         sizes = [gradient.numel() for gradient in gradients]
         addresses = [gradient.data_ptr() for gradient in gradients]
-        total = dispatch._C.sum_of_squares(dispatch.dtype_name(dtype), addresses, sizes, torch.get_num_threads())
+        total = dispatch._C.sum_of_squares(
+            dispatch.dtype_name(dtype), addresses, sizes, torch.get_num_threads()
+        )
         return torch.tensor(total, dtype=torch.float64).sqrt().float()
     norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
     return torch.stack(list(norms)).norm()
@@ -189,10 +200,18 @@ def _check_lists(
     squares: Sequence[Tensor],
     copies: Sequence[Tensor],
 ) -> None:
-    lists = {"weights": weights, "gradients": gradients, "means": means, "squares": squares, "copies": copies}
+    lists = {
+        "weights": weights,
+        "gradients": gradients,
+        "means": means,
+        "squares": squares,
+        "copies": copies,
+    }
     for name, tensors in lists.items():
         if len(tensors) != len(weights) and not (name == "copies" and not tensors):
-            raise ValueError(f"there are {len(tensors)} {name} and {len(weights)} weights; there must be as many")
+            raise ValueError(
+                f"there are {len(tensors)} {name} and {len(weights)} weights; there must be as many"
+            )
         for number, tensor in enumerate(tensors):
             label = f"{name}[{number}]"
             check_tensor(label, tensor)
@@ -208,4 +227,6 @@ def _check_lists(
             if name == "copies" and tensor.dtype != torch.bfloat16:
                 raise TypeError(f"{label} is {tensor.dtype}; it must be torch.bfloat16")
             if name != "gradients" and not tensor.is_contiguous():
-                raise ValueError(f"{label} is not contiguous; it is updated in place, so it must be")
+                raise ValueError(
+                    f"{label} is not contiguous; it is updated in place, so it must be"
+                )

@@ -1,11 +1,15 @@
-"""Dropout, residual and LayerNorm in one pass: ``s = dropout(x) + residual``, ``out = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias``.
+"""Dropout, residual and LayerNorm in one pass: ``s = dropout(x) + residual``, ``out = (s - mean(s))
+/ sqrt(var(s) + eps) * weight + bias``.
 
-x, residual, s and out (..., hidden); mean and variance over the last dimension. Post-norm blocks (BERT) read ``out`` alone; pre-norm blocks
-carry ``s`` on as well. RMSNorm leaves out the mean and the bias. Eager mode reads and writes the tokens once for each of the three parts; here
-the forward reads x and the residual and writes the result, and the backward makes ``s`` again from the same two, counting the dropout.
+x, residual, s and out (..., hidden); mean and variance over the last dimension. Post-norm blocks
+(BERT) read ``out`` alone; pre-norm blocks carry ``s`` on as well. RMSNorm leaves out the mean and
+the bias. Eager mode reads and writes the tokens once for each of the three parts; here the forward
+reads x and the residual and writes the result, and the backward makes ``s`` again from the same
+two, counting the dropout.
 
-Sources: Ba et al., "Layer Normalization", section 3; Zhang and Sennrich, "Root Mean Square Layer Normalization", section 3; Xiong et al.,
-"On Layer Normalization in the Transformer Architecture", section 3 (post- and pre-norm).
+Sources: Ba et al., "Layer Normalization", section 3; Zhang and Sennrich, "Root Mean Square Layer
+Normalization", section 3; Xiong et al., "On Layer Normalization in the Transformer Architecture",
+section 3 (post- and pre-norm).
 """
 
 from __future__ import annotations
@@ -83,7 +87,18 @@ def _norm_forward_kernel(
     column = tl.arange(0, COLUMNS)
     real = (row < rows)[:, None] & (column < hidden)[None, :]
     s, _ = _load_sum(
-        x_ptr, residual_ptr, seed_ptr, row, real, hidden, threshold, keep_scale, RESIDUAL, DROPOUT, ALIGNED, COLUMNS
+        x_ptr,
+        residual_ptr,
+        seed_ptr,
+        row,
+        real,
+        hidden,
+        threshold,
+        keep_scale,
+        RESIDUAL,
+        DROPOUT,
+        ALIGNED,
+        COLUMNS,
     )
     mean, rstd = moments(s, real, hidden, eps, RMS)
     out = (s - mean[:, None]) * rstd[:, None]
@@ -122,7 +137,9 @@ def _norm_backward_kernel(
     ALIGNED: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """dx and dresidual of one row in as many as there are programs, and this program's part of the sums for the weight and the bias."""
+    """dx and dresidual of one row in as many as there are programs, and this program's part of the
+    sums for the weight and the bias.
+    """
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, COLUMNS)
     inside = column < hidden
@@ -133,7 +150,18 @@ def _norm_backward_kernel(
         row = one + tl.zeros((1,), tl.int32)
         real = inside[None, :]
         s, kept = _load_sum(
-            x_ptr, residual_ptr, seed_ptr, row, real, hidden, threshold, keep_scale, RESIDUAL, DROPOUT, ALIGNED, COLUMNS
+            x_ptr,
+            residual_ptr,
+            seed_ptr,
+            row,
+            real,
+            hidden,
+            threshold,
+            keep_scale,
+            RESIDUAL,
+            DROPOUT,
+            ALIGNED,
+            COLUMNS,
         )
         mean, rstd = tl.load(mean_ptr + row), tl.load(rstd_ptr + row)
         normal = tl.where(real, (s - mean[:, None]) * rstd[:, None], 0.0)
@@ -251,7 +279,9 @@ def _add_layer_norm(
             torch.get_num_threads(),
         )
     else:
-        _forward_triton(x, residual, weight, bias, seed, eps, threshold, rms, prenorm, out, summed, mean, rstd)
+        _forward_triton(
+            x, residual, weight, bias, seed, eps, threshold, rms, prenorm, out, summed, mean, rstd
+        )
     return out, summed, mean, rstd
 
 
@@ -310,7 +340,9 @@ def _add_layer_norm_backward(
 
 
 def _gradients(x: Tensor, residual: Tensor | None, threshold: int) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dresidual (empty where it is dx itself, or not wanted), and those of weight and bias, to be written."""
+    """dx, dresidual (empty where it is dx itself, or not wanted), and those of weight and bias, to
+    be written.
+    """
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dresidual = torch.empty_like(dx) if threshold and residual is not None else x.new_empty(0)
     return dx, dresidual, x.new_empty(2, x.shape[-1], dtype=torch.float32)
@@ -364,7 +396,9 @@ def add_layer_norm(
     seed: int | Tensor = 0,
     rms: bool = False,
     prenorm: bool = False,
-) -> Any:  # a Tensor, or with prenorm a pair of them: no annotation short of a second signature says so
+) -> (
+    Any
+):  # a Tensor, or with prenorm a pair of them: no annotation short of a second signature says so
     """LayerNorm, or RMSNorm, of ``dropout(x) + residual``.
 
     Args:
@@ -374,7 +408,8 @@ def add_layer_norm(
         bias: (hidden,) of weight's dtype, or None; an RMSNorm has none.
         eps: added to the variance, or to the mean square.
         dropout_p: of x, in [0, 1), rounded to a multiple of 1/65536.
-        seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bits are those of `kernels.dropout`.
+        seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bits are
+            those of `kernels.dropout`.
         rms: divide by the root mean square instead of normalising by mean and deviation.
         prenorm: also return ``dropout(x) + residual``, which a pre-norm block carries on.
 
@@ -388,7 +423,9 @@ def add_layer_norm(
     """
     check_tensor("x", x)
     if x.dim() == 0 or x.shape[-1] == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (..., hidden) with at least one column")
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; it must be (..., hidden) with at least one column"
+        )
     if residual is not None:
         check_tensor("residual", residual)
         check_like("residual", residual, "x", x)
@@ -407,5 +444,7 @@ def add_layer_norm(
     if backend == "reference":
         out, summed = reference.add_layer_norm(x, residual, weight, bias, seed, eps, threshold, rms)
     else:
-        out, summed, _, _ = _add_layer_norm(x, residual, weight, bias, seed, eps, threshold, rms, prenorm, backend)
+        out, summed, _, _ = _add_layer_norm(
+            x, residual, weight, bias, seed, eps, threshold, rms, prenorm, backend
+        )
     return (out, summed) if prenorm else out

@@ -1,14 +1,18 @@
-"""Variable-length bidirectional attention: ``out = dropout(softmax(scale Q Kᵀ + terms)) V`` of each sequence by itself.
+"""Variable-length bidirectional attention: ``out = dropout(softmax(scale Q Kᵀ + terms)) V`` of each
+sequence by itself.
 
-q, k, v and out (tokens, heads, head_dim): a packed batch, where sequence b is rows ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``. No padding is
-computed, and the score matrix never stands in memory: it is made tile by tile with an online softmax, and made again in the
-backward from the saved log-sum-exp, with the dropout mask counted instead of stored.
+q, k, v and out (tokens, heads, head_dim): a packed batch, where sequence b is rows
+``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``. No padding is computed, and the score matrix never
+stands in memory: it is made tile by tile with an online softmax, and made again in the backward
+from the saved log-sum-exp, with the dropout mask counted instead of stored.
 
-The terms of relative positions are read from small tables as each tile is made (see `positions.py`); with a window, tiles of keys that no query
-of the tile sees are skipped. A call that asks for neither runs the same code as if there were neither.
+The terms of relative positions are read from small tables as each tile is made (see
+`positions.py`); with a window, tiles of keys that no query of the tile sees are skipped. A call
+that asks for neither runs the same code as if there were neither.
 
-Sources: Vaswani et al., "Attention Is All You Need", section 3.2.1; Dao et al., "FlashAttention", section 3.1 and appendix B (the tiled
-forward and backward); Beltagy et al., "Longformer", section 3.1 (the window); Milakov and Gimelshein, "Online normalizer calculation for softmax".
+Sources: Vaswani et al., "Attention Is All You Need", section 3.2.1; Dao et al., "FlashAttention",
+section 3.1 and appendix B (the tiled forward and backward); Beltagy et al., "Longformer", section
+3.1 (the window); Milakov and Gimelshein, "Online normalizer calculation for softmax".
 """
 
 from __future__ import annotations
@@ -30,8 +34,9 @@ from .triton_dot import dot
 
 # --- Triton ---
 #
-# Grid of every kernel: (blocks of the longest sequence, heads, sequences); a program past its sequence's end leaves at once.
-# Scores are kept in units of log2, for exp2. A table that is None, or a window that is None, leaves nothing in the compiled kernel.
+# Grid of every kernel: (blocks of the longest sequence, heads, sequences); a program past its
+# sequence's end leaves at once. Scores are kept in units of log2, for exp2. A table that is None,
+# or a window that is None, leaves nothing in the compiled kernel.
 
 LOG2_E = 1.4426950408889634
 
@@ -48,12 +53,18 @@ def _load_rows(base, rows, stride, head_dim, inside, BLOCK_D: tl.constexpr):
 def _store_rows(base, rows, stride, head_dim, inside, values, BLOCK_D: tl.constexpr):
     columns = tl.arange(0, BLOCK_D)
     offsets = rows[:, None] * stride + columns[None, :]
-    tl.store(base + offsets, values.to(base.dtype.element_ty), inside[:, None] & (columns < head_dim)[None, :])
+    tl.store(
+        base + offsets,
+        values.to(base.dtype.element_ty),
+        inside[:, None] & (columns < head_dim)[None, :],
+    )
 
 
 @triton.jit
 def _reach(first, length, window, BLOCK: tl.constexpr, STEP: tl.constexpr):
-    """From where to where, in steps, the positions go that are within the window of a block of positions from ``first`` on."""
+    """From where to where, in steps, the positions go that are within the window of a block of
+    positions from ``first`` on.
+    """
     low, high = 0, length
     if window is not None:
         low = tl.maximum(first - window, 0) // STEP * STEP
@@ -66,7 +77,9 @@ def _add_positions(
     scores, query, key, start, length, head, buckets_ptr, bias_ptr, query_scores_ptr, key_scores_ptr, qs_t, qs_h, ks_t, ks_h,
     buckets, max_seqlen,
 ):  # fmt: skip
-    """The tile of scores, in log2, plus what the tables say of its (queries, keys) or (keys, queries)."""
+    """The tile of scores, in log2, plus what the tables say of its (queries, keys) or (keys,
+    queries).
+    """
     if buckets_ptr is not None:
         inside = (query < length) & (key < length)
         bucket = tl.load(buckets_ptr + (query - key + max_seqlen - 1), inside, 0)
@@ -146,7 +159,9 @@ def _forward_kernel(
         key = first_key + tl.arange(0, BLOCK_N)
         k = _load_rows(k_ptr + start * k_t + head * k_h, key, k_t, head_dim, key < length, BLOCK_D)
         v = _load_rows(v_ptr + start * v_t + head * v_h, key, v_t, head_dim, key < length, BLOCK_D)
-        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * scale_log2
+        scores = (
+            dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * scale_log2
+        )
         scores = _add_positions(
             scores, place[:, None], key[None, :], start, length, head, buckets_ptr, bias_ptr, query_scores_ptr,
             key_scores_ptr, qs_t, qs_h, ks_t, ks_h, buckets, max_seqlen,
@@ -157,7 +172,8 @@ def _forward_kernel(
         level = new_top
         if (
             window is not None
-        ):  # a query may have seen no key yet: exp2(-inf - 0) is zero, where exp2(-inf + inf) is not
+            # a query may have seen no key yet: exp2(-inf - 0) is zero, where exp2(-inf + inf) is not
+        ):
             level = tl.where(new_top == float("-inf"), 0.0, new_top)
         p = tl.exp2(scores - level[:, None])
         shrink = tl.exp2(top - level)
@@ -176,12 +192,24 @@ def _forward_kernel(
         out / total[:, None],
         BLOCK_D,
     )
-    tl.store(lse_ptr + head.to(tl.int64) * tokens + rows, (top + tl.log2(total)) * 0.6931471805599453, real)
+    tl.store(
+        lse_ptr + head.to(tl.int64) * tokens + rows,
+        (top + tl.log2(total)) * 0.6931471805599453,
+        real,
+    )
 
 
 @triton.jit
 def _delta_kernel(
-    out_ptr, dout_ptr, delta_ptr, cu_ptr, tokens, heads, head_dim, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
+    out_ptr,
+    dout_ptr,
+    delta_ptr,
+    cu_ptr,
+    tokens,
+    heads,
+    head_dim,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     """rowsum(dout * out): what the softmax's gradient takes off."""
     head, sequence = tl.program_id(1), tl.program_id(2)
@@ -189,11 +217,21 @@ def _delta_kernel(
     length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
     place = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     rows, real = start + place, place < length
-    out = _load_rows(out_ptr + (start * heads + head) * head_dim, place, heads * head_dim, head_dim, real, BLOCK_D).to(
-        tl.float32
-    )
+    out = _load_rows(
+        out_ptr + (start * heads + head) * head_dim,
+        place,
+        heads * head_dim,
+        head_dim,
+        real,
+        BLOCK_D,
+    ).to(tl.float32)
     dout = _load_rows(
-        dout_ptr + (start * heads + head) * head_dim, place, heads * head_dim, head_dim, real, BLOCK_D
+        dout_ptr + (start * heads + head) * head_dim,
+        place,
+        heads * head_dim,
+        head_dim,
+        real,
+        BLOCK_D,
     ).to(tl.float32)
     tl.store(delta_ptr + head.to(tl.int64) * tokens + rows, tl.sum(out * dout, 1), real)
 
@@ -240,7 +278,9 @@ def _key_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dK and dV of a block of keys, over every block of queries; to ds, if given, the gradient of its scores, (tokens of keys, heads, queries)."""
+    """dK and dV of a block of keys, over every block of queries; to ds, if given, the gradient of
+    its scores, (tokens of keys, heads, queries).
+    """
     head, sequence = tl.program_id(1), tl.program_id(2)
     start = tl.load(cu_ptr + sequence).to(tl.int64)
     length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
@@ -259,12 +299,19 @@ def _key_gradient_kernel(
         rows, real = start + place, place < length
         q = _load_rows(q_ptr + start * q_t + head * q_h, place, q_t, head_dim, real, BLOCK_D)
         dout = _load_rows(
-            dout_ptr + (start * heads + head) * head_dim, place, heads * head_dim, head_dim, real, BLOCK_D
+            dout_ptr + (start * heads + head) * head_dim,
+            place,
+            heads * head_dim,
+            head_dim,
+            real,
+            BLOCK_D,
         )
         lse = tl.load(lse_ptr + line + rows, real, 0.0)
         delta = tl.load(delta_ptr + line + rows, real, 0.0)
         # Tiles are (keys, queries), so that they enter the products below as they are.
-        scores = dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION) * (scale * 1.4426950408889634)
+        scores = dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION) * (
+            scale * 1.4426950408889634
+        )
         scores = _add_positions(
             scores, place[None, :], key[:, None], start, length, head, buckets_ptr, bias_ptr, query_scores_ptr,
             key_scores_ptr, qs_t, qs_h, ks_t, ks_h, buckets, max_seqlen,
@@ -287,9 +334,23 @@ def _key_gradient_kernel(
             tl.store(base + offsets, ds.to(ds_ptr.dtype.element_ty), inside)
         dk = dot(ds.to(q.dtype), q, dk, PRECISION)
     _store_rows(
-        dk_ptr + (start * heads + head) * head_dim, key, heads * head_dim, head_dim, key < length, dk * scale, BLOCK_D
+        dk_ptr + (start * heads + head) * head_dim,
+        key,
+        heads * head_dim,
+        head_dim,
+        key < length,
+        dk * scale,
+        BLOCK_D,
     )
-    _store_rows(dv_ptr + (start * heads + head) * head_dim, key, heads * head_dim, head_dim, key < length, dv, BLOCK_D)
+    _store_rows(
+        dv_ptr + (start * heads + head) * head_dim,
+        key,
+        heads * head_dim,
+        head_dim,
+        key < length,
+        dv,
+        BLOCK_D,
+    )
 
 
 @triton.jit
@@ -333,7 +394,9 @@ def _query_gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """dQ of a block of queries, over every block of keys; to ds, if given, the gradient of its scores, (tokens of queries, heads, keys)."""
+    """dQ of a block of queries, over every block of keys; to ds, if given, the gradient of its
+    scores, (tokens of queries, heads, keys).
+    """
     head, sequence = tl.program_id(1), tl.program_id(2)
     start = tl.load(cu_ptr + sequence).to(tl.int64)
     length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
@@ -344,7 +407,14 @@ def _query_gradient_kernel(
     rows, real = start + place, place < length
     line = head.to(tl.int64) * tokens
     q = _load_rows(q_ptr + start * q_t + head * q_h, place, q_t, head_dim, real, BLOCK_D)
-    dout = _load_rows(dout_ptr + (start * heads + head) * head_dim, place, heads * head_dim, head_dim, real, BLOCK_D)
+    dout = _load_rows(
+        dout_ptr + (start * heads + head) * head_dim,
+        place,
+        heads * head_dim,
+        head_dim,
+        real,
+        BLOCK_D,
+    )
     lse = tl.load(lse_ptr + line + rows, real, 0.0)
     delta = tl.load(delta_ptr + line + rows, real, 0.0)
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -353,7 +423,9 @@ def _query_gradient_kernel(
         key = first_key + tl.arange(0, BLOCK_N)
         k = _load_rows(k_ptr + start * k_t + head * k_h, key, k_t, head_dim, key < length, BLOCK_D)
         v = _load_rows(v_ptr + start * v_t + head * v_h, key, v_t, head_dim, key < length, BLOCK_D)
-        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * (scale * 1.4426950408889634)
+        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION) * (
+            scale * 1.4426950408889634
+        )
         scores = _add_positions(
             scores, place[:, None], key[None, :], start, length, head, buckets_ptr, bias_ptr, query_scores_ptr,
             key_scores_ptr, qs_t, qs_h, ks_t, ks_h, buckets, max_seqlen,
@@ -363,7 +435,10 @@ def _query_gradient_kernel(
         p = tl.where(_within(inside, place[:, None], key[None, :], window), p, 0.0)
         dp = dot(dout, tl.trans(v), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), PRECISION)
         if DROPOUT:
-            keep = attention_lanes(tl.load(seed_ptr), rows, head, first_key, BLOCK_N).to(tl.int32) >= threshold
+            keep = (
+                attention_lanes(tl.load(seed_ptr), rows, head, first_key, BLOCK_N).to(tl.int32)
+                >= threshold
+            )
             dp = tl.where(keep, dp * keep_scale, 0.0)
         ds = p * (dp - delta[:, None])
         if ds_ptr is not None:
@@ -372,7 +447,13 @@ def _query_gradient_kernel(
             tl.store(base + offsets, ds.to(ds_ptr.dtype.element_ty), inside)
         dq = dot(ds.to(k.dtype), k, dq, PRECISION)
     _store_rows(
-        dq_ptr + (start * heads + head) * head_dim, place, heads * head_dim, head_dim, real, dq * scale, BLOCK_D
+        dq_ptr + (start * heads + head) * head_dim,
+        place,
+        heads * head_dim,
+        head_dim,
+        real,
+        dq * scale,
+        BLOCK_D,
     )
 
 
@@ -408,9 +489,11 @@ def _short_backward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The whole backward of one head of a sequence of more than ``above`` and at most BLOCK_N tokens, with no positions and no window.
+    """The whole backward of one head of a sequence of more than ``above`` and at most BLOCK_N
+    tokens, with no positions and no window.
 
-    Its keys and values stay on chip, so scores and dP are made once for dQ, dK and dV: five products, where the two kernels above take seven.
+    Its keys and values stay on chip, so scores and dP are made once for dQ, dK and dV: five
+    products, where the two kernels above take seven.
     """
     head, sequence = tl.program_id(0), tl.program_id(1)
     start = tl.load(cu_ptr + sequence).to(tl.int64)
@@ -422,7 +505,10 @@ def _short_backward_kernel(
     v = _load_rows(v_ptr + start * v_t + head * v_h, key, v_t, head_dim, key < length, BLOCK_D)
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    line, width = (start * heads + head) * head_dim, heads * head_dim  # of out and of every gradient
+    line, width = (
+        (start * heads + head) * head_dim,
+        heads * head_dim,
+    )  # of out and of every gradient
     # What the compiler would hoist out of the loop, such as operands made of k and v, would spill.
     for first in tl.range(0, length, BLOCK_M, disable_licm=True):
         place = first + tl.arange(0, BLOCK_M)
@@ -432,13 +518,18 @@ def _short_backward_kernel(
         out = _load_rows(out_ptr + line, place, width, head_dim, real, BLOCK_D)
         delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
         lse = tl.load(lse_ptr + head.to(tl.int64) * tokens + rows, real, 0.0)
-        # Tiles are (keys, queries), so that they enter the products below as they are. A query past the end meets zeros in q and dout.
-        scores = dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION) * (scale * 1.4426950408889634)
+        # Tiles are (keys, queries), so that they enter the products below as they are. A query past
+        # the end meets zeros in q and dout.
+        scores = dot(k, tl.trans(q), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION) * (
+            scale * 1.4426950408889634
+        )
         p = tl.exp2(scores - (lse * 1.4426950408889634)[None, :])
         p = tl.where((key < length)[:, None], p, 0.0)
         dropped = p
         if DROPOUT:
-            keep = tl.trans(attention_lanes(tl.load(seed_ptr), rows, head, 0, BLOCK_N).to(tl.int32) >= threshold)
+            keep = tl.trans(
+                attention_lanes(tl.load(seed_ptr), rows, head, 0, BLOCK_N).to(tl.int32) >= threshold
+            )
             dropped = tl.where(keep, p * keep_scale, 0.0)
         dv = dot(dropped.to(dout.dtype), dout, dv, PRECISION)
         dp = dot(v, tl.trans(dout), tl.zeros((BLOCK_N, BLOCK_M), tl.float32), PRECISION)
@@ -468,10 +559,12 @@ def _table_gradient_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """For a block of tokens, the sums of their rows of ds over the distances of each bucket, and those sums added up over the block.
+    """For a block of tokens, the sums of their rows of ds over the distances of each bucket, and
+    those sums added up over the block.
 
-    ``order`` holds the distances (as places in the buckets) sorted by bucket, those of b from ``bounds[b]`` on, so that each sum takes what it
-    adds and nothing else. SIGN is 1 where a row of ds is a query's, -1 where it is a key's.
+    ``order`` holds the distances (as places in the buckets) sorted by bucket, those of b from
+    ``bounds[b]`` on, so that each sum takes what it adds and nothing else. SIGN is 1 where a row of
+    ds is a query's, -1 where it is a key's.
     """
     head, sequence = tl.program_id(1), tl.program_id(2)
     start = tl.load(cu_ptr + sequence).to(tl.int64)
@@ -481,7 +574,9 @@ def _table_gradient_kernel(
         return
     place = first + tl.arange(0, BLOCK_T)
     row = (start + place) * heads + head
-    part = (start // BLOCK_T + sequence + tl.program_id(0)) * heads + head  # no two blocks of the batch share one
+    part = (
+        start // BLOCK_T + sequence + tl.program_id(0)
+    ) * heads + head  # no two blocks of the batch share one
     for first_bucket in range(0, buckets, BLOCK_B):
         bucket = first_bucket + tl.arange(0, BLOCK_B)
         begin = tl.load(bounds_ptr + bucket, bucket < buckets, 0)
@@ -490,20 +585,24 @@ def _table_gradient_kernel(
         for n in range(tl.max(count)):
             distance = tl.load(order_ptr + begin + n, n < count, 0) - (max_seqlen - 1)
             other = place[:, None] - SIGN * distance[None, :]
-            inside = (place < length)[:, None] & (n < count)[None, :] & (other >= 0) & (other < length)
+            inside = (
+                (place < length)[:, None] & (n < count)[None, :] & (other >= 0) & (other < length)
+            )
             inside = _within(inside, place[:, None], other, window)
             total += tl.load(ds_ptr + row[:, None] * max_seqlen + other, inside, 0.0).to(tl.float32)
         if dtable_ptr is not None:
             inside = (place < length)[:, None] & (bucket < buckets)[None, :]
             tl.store(
-                dtable_ptr + row[:, None] * buckets + bucket[None, :], total.to(dtable_ptr.dtype.element_ty), inside
+                dtable_ptr + row[:, None] * buckets + bucket[None, :],
+                total.to(dtable_ptr.dtype.element_ty),
+                inside,
             )
         if part_ptr is not None:
             tl.store(part_ptr + part * buckets + bucket, tl.sum(total, 0), bucket < buckets)
 
 
-# Of the one-pass backward, by padded length and head size. In half precision alone: on sm_100 Triton 3.7 multiplies some float32 tiles of 64 rows
-# and more in tf32, even where told "ieee".
+# Of the one-pass backward, by padded length and head size. In half precision alone: on sm_100
+# Triton 3.7 multiplies some float32 tiles of 64 rows and more in tf32, even where told "ieee".
 _SHORT = {
     (64, 16): (32, 64, 4, 1),
     (64, 32): (32, 64, 4, 2),
@@ -513,30 +612,47 @@ _SHORT = {
     (128, 64): (32, 128, 8, 2),
     (256, 32): (32, 256, 8, 2),
 }
-_SHORT_90_100 = _SHORT | {  # of sm_90 and sm_100, whose products take their operands from shared memory
-    (64, 128): (32, 64, 8, 2),
-    (128, 128): (32, 128, 8, 2),
-    (256, 16): (32, 256, 8, 2),
-    (256, 64): (32, 256, 8, 1),
-}
-TABLE_TILES = {"BLOCK_T": 16, "BLOCK_B": 32}  # tokens and buckets of a tile of the tables' gradients
+_SHORT_90_100 = (
+    _SHORT
+    | {  # of sm_90 and sm_100, whose products take their operands from shared memory
+        (64, 128): (32, 64, 8, 2),
+        (128, 128): (32, 128, 8, 2),
+        (256, 16): (32, 256, 8, 2),
+        (256, 64): (32, 256, 8, 1),
+    }
+)
+TABLE_TILES = {
+    "BLOCK_T": 16,
+    "BLOCK_B": 32,
+}  # tokens and buckets of a tile of the tables' gradients
 
 
 def _tiles(q: Tensor, kernel: str, positions: bool) -> dict[str, Any]:
     """Constants and launch options of a kernel; float32 is exact unless PyTorch is told otherwise."""
     block_d = triton.next_power_of_2(q.shape[2])
     exact = q.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    tuned = tuning.options(f"attention.{kernel}{'_positions' * positions}", q.dtype, q.device, block_d)
+    tuned = tuning.options(
+        f"attention.{kernel}{'_positions' * positions}", q.dtype, q.device, block_d
+    )
     return {"PRECISION": "ieee" if exact else "tf32", "BLOCK_D": block_d, **tuned}
 
 
 def _short_tiles(q: Tensor, max_seqlen: int, capability: tuple[int, int]) -> list[dict[str, Any]]:
-    """Constants and launch options of the one-pass backward for each length up to max_seqlen's; none where that is too long for one pass."""
-    block_d, longest = triton.next_power_of_2(q.shape[2]), max(64, triton.next_power_of_2(max_seqlen))
+    """Constants and launch options of the one-pass backward for each length up to max_seqlen's;
+    none where that is too long for one pass.
+    """
+    block_d, longest = (
+        triton.next_power_of_2(q.shape[2]),
+        max(64, triton.next_power_of_2(max_seqlen)),
+    )
     table = _SHORT_90_100 if capability[0] in (9, 10) else _SHORT
     if q.dtype == torch.float32 or (longest, block_d) not in table:
         return []
-    return [_options(table[length, block_d], block_d, "ieee") for length in (64, 128, 256) if length <= longest]
+    return [
+        _options(table[length, block_d], block_d, "ieee")
+        for length in (64, 128, 256)
+        if length <= longest
+    ]
 
 
 def _options(tiles: tuple[int, int, int, int], block_d: int, precision: str) -> dict[str, Any]:
@@ -566,7 +682,8 @@ def _forward_triton(
     lse: Tensor,
 ) -> None:
     tokens, heads, head_dim = q.shape
-    # Slack rows are known to the device alone, so everything is zeroed: cheap beside the attention, and no synchronisation.
+    # Slack rows are known to the device alone, so everything is zeroed: cheap beside the attention,
+    # and no synchronisation.
     out.zero_(), lse.zero_()
     tiles = _tiles(q, "forward", positions is not None)
     grid = (triton.cdiv(max_seqlen, tiles["BLOCK_M"]), heads, cu_seqlens.shape[0] - 1)
@@ -606,7 +723,8 @@ def _backward_triton(
     rest = (tokens, heads, head_dim, scale, threshold, keep_scale(threshold))
     capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
     if positions is None and window < 0 and (short := _short_tiles(q, max_seqlen, capability)):
-        # A launch by length, with the tiles that fit it: programs of the other lengths leave at once.
+        # A launch by length, with the tiles that fit it: programs of the other lengths leave at
+        # once.
         above = 0
         for tiles in short:
             _short_backward_kernel[heads, sequences](
@@ -624,7 +742,15 @@ def _backward_triton(
     tiles = _tiles(q, "query_gradient", positions is not None)
     by_query = (triton.cdiv(max_seqlen, tiles["BLOCK_M"]), heads, sequences)
     _delta_kernel[by_query](
-        out, dout, delta, cu_seqlens, tokens, heads, head_dim, BLOCK_M=tiles["BLOCK_M"], BLOCK_D=tiles["BLOCK_D"]
+        out,
+        dout,
+        delta,
+        cu_seqlens,
+        tokens,
+        heads,
+        head_dim,
+        BLOCK_M=tiles["BLOCK_M"],
+        BLOCK_D=tiles["BLOCK_D"],
     )
     _query_gradient_kernel[by_query](
         q, k, v, dout, lse, delta, dq, ds if by_queries else None, cu_seqlens, seed, *strides, *rest,
@@ -667,10 +793,14 @@ def _table_gradients(
     dtable: Tensor | None,
     dbias: Tensor | None,
 ) -> None:
-    """Reduces ds, (tokens, heads, max_seqlen), into the tables' gradients; ``sign`` as in the kernel."""
+    """Reduces ds, (tokens, heads, max_seqlen), into the tables' gradients; ``sign`` as in the
+    kernel.
+    """
     heads, buckets = ds.shape[1], _table_sizes(positions)[0]
     ordered, order = positions.buckets.sort(stable=True)
-    bounds = torch.searchsorted(ordered, torch.arange(buckets + 1, dtype=torch.int32, device=ds.device), out_int32=True)
+    bounds = torch.searchsorted(
+        ordered, torch.arange(buckets + 1, dtype=torch.int32, device=ds.device), out_int32=True
+    )
     grid = (triton.cdiv(max_seqlen, TABLE_TILES["BLOCK_T"]), heads, cu_seqlens.shape[0] - 1)
     blocks = ds.shape[0] // TABLE_TILES["BLOCK_T"] + grid[2] if dbias is not None else 0
     parts = ds.new_zeros(blocks, heads, buckets, dtype=torch.float32)
@@ -732,7 +862,9 @@ def _attention(
             *_addresses_and_sizes(positions),
         )
     else:
-        _forward_triton(q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, window, positions, out, lse)
+        _forward_triton(
+            q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, window, positions, out, lse
+        )
     return out, lse
 
 
@@ -795,27 +927,52 @@ def _attention_backward(
         )
     else:
         _backward_triton(
-            dout, q, k, v, out, lse, cu_seqlens, seed, max_seqlen, scale, threshold, window, positions, gradients
+            dout,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            cu_seqlens,
+            seed,
+            max_seqlen,
+            scale,
+            threshold,
+            window,
+            positions,
+            gradients,
         )
     return gradients
 
 
 def _kernel_positions(
-    buckets: Tensor | None, bias: Tensor | None, query_scores: Tensor | None, key_scores: Tensor | None
+    buckets: Tensor | None,
+    bias: Tensor | None,
+    query_scores: Tensor | None,
+    key_scores: Tensor | None,
 ) -> RelativePositions | None:
-    """The tables as the kernels follow them: any stride of tokens and heads, the buckets of a row adjacent."""
+    """The tables as the kernels follow them: any stride of tokens and heads, the buckets of a row
+    adjacent.
+    """
     if buckets is None:
         return None
     scores = (None if x is None else _rows_contiguous(x) for x in (query_scores, key_scores))
-    return RelativePositions(buckets.contiguous(), None if bias is None else bias.contiguous(), *scores)
+    return RelativePositions(
+        buckets.contiguous(), None if bias is None else bias.contiguous(), *scores
+    )
 
 
 def _table_sizes(positions: RelativePositions | None) -> tuple[int, list[int]]:
-    """How many buckets there are, and the strides of tokens and heads in query_scores and in key_scores; zeros for what is absent."""
+    """How many buckets there are, and the strides of tokens and heads in query_scores and in
+    key_scores; zeros for what is absent.
+    """
     if positions is None:
         return 0, [0] * 4
     count = next(x.shape[-1] for x in positions.tables if x is not None)
-    strides = [(0, 0) if x is None else x.stride()[:2] for x in (positions.query_scores, positions.key_scores)]
+    strides = [
+        (0, 0) if x is None else x.stride()[:2]
+        for x in (positions.query_scores, positions.key_scores)
+    ]
     return count, [*strides[0], *strides[1]]
 
 
@@ -827,17 +984,33 @@ def _addresses_and_sizes(positions: RelativePositions | None) -> tuple[list[int]
 def _empty_gradients(
     q: Tensor, tables: tuple[Tensor | None, ...], wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Room for the gradients of q, k, v and the tables; of no elements for a table whose gradient is not wanted."""
+    """Room for the gradients of q, k, v and the tables; of no elements for a table whose gradient
+    is not wanted.
+    """
     dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
     dbias, dquery, dkey = (
-        q.new_empty(x.shape if x is not None and want else 0) for x, want in zip(tables, wanted, strict=True)
+        q.new_empty(x.shape if x is not None and want else 0)
+        for x, want in zip(tables, wanted, strict=True)
     )
     return dq, dk, dv, dbias, dquery, dkey
 
 
 @_attention.register_fake
 def _(
-    q, k, v, cu_seqlens, seed, buckets, bias, query_scores, key_scores, max_seqlen, scale, threshold, window, backend
+    q,
+    k,
+    v,
+    cu_seqlens,
+    seed,
+    buckets,
+    bias,
+    query_scores,
+    key_scores,
+    max_seqlen,
+    scale,
+    threshold,
+    window,
+    backend,
 ):
     return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
@@ -871,7 +1044,9 @@ _attention.register_autograd(_backward, setup_context=_setup)
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
-    """The kernels follow any stride of tokens and heads; within a head the elements must be adjacent."""
+    """The kernels follow any stride of tokens and heads; within a head the elements must be
+    adjacent.
+    """
     return x if x.stride(2) == 1 else x.contiguous()
 
 
@@ -891,18 +1066,22 @@ def attention(
     """Bidirectional attention within each sequence of a packed batch.
 
     Args:
-        q, k, v: (tokens, heads, head_dim), one floating dtype, any strides (no copy where a head's elements are adjacent, as in
-            slices of one fused projection). head_dim 16, 32, 48, 64, 80, 96 or 128; any on the reference backend.
-        cu_seqlens: (sequences + 1,) int32, from 0 and never falling. Tokens past the last boundary are slack: they give zeros and
-            take no gradient. A sequence may be empty.
+        q, k, v: (tokens, heads, head_dim), one floating dtype, any strides (no copy where a head's
+            elements are adjacent, as in slices of one fused projection). head_dim 16, 32, 48, 64,
+            80, 96 or 128; any on the reference backend.
+        cu_seqlens: (sequences + 1,) int32, from 0 and never falling. Tokens past the last boundary
+            are slack: they give zeros and take no gradient. A sequence may be empty.
         max_seqlen: at least the longest sequence's length.
         scale: of the scores; None is ``head_dim ** -0.5``.
         dropout_p: of the probabilities, in [0, 1), rounded to a multiple of 1/65536.
-        seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bit of a score is a function of the seed, the query's
-            row in the batch, the head and the key's position in its sequence.
-        window: a query at position i sees the keys from i - window to i + window alone; None is all of its sequence.
-        positions: what the relative positions add to the scores; each of its tables gets a gradient. On a GPU that gradient, and it alone,
-            takes a scratch of (tokens, heads, max_seqlen) in q's dtype, and the values of its buckets are trusted.
+        seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bit of a
+            score is a function of the seed, the query's row in the batch, the head and the key's
+            position in its sequence.
+        window: a query at position i sees the keys from i - window to i + window alone; None is all
+            of its sequence.
+        positions: what the relative positions add to the scores; each of its tables gets a
+            gradient. On a GPU that gradient, and it alone, takes a scratch of (tokens, heads,
+            max_seqlen) in q's dtype, and the values of its buckets are trusted.
 
     Returns:
         (tokens, heads, head_dim), contiguous, of q's dtype; sums are kept in float32.
@@ -917,7 +1096,9 @@ def attention(
         check_tensor(name, x, ("tokens", "heads", "head_dim"))
         check_like(name, x, "q", q)
         if x.shape != q.shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)} and q {tuple(q.shape)}; they must be the same")
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)} and q {tuple(q.shape)}; they must be the same"
+            )
     check_integers("cu_seqlens", cu_seqlens, ("sequences + 1",), torch.int32)
     check_device("cu_seqlens", cu_seqlens, "q", q)
     if max_seqlen < 0:
@@ -939,6 +1120,10 @@ def attention(
     seed = as_seed(seed, q.device)
     backend = dispatch.select("attention", q.device, q.dtype, q.shape[2])
     if backend == "reference":
-        return reference.attention(q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, window, positions)
+        return reference.attention(
+            q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, window, positions
+        )
     tensors = (positions.buckets, *positions.tables) if positions else (None,) * 4
-    return _attention(q, k, v, cu_seqlens, seed, *tensors, max_seqlen, scale, threshold, window, backend)[0]
+    return _attention(
+        q, k, v, cu_seqlens, seed, *tensors, max_seqlen, scale, threshold, window, backend
+    )[0]

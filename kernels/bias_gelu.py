@@ -1,10 +1,13 @@
-"""GELU of a sum with a bias: ``out = gelu(x + bias)``, and gated (GeGLU): ``out = gelu(first half) * second half`` of ``x + bias``.
+"""GELU of a sum with a bias: ``out = gelu(x + bias)``, and gated (GeGLU): ``out = gelu(first half)
+* second half`` of ``x + bias``.
 
-x (..., features), out like it; gated, x (..., 2 * features) and out (..., features). GELU is ``x Phi(x)`` with the normal distribution's Phi, or its
-tanh approximation. One pass reads x and writes the result; the backward reads x again, so nothing but x is kept, and the bias's gradient
-comes out of the same pass.
+x (..., features), out like it; gated, x (..., 2 * features) and out (..., features). GELU is ``x
+Phi(x)`` with the normal distribution's Phi, or its tanh approximation. One pass reads x and writes
+the result; the backward reads x again, so nothing but x is kept, and the bias's gradient comes out
+of the same pass.
 
-Sources: Hendrycks and Gimpel, "Gaussian Error Linear Units", section 2; Shazeer, "GLU Variants Improve Transformer", section 2.
+Sources: Hendrycks and Gimpel, "Gaussian Error Linear Units", section 2; Shazeer, "GLU Variants
+Improve Transformer", section 2.
 """
 
 from __future__ import annotations
@@ -71,7 +74,9 @@ def _gelu_forward_kernel(
     phi, _ = _phi_and_slope(x, TANH)
     out = x * phi
     if GATED:
-        out *= _load_biased(x_ptr, bias_ptr, offsets + features, column + features, real, inside, BIAS)
+        out *= _load_biased(
+            x_ptr, bias_ptr, offsets + features, column + features, real, inside, BIAS
+        )
     tl.store(out_ptr + line + column[None, :], out.to(out_ptr.dtype.element_ty), real)
 
 
@@ -109,7 +114,9 @@ def _gelu_backward_kernel(
         phi, slope = _phi_and_slope(x, TANH)
         dx = dout * slope
         if GATED:
-            dx *= _load_biased(x_ptr, bias_ptr, offsets + features, column + features, real, inside, BIAS)
+            dx *= _load_biased(
+                x_ptr, bias_ptr, offsets + features, column + features, real, inside, BIAS
+            )
             second = dout * x * phi
             tl.store(dx_ptr + offsets + features, second.to(dx_ptr.dtype.element_ty), real)
             total_second += tl.sum(second, 0)
@@ -200,7 +207,9 @@ def _bias_gelu_backward(
             torch.get_num_threads(),
         )
     else:
-        _backward_triton(dout, x, None if bias is None else bias.contiguous(), tanh, gated, dx, dbias)
+        _backward_triton(
+            dout, x, None if bias is None else bias.contiguous(), tanh, gated, dx, dbias
+        )
     return dx, dbias
 
 
@@ -237,13 +246,16 @@ def _backward(ctx, dout):
 _bias_gelu.register_autograd(_backward, setup_context=_setup)
 
 
-def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none", gated: bool = False) -> Tensor:
+def bias_gelu(
+    x: Tensor, bias: Tensor | None = None, *, approximate: str = "none", gated: bool = False
+) -> Tensor:
     """GELU of ``x + bias``; gated, the GELU of the first half of its columns times the second half.
 
     Args:
         x: (..., features), gated (..., 2 * features); floating point, any strides.
         bias: of as many entries as x has columns and of any floating dtype, or None.
-        approximate: "none" for the exact function, "tanh" for its approximation, as in `torch.nn.functional.gelu`.
+        approximate: "none" for the exact function, "tanh" for its approximation, as in
+            `torch.nn.functional.gelu`.
         gated: GeGLU.
 
     Returns:
@@ -256,16 +268,22 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none
     """
     check_tensor("x", x)
     if x.dim() == 0 or x.shape[-1] == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (..., features) with at least one column")
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; it must be (..., features) with at least one column"
+        )
     if gated and x.shape[-1] % 2:
         raise ValueError(f"x has {x.shape[-1]} columns; gated, it must have an even number")
     if bias is not None:
         check_tensor("bias", bias, ("features",))
         check_device("bias", bias, "x", x)
         if bias.shape[0] != x.shape[-1]:
-            raise ValueError(f"bias has {bias.shape[0]} entries and x {x.shape[-1]} columns; they must be the same")
+            raise ValueError(
+                f"bias has {bias.shape[0]} entries and x {x.shape[-1]} columns; they must be the same"
+            )
     if approximate not in APPROXIMATIONS:
-        raise ValueError(f"approximate is {approximate!r}; it must be one of {', '.join(APPROXIMATIONS)}")
+        raise ValueError(
+            f"approximate is {approximate!r}; it must be one of {', '.join(APPROXIMATIONS)}"
+        )
     backend = dispatch.select("bias_gelu", x.device, x.dtype)
     if backend == "reference":
         return reference.bias_gelu(x, bias, approximate, gated)

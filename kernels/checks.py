@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 def check_tensor(name: str, x: object, dims: tuple[str, ...] | None = None) -> None:
-    """Raises TypeError unless ``x`` is a floating-point tensor, ValueError unless it has the dimensions ``dims``, if given."""
+    """Raises TypeError unless ``x`` is a floating-point tensor, ValueError unless it has the
+    dimensions ``dims``, if given.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
     if not x.is_floating_point():
@@ -25,7 +27,9 @@ def check_dims(name: str, x: Tensor, dims: tuple[str, ...]) -> None:
 
 
 def check_integers(name: str, x: object, dims: tuple[str, ...], dtype: torch.dtype) -> None:
-    """Raises TypeError unless ``x`` is a tensor of ``dtype``, ValueError unless it has the dimensions ``dims``."""
+    """Raises TypeError unless ``x`` is a tensor of ``dtype``, ValueError unless it has the
+    dimensions ``dims``.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
     if x.dtype != dtype:
@@ -34,16 +38,22 @@ def check_integers(name: str, x: object, dims: tuple[str, ...], dtype: torch.dty
 
 
 def check_range(name: str, x: Tensor, low: int, high: int) -> None:
-    """Raises ValueError unless every value is from ``low`` to ``high``; values on a GPU are not read."""
+    """Raises ValueError unless every value is from ``low`` to ``high``; values on a GPU are not
+    read.
+    """
     if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0:
         return
     least, most = (int(value) for value in x.aminmax())
     if least < low or most > high:
-        raise ValueError(f"{name} holds {least if least < low else most}; it must be from {low} to {high}")
+        raise ValueError(
+            f"{name} holds {least if least < low else most}; it must be from {low} to {high}"
+        )
 
 
 def check_ids(name: str, ids: Tensor, owner: str, rows: int) -> None:
-    """Raises ValueError unless every value is one of the ``rows`` rows of ``owner``; values on a GPU are not read."""
+    """Raises ValueError unless every value is one of the ``rows`` rows of ``owner``; values on a
+    GPU are not read.
+    """
     if torch.compiler.is_compiling() or ids.device.type != "cpu" or ids.numel() == 0:
         return
     low, high = (int(value) for value in ids.aminmax())
@@ -56,20 +66,26 @@ def check_ids(name: str, ids: Tensor, owner: str, rows: int) -> None:
 def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Raises unless ``x`` has the dtype (TypeError) and the device (ValueError) of ``other``."""
     if x.dtype != other.dtype:
-        raise TypeError(f"{name} is {x.dtype} and {other_name} {other.dtype}; cast one to the other")
+        raise TypeError(
+            f"{name} is {x.dtype} and {other_name} {other.dtype}; cast one to the other"
+        )
     check_device(name, x, other_name, other)
 
 
 def check_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Raises ValueError unless ``x`` is on the device of ``other``."""
     if x.device != other.device:
-        raise ValueError(f"{name} is on {x.device} and {other_name} on {other.device}; move one to the other")
+        raise ValueError(
+            f"{name} is on {x.device} and {other_name} on {other.device}; move one to the other"
+        )
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
-    """Raises ValueError unless the boundaries start at 0, never fall, stay within ``tokens``, and fit ``max_seqlen``.
+    """Raises ValueError unless the boundaries start at 0, never fall, stay within ``tokens``, and
+    fit ``max_seqlen``.
 
-    Only values on the CPU are read: on a GPU that would stall the queue, and the caller's boundaries are trusted.
+    Only values on the CPU are read: on a GPU that would stall the queue, and the caller's
+    boundaries are trusted.
     """
     if cu_seqlens.shape[0] < 1:
         raise ValueError("cu_seqlens is empty; it must hold 0 and then the end of each sequence")
@@ -82,9 +98,13 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
         if end < start:
             raise ValueError(f"cu_seqlens falls from {start} to {end}; it must never fall")
         if end - start > max_seqlen:
-            raise ValueError(f"a sequence has {end - start} tokens and max_seqlen is {max_seqlen}; raise max_seqlen")
+            raise ValueError(
+                f"a sequence has {end - start} tokens and max_seqlen is {max_seqlen}; raise max_seqlen"
+            )
     if bounds[-1] > tokens:
-        raise ValueError(f"cu_seqlens ends at {bounds[-1]} and there are {tokens} tokens; it must not go beyond them")
+        raise ValueError(
+            f"cu_seqlens ends at {bounds[-1]} and there are {tokens} tokens; it must not go beyond them"
+        )
 
 
 def check_norm(weight: Tensor, bias: Tensor | None, x: Tensor) -> None:

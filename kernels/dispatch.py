@@ -1,7 +1,8 @@
 """Which backend runs an op, and why another could not.
 
-A table, not a class tree: `reasons_against` lists why a backend cannot serve a call; the first backend of `BACKENDS` with
-no reason against it takes the call, unless one is forced by ``BERTFAST_BACKEND`` or `use_backend`.
+A table, not a class tree: `reasons_against` lists why a backend cannot serve a call; the first
+backend of `BACKENDS` with no reason against it takes the call, unless one is forced by
+``BERTFAST_BACKEND`` or `use_backend`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,12 @@ OPS = (
     "rotary",
     "unpack",
 )
-ANY_DTYPE = ("gather_rows", "mask_tokens", "pack", "unpack")  # these move values or make ids, and compute with no float
+ANY_DTYPE = (
+    "gather_rows",
+    "mask_tokens",
+    "pack",
+    "unpack",
+)  # these move values or make ids, and compute with no float
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 128)
 MINIMUM_CAPABILITY = (8, 0)
@@ -74,9 +80,11 @@ _forced_by = "BERTFAST_BACKEND"
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Every op inside the ``with`` block runs on ``name`` ("triton", "cpp" or "reference"); None lets each op choose.
+    """Every op inside the ``with`` block runs on ``name`` ("triton", "cpp" or "reference"); None
+    lets each op choose.
 
-    The choice is process-wide, not per thread. A call that the backend cannot serve raises `BackendError`.
+    The choice is process-wide, not per thread. A call that the backend cannot serve raises
+    `BackendError`.
     """
     global _forced, _forced_by
     before = _forced, _forced_by
@@ -101,7 +109,9 @@ def reasons_against(
         elif device.type == "cuda":
             capability = torch.cuda.get_device_capability(device)
             if capability < MINIMUM_CAPABILITY:
-                reasons.append(f"the GPU has compute capability {capability}, it takes {MINIMUM_CAPABILITY} or newer")
+                reasons.append(
+                    f"the GPU has compute capability {capability}, it takes {MINIMUM_CAPABILITY} or newer"
+                )
         elif not INTERPRETED:
             reasons.append(
                 f"the input is on {device.type}, it takes cuda (or TRITON_INTERPRET=1 set before import, for tests)"
@@ -113,7 +123,9 @@ def reasons_against(
         if NO_EXTENSION or ISA_ERROR:
             reasons.append(NO_EXTENSION or ISA_ERROR)
     if dtype not in dtypes and op not in ANY_DTYPE:
-        reasons.append(f"the dtype is {dtype_name(dtype)}, it takes {', '.join(map(dtype_name, dtypes))}")
+        reasons.append(
+            f"the dtype is {dtype_name(dtype)}, it takes {', '.join(map(dtype_name, dtypes))}"
+        )
     if op == "attention" and head_dim is not None and head_dim not in HEAD_DIMS:
         reasons.append(f"the head size is {head_dim}, it takes {', '.join(map(str, HEAD_DIMS))}")
     return reasons
@@ -123,13 +135,16 @@ def select(op: str, device: torch.device, dtype: torch.dtype, head_dim: int | No
     """The backend that takes this call.
 
     Raises:
-        BackendError: a backend, or the C++ kernels' instruction set, is forced and cannot serve the call.
+        BackendError: a backend, or the C++ kernels' instruction set, is forced and cannot serve the
+            call.
     """
     if _forced is not None:
         _checked(_forced, _forced_by)
         reasons = reasons_against(_forced, op, device, dtype, head_dim)
         if reasons:
-            raise BackendError(f"{_forced_by} forces {_forced!r}, which cannot run {op} here: {'; '.join(reasons)}")
+            raise BackendError(
+                f"{_forced_by} forces {_forced!r}, which cannot run {op} here: {'; '.join(reasons)}"
+            )
         return _forced
     if ISA_ERROR and device.type == "cpu":
         raise BackendError(ISA_ERROR)

@@ -1,6 +1,8 @@
-"""Dropout with counted randomness: ``out = x * keep / (1 - p)``, keep a function of (seed, flat index) alone.
+"""Dropout with counted randomness: ``out = x * keep / (1 - p)``, keep a function of (seed, flat
+index) alone.
 
-x any shape, out like it. The backward is the same op on the gradient: the mask is recomputed, never stored.
+x any shape, out like it. The backward is the same op on the gradient: the mask is recomputed, never
+stored.
 
 Source: Srivastava et al., "Dropout", JMLR 15 (2014), section 4; the bits as in `philox.py`.
 """
@@ -41,7 +43,9 @@ def _dropout_triton(x: Tensor, seed: Tensor, threshold: int, out: Tensor) -> Non
     if x.numel() == 0:
         return
     grid = (triton.cdiv(x.numel(), COUNTERS * LANES),)
-    _dropout_kernel[grid](x, out, seed, x.numel(), threshold, keep_scale(threshold), COUNTERS=COUNTERS)
+    _dropout_kernel[grid](
+        x, out, seed, x.numel(), threshold, keep_scale(threshold), COUNTERS=COUNTERS
+    )
 
 
 # --- torch.library ---

@@ -1,10 +1,13 @@
-"""The embedding layer: ``out = dropout(LayerNorm(word[input_ids] + position[position_ids] + segment[segment_ids]))``.
+"""The embedding layer: ``out = dropout(LayerNorm(word[input_ids] + position[position_ids] +
+segment[segment_ids]))``.
 
-ids (tokens,), tables (size, hidden), out (tokens, hidden); position, segment and the norm's bias are each optional. One pass gathers the rows, adds them and normalises the sum. The backward makes the sum again,
-writes its gradient once, (tokens, hidden), and adds those rows into the tables' gradients group by group: tokens are sorted by id, and each row
-of a table is the sum of its group in the order of the tokens, made by one program. Nothing is added twice to one place, so no atomics
-are needed and the bits are the same each time; and nothing of a table's size stands in memory but the gradient itself, or,
-with ``sparse_grad``, not even that.
+ids (tokens,), tables (size, hidden), out (tokens, hidden); position, segment and the norm's bias
+are each optional. One pass gathers the rows, adds them and normalises the sum. The backward makes
+the sum again, writes its gradient once, (tokens, hidden), and adds those rows into the tables'
+gradients group by group: tokens are sorted by id, and each row of a table is the sum of its group
+in the order of the tokens, made by one program. Nothing is added twice to one place, so no atomics
+are needed and the bits are the same each time; and nothing of a table's size stands in memory but
+the gradient itself, or, with ``sparse_grad``, not even that.
 
 Source: Devlin et al., "BERT", section 3 and figure 2.
 """
@@ -25,7 +28,9 @@ from .triton_compat import tl, triton
 # --- Triton ---
 
 PROGRAMS = 256  # of a backward, each with its own sums over its tokens
-RUN = 256  # sorted tokens whose rows one program adds up at most, before the runs of one id are added
+RUN = (
+    256  # sorted tokens whose rows one program adds up at most, before the runs of one id are added
+)
 COLUMNS = 256
 
 
@@ -45,7 +50,9 @@ def _load_embeddings(
     SEGMENT: tl.constexpr,
 ):
     """The sum of one token's rows, (1, columns) float32."""
-    s = tl.load(word_ptr + tl.load(input_ids_ptr + token) * hidden + column[None, :], real, 0.0).to(tl.float32)
+    s = tl.load(word_ptr + tl.load(input_ids_ptr + token) * hidden + column[None, :], real, 0.0).to(
+        tl.float32
+    )
     if POSITION:
         row = tl.load(position_ids_ptr + token) * hidden
         s += tl.load(position_ptr + row + column[None, :], real, 0.0).to(tl.float32)
@@ -127,7 +134,9 @@ def _embed_backward_kernel(
     ALIGNED: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The gradient of every PROGRAMS-th token's sum, and this program's part of the sums for the weight and the bias."""
+    """The gradient of every PROGRAMS-th token's sum, and this program's part of the sums for the
+    weight and the bias.
+    """
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, COLUMNS)
     inside = column < hidden
@@ -140,7 +149,10 @@ def _embed_backward_kernel(
             word_ptr, position_ptr, segment_ptr, input_ids_ptr, position_ids_ptr, segment_ids_ptr, token, hidden, column,
             real, POSITION, SEGMENT,
         )  # fmt: skip
-        mean, rstd = tl.load(mean_ptr + token + tl.arange(0, 1)), tl.load(rstd_ptr + token + tl.arange(0, 1))
+        mean, rstd = (
+            tl.load(mean_ptr + token + tl.arange(0, 1)),
+            tl.load(rstd_ptr + token + tl.arange(0, 1)),
+        )
         normal = tl.where(real, (s - mean[:, None]) * rstd[:, None], 0.0)
         first = tl.zeros((1,), tl.int64) + token * hidden.to(tl.int64)
         dy = tl.load(dout_ptr + first[:, None] + column[None, :], real, 0.0).to(tl.float32)
@@ -157,8 +169,12 @@ def _embed_backward_kernel(
 
 
 @triton.jit
-def _sum_runs_kernel(rows_ptr, order_ptr, ids_ptr, runs_ptr, count, hidden, RUN: tl.constexpr, COLUMNS: tl.constexpr):
-    """runs[i] = the sum of the rows of one id from sorted place i to the end of its block of RUN places; where i starts such a run."""
+def _sum_runs_kernel(
+    rows_ptr, order_ptr, ids_ptr, runs_ptr, count, hidden, RUN: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """runs[i] = the sum of the rows of one id from sorted place i to the end of its block of RUN
+    places; where i starts such a run.
+    """
     place = tl.program_id(0)
     own = tl.load(ids_ptr + place)
     if place % RUN != 0 and tl.load(ids_ptr + tl.maximum(place - 1, 0)) == own:
@@ -179,7 +195,9 @@ def _sum_runs_kernel(rows_ptr, order_ptr, ids_ptr, runs_ptr, count, hidden, RUN:
 
 
 @triton.jit
-def _add_runs_kernel(runs_ptr, ids_ptr, out_ptr, count, hidden, RUN: tl.constexpr, COLUMNS: tl.constexpr):
+def _add_runs_kernel(
+    runs_ptr, ids_ptr, out_ptr, count, hidden, RUN: tl.constexpr, COLUMNS: tl.constexpr
+):
     """out[id] = the sum of the id's runs, in order; by the program at the id's first place."""
     place = tl.program_id(0)
     own = tl.load(ids_ptr + place)
@@ -287,7 +305,10 @@ def _embed(
     sparse_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tables, ids = _contiguous(word, position, segment), _contiguous(input_ids, position_ids, segment_ids)
+    tables, ids = (
+        _contiguous(word, position, segment),
+        _contiguous(input_ids, position_ids, segment_ids),
+    )
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     out, mean, rstd = _outputs(input_ids, word)
     if backend == "cpp":
@@ -315,9 +336,15 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 
-def _tables(tables: list[Tensor | None], ids: list[Tensor | None]) -> tuple[list[int], list[int], list[int]]:
+def _tables(
+    tables: list[Tensor | None], ids: list[Tensor | None]
+) -> tuple[list[int], list[int], list[int]]:
     """Addresses of tables and ids, and the tables' sizes, for the C++ extension."""
-    return [address(x) for x in tables], [address(x) for x in ids], [0 if x is None else x.shape[0] for x in tables]
+    return (
+        [address(x) for x in tables],
+        [address(x) for x in ids],
+        [0 if x is None else x.shape[0] for x in tables],
+    )
 
 
 def _outputs(input_ids: Tensor, word: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -342,7 +369,10 @@ def _embed_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     dout = dout.contiguous()
-    tables, ids = _contiguous(word, position, segment), _contiguous(input_ids, position_ids, segment_ids)
+    tables, ids = (
+        _contiguous(word, position, segment),
+        _contiguous(input_ids, position_ids, segment_ids),
+    )
     dsum, dparameters = _gradients(dout)
     if backend == "cpp":
         weight = weight.float().contiguous()
@@ -361,18 +391,26 @@ def _embed_backward(
             torch.get_num_threads(),
         )
     else:
-        dparameters = _backward_triton(dout, tables, ids, weight.contiguous(), mean, rstd, seed, threshold, dsum)
+        dparameters = _backward_triton(
+            dout, tables, ids, weight.contiguous(), mean, rstd, seed, threshold, dsum
+        )
     return dsum, dparameters
 
 
 def _gradients(dout: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of the sum of embeddings, (tokens, hidden), and of weight and bias, (2, hidden), both float32."""
-    return dout.new_empty(dout.shape, dtype=torch.float32), dout.new_empty(2, dout.shape[1], dtype=torch.float32)
+    """Those of the sum of embeddings, (tokens, hidden), and of weight and bias, (2, hidden), both
+    float32.
+    """
+    return dout.new_empty(dout.shape, dtype=torch.float32), dout.new_empty(
+        2, dout.shape[1], dtype=torch.float32
+    )
 
 
 @torch.library.custom_op("bertfast::sum_rows", mutates_args=())
 def _sum_rows(rows: Tensor, ids: Tensor, size: int, dtype: torch.dtype, backend: str) -> Tensor:
-    """(size, hidden): row i is the sum, in order, of the rows (count, hidden) float32 whose id is i."""
+    """(size, hidden): row i is the sum, in order, of the rows (count, hidden) float32 whose id is
+    i.
+    """
     out = torch.zeros(size, rows.shape[1], dtype=dtype, device=rows.device)
     ordered, order = ids.sort(stable=True)
     if backend == "cpp":
@@ -404,7 +442,19 @@ def _(
 
 @_embed_backward.register_fake
 def _(
-    dout, input_ids, position_ids, segment_ids, word, position, segment, weight, mean, rstd, seed, threshold, backend
+    dout,
+    input_ids,
+    position_ids,
+    segment_ids,
+    word,
+    position,
+    segment,
+    weight,
+    mean,
+    rstd,
+    seed,
+    threshold,
+    backend,
 ):
     return _gradients(dout)
 
@@ -423,7 +473,9 @@ def _setup(ctx, inputs, output) -> None:
 
 def _backward(ctx, dout, *_):
     *ids_and_tables, weight, bias, seed, mean, rstd = ctx.saved_tensors
-    dsum, dparameters = _embed_backward(dout, *ids_and_tables, weight, mean, rstd, seed, ctx.threshold, ctx.backend)
+    dsum, dparameters = _embed_backward(
+        dout, *ids_and_tables, weight, mean, rstd, seed, ctx.threshold, ctx.backend
+    )
     gradients: list[Tensor | None] = []
     for number, (ids, table) in enumerate(zip(ids_and_tables[:3], ids_and_tables[3:], strict=True)):
         if table is None or not ctx.needs_input_grad[3 + number]:
@@ -435,8 +487,12 @@ def _backward(ctx, dout, *_):
     return None, None, None, *gradients, dparameters[0].to(weight.dtype), dbias, *(None,) * 6
 
 
-def _table_gradient(rows: Tensor, ids: Tensor, table: Tensor, padding_idx: int, sparse: bool, backend: str) -> Tensor:
-    """The sums of rows by id, none for padding_idx (-1: no such id); as a sparse tensor of the ids that there are, if wanted."""
+def _table_gradient(
+    rows: Tensor, ids: Tensor, table: Tensor, padding_idx: int, sparse: bool, backend: str
+) -> Tensor:
+    """The sums of rows by id, none for padding_idx (-1: no such id); as a sparse tensor of the ids
+    that there are, if wanted.
+    """
     if not sparse:
         gradient = _sum_rows(rows, ids, table.shape[0], table.dtype, backend)
         if padding_idx >= 0:
@@ -445,7 +501,9 @@ def _table_gradient(rows: Tensor, ids: Tensor, table: Tensor, padding_idx: int, 
     present, places = ids.unique(return_inverse=True)
     values = _sum_rows(rows, places, present.shape[0], table.dtype, backend)
     values[present == padding_idx] = 0
-    return torch.sparse_coo_tensor(present[None], values, table.shape, is_coalesced=True, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        present[None], values, table.shape, is_coalesced=True, check_invariants=False
+    )
 
 
 _embed.register_autograd(_backward, setup_context=_setup)
@@ -478,10 +536,12 @@ def embed(
         bias: (hidden,) of weight's dtype, or None for none.
         eps: added to the variance.
         dropout_p: of the result, in [0, 1), rounded to a multiple of 1/65536.
-        seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bits are those of `kernels.dropout`.
+        seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bits are
+            those of `kernels.dropout`.
         padding_idx: a row of the word table that takes no gradient, as in `torch.nn.Embedding`.
-        sparse_grad: the word table's gradient is a sparse tensor of the rows that occur. Autograd adds it in place to a dense gradient of the
-            same table (from a tied output layer), which spares a pass over the vocabulary; alone it is what ``sparse=True`` of
+        sparse_grad: the word table's gradient is a sparse tensor of the rows that occur. Autograd
+            adds it in place to a dense gradient of the same table (from a tied output layer), which
+            spares a pass over the vocabulary; alone it is what ``sparse=True`` of
             `torch.nn.functional.embedding` gives, which few optimizers take.
 
     Returns:
@@ -489,7 +549,8 @@ def embed(
 
     Raises:
         TypeError: a dtype that does not fit.
-        ValueError: a shape, device or option that does not fit; on the CPU an id beyond its table (on a GPU values are not read).
+        ValueError: a shape, device or option that does not fit; on the CPU an id beyond its table
+            (on a GPU values are not read).
         BackendError: the forced backend cannot serve the call.
     """
     check_integers("input_ids", input_ids, ("tokens",), torch.int64)
@@ -513,7 +574,19 @@ def embed(
     threshold = dropout_threshold(dropout_p)
     seed = as_seed(seed, word.device)
     padding = -1 if padding_idx is None else padding_idx
-    arguments = (input_ids, position_ids, segment_ids, word, position, segment, weight, bias, seed, eps, threshold)
+    arguments = (
+        input_ids,
+        position_ids,
+        segment_ids,
+        word,
+        position,
+        segment,
+        weight,
+        bias,
+        seed,
+        eps,
+        threshold,
+    )
     backend = dispatch.select("embed", word.device, word.dtype)
     if backend == "reference":
         return reference.embed(*arguments, padding_idx, sparse_grad)
@@ -531,5 +604,7 @@ def _check_table(kind: str, ids: Tensor, table: Tensor, input_ids: Tensor, word:
     check_tensor(name, table, ("size", "hidden"))
     check_like(name, table, "word", word)
     if table.shape[1] != word.shape[1]:
-        raise ValueError(f"{name} has {table.shape[1]} columns and word {word.shape[1]}; they must be the same")
+        raise ValueError(
+            f"{name} has {table.shape[1]} columns and word {word.shape[1]}; they must be the same"
+        )
     check_ids(f"{kind}_ids", ids, name, table.shape[0])

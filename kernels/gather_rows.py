@@ -1,9 +1,10 @@
 """Gather of rows: ``out[m] = x[index[m]]``, a zero row where ``index[m]`` is -1.
 
-x (tokens, hidden), index (masked,) int64, out (masked, hidden). It takes the masked positions out of the encoder's output, so that
-the head and the vocabulary-sized work see only them. The indices are unique, hence the backward is a scatter without atomics:
-each row of the gradient is written by at most one program. Rows are moved, not computed with, so the kernels take any dtype as
-integers of its size; `padding.py` packs and unpacks batches with the same two ops.
+x (tokens, hidden), index (masked,) int64, out (masked, hidden). It takes the masked positions out
+of the encoder's output, so that the head and the vocabulary-sized work see only them. The indices
+are unique, hence the backward is a scatter without atomics: each row of the gradient is written by
+at most one program. Rows are moved, not computed with, so the kernels take any dtype as integers of
+its size; `padding.py` packs and unpacks batches with the same two ops.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ ELEMENTS = 1024  # of a program: part of a long row, or several short ones
 
 
 @triton.jit
-def _gather_kernel(x_ptr, index_ptr, out_ptr, masked, hidden, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _gather_kernel(
+    x_ptr, index_ptr, out_ptr, masked, hidden, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     row = tl.load(index_ptr + m, m < masked, -1)
@@ -30,12 +33,16 @@ def _gather_kernel(x_ptr, index_ptr, out_ptr, masked, hidden, stride, ROWS: tl.c
 
 
 @triton.jit
-def _scatter_kernel(dout_ptr, index_ptr, dx_ptr, masked, hidden, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _scatter_kernel(
+    dout_ptr, index_ptr, dx_ptr, masked, hidden, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     m = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     row = tl.load(index_ptr + m, m < masked, -1)
     inside = (column < hidden) & (row >= 0)
-    tl.store(dx_ptr + row * hidden + column, tl.load(dout_ptr + m * hidden + column, inside, 0), inside)
+    tl.store(
+        dx_ptr + row * hidden + column, tl.load(dout_ptr + m * hidden + column, inside, 0), inside
+    )
 
 
 def _gather_rows_triton(x: Tensor, index: Tensor, out: Tensor) -> None:
@@ -55,11 +62,16 @@ def _scatter_rows_triton(dout: Tensor, index: Tensor, dx: Tensor) -> None:
 def _tiles(x: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     columns = min(ELEMENTS, triton.next_power_of_2(x.shape[1]))
     rows = ELEMENTS // columns
-    return (triton.cdiv(x.shape[0], rows), triton.cdiv(x.shape[1], columns)), {"ROWS": rows, "COLUMNS": columns}
+    return (triton.cdiv(x.shape[0], rows), triton.cdiv(x.shape[1], columns)), {
+        "ROWS": rows,
+        "COLUMNS": columns,
+    }
 
 
 def _as_integers(x: Tensor) -> Tensor:
-    return x.view({1: torch.int8, 2: torch.int16, 4: torch.int32}.get(x.element_size(), torch.int64))
+    return x.view(
+        {1: torch.int8, 2: torch.int16, 4: torch.int32}.get(x.element_size(), torch.int64)
+    )
 
 
 # --- torch.library ---
@@ -146,9 +158,11 @@ def _last_contiguous(x: Tensor) -> Tensor:
 
 
 def check_rows(name: str, index: Tensor, owner: str, rows: int, backend: str) -> None:
-    """Raises ValueError unless each value is -1 or one of the ``rows`` rows of ``owner``, and no row comes twice.
+    """Raises ValueError unless each value is -1 or one of the ``rows`` rows of ``owner``, and no
+    row comes twice.
 
-    Only values on the CPU are read: on a GPU that would stall the queue, and the caller's are trusted.
+    Only values on the CPU are read: on a GPU that would stall the queue, and the caller's are
+    trusted.
     """
     if torch.compiler.is_compiling() or index.device.type != "cpu" or index.numel() == 0:
         return
@@ -171,15 +185,16 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
 
     Args:
         x: (tokens, hidden), floating point, any strides.
-        index: (masked,) int64, each in [0, tokens) and no two alike, or -1 for no row (a zero row, no gradient), with which
-            an index is padded to a fixed size.
+        index: (masked,) int64, each in [0, tokens) and no two alike, or -1 for no row (a zero row,
+            no gradient), with which an index is padded to a fixed size.
 
     Returns:
         (masked, hidden), of x's dtype.
 
     Raises:
         TypeError: x is not floating point, or index not int64.
-        ValueError: wrong shapes or devices; on the CPU an index out of range or used twice (on a GPU values are not read).
+        ValueError: wrong shapes or devices; on the CPU an index out of range or used twice (on a
+            GPU values are not read).
     """
     check_tensor("x", x, ("tokens", "hidden"))
     check_integers("index", index, ("masked",), torch.int64)

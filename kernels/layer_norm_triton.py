@@ -7,7 +7,9 @@ from .triton_compat import tl, triton
 
 @triton.jit
 def moments(s, real, columns, eps, RMS: tl.constexpr):
-    """Mean (0 for RMSNorm) and reciprocal deviation of each row of ``s``, whose elements are zero where not ``real``."""
+    """Mean (0 for RMSNorm) and reciprocal deviation of each row of ``s``, whose elements are zero
+    where not ``real``.
+    """
     if RMS:
         mean = tl.sum(s, 1) * 0.0
     else:

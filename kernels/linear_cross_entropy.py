@@ -1,15 +1,19 @@
-"""The MLM head's loss: cross-entropy of ``logits = hidden Wᵀ + bias`` against ``labels``, logits never whole in memory.
+"""The MLM head's loss: cross-entropy of ``logits = hidden Wᵀ + bias`` against ``labels``, logits
+never whole in memory.
 
-hidden (masked, hidden), weight (vocab, hidden), bias (vocab,), labels (masked,). For row m with logsumexp l and smoothing s,
+hidden (masked, hidden), weight (vocab, hidden), bias (vocab,), labels (masked,). For row m with
+logsumexp l and smoothing s,
 
     loss_m = (1 - s) (l - logits[m, label]) + s (l - mean(logits[m])) + z_loss l²
 
-On a GPU the product and the online softmax are one Triton kernel, and the backward makes the logits again, a block of rows at a time. On
-a CPU a block of rows goes through torch's matrix product, then one pass of C++ turns its logits into loss and gradient in place; when a
-gradient will be wanted it is made there and then, so that the logits are computed once.
+On a GPU the product and the online softmax are one Triton kernel, and the backward makes the logits
+again, a block of rows at a time. On a CPU a block of rows goes through torch's matrix product, then
+one pass of C++ turns its logits into loss and gradient in place; when a gradient will be wanted it
+is made there and then, so that the logits are computed once.
 
-Sources: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", section 4; Szegedy et al., "Rethinking the Inception
-Architecture", section 7 (smoothing); Chowdhery et al., "PaLM", section 5 (z-loss).
+Sources: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", section 4; Szegedy
+et al., "Rethinking the Inception Architecture", section 7 (smoothing); Chowdhery et al., "PaLM",
+section 5 (z-loss).
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from .triton_compat import tl, triton
 from .triton_dot import dot
 
 REDUCTIONS = ("mean", "sum", "none")
-# A block of logits on the CPU: large enough for the matrix product's full rate, small beside the weights.
+# A block of logits on the CPU: large enough for the matrix product's full rate, small beside the
+# weights.
 BLOCK_BYTES = 48 << 20
 
 
@@ -86,7 +91,9 @@ def _statistics_kernel(
     BLOCK_K: tl.constexpr,
     SPLIT_TILES: tl.constexpr,
 ):
-    """Of each row over one split of the vocabulary, SPLIT_TILES tiles: maximum, sum of exponentials, sum, the label's logit, the best id."""
+    """Of each row over one split of the vocabulary, SPLIT_TILES tiles: maximum, sum of
+    exponentials, sum, the label's logit, the best id.
+    """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(1)
     labels = tl.load(labels_ptr + rows, rows < masked, -1)
@@ -122,7 +129,9 @@ def _statistics_kernel(
             tile_best = tl.min(tl.where(logits == tile_top[:, None], ids[None, :], 2147483647), 1)
             best = tl.where(tile_top > top, tile_best, best)
             new_top = tl.maximum(top, tile_top)
-            exponentials = exponentials * tl.exp(top - new_top) + tl.sum(tl.exp(logits - new_top[:, None]), 1)
+            exponentials = exponentials * tl.exp(top - new_top) + tl.sum(
+                tl.exp(logits - new_top[:, None]), 1
+            )
             top = new_top
     place = split.to(tl.int64) * masked + rows
     tl.store(max_ptr + place, top, rows < masked)
@@ -176,7 +185,9 @@ def _gradient_kernel(
     scale = tl.load(scale_ptr + rows, rows < masked, 0.0)
     probabilities = tl.exp(logits - lse[:, None]) * (1.0 + 2.0 * z_loss * lse)[:, None]
     target = tl.where(ids[None, :] == labels[:, None], 1.0 - smoothing, 0.0) + smoothing / vocab
-    gradient = tl.where((labels != ignore_index)[:, None], (probabilities - target) * scale[:, None], 0.0)
+    gradient = tl.where(
+        (labels != ignore_index)[:, None], (probabilities - target) * scale[:, None], 0.0
+    )
     place = rows.to(tl.int64)[:, None] * vocab + ids[None, :]
     inside = (rows < masked)[:, None] & (ids < vocab)[None, :]
     tl.store(out_ptr + place, gradient.to(out_ptr.dtype.element_ty), inside)
@@ -204,8 +215,12 @@ def _forward_triton(
     """Losses, logsumexps and correctness by row."""
     rows, vocab = hidden.shape[0], weight.shape[0]
     tiles = _tile_options("statistics", hidden, bias)
-    splits = triton.cdiv(triton.cdiv(vocab, tiles["BLOCK_V"]), tiles["SPLIT_TILES"])  # combined by torch below
-    top, exponentials, total, at_label = (torch.empty(splits, rows, device=hidden.device) for _ in range(4))
+    splits = triton.cdiv(
+        triton.cdiv(vocab, tiles["BLOCK_V"]), tiles["SPLIT_TILES"]
+    )  # combined by torch below
+    top, exponentials, total, at_label = (
+        torch.empty(splits, rows, device=hidden.device) for _ in range(4)
+    )
     best = torch.empty(splits, rows, dtype=torch.int32, device=hidden.device)
     if rows:
         _statistics_kernel[(triton.cdiv(rows, tiles["BLOCK_M"]), splits)](
@@ -236,7 +251,9 @@ def _backward_triton(
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients, a block of rows at a time: its logits are made again as gradients, then two matrix products."""
+    """The gradients, a block of rows at a time: its logits are made again as gradients, then two
+    matrix products.
+    """
     vocab = weight.shape[0]
     tiles = _tile_options("gradient", hidden, bias)
     dhidden = torch.empty_like(hidden)
@@ -279,7 +296,9 @@ def _rows_cpp(
     z_loss: float,
     grad_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses, logsumexps and correctness by row, and the gradients of sum(grad_scale * losses) when ``grad_scale`` is given."""
+    """Losses, logsumexps and correctness by row, and the gradients of sum(grad_scale * losses) when
+    ``grad_scale`` is given.
+    """
     rows, vocab = hidden.shape[0], weight.shape[0]
     losses, lse = torch.empty(rows), torch.empty(rows)
     correct = torch.empty(rows, dtype=torch.uint8)
@@ -288,8 +307,8 @@ def _rows_cpp(
     dhidden = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
     blocks = row_blocks(rows, vocab, hidden.element_size())
     buffer = hidden.new_empty(blocks[0].stop if blocks else 0, vocab)
-    # The product adds to what the blocks before gave: in bfloat16 that is rounded once a block, for a second tensor of the table's size in
-    # float32 would be larger than all else here.
+    # The product adds to what the blocks before gave: in bfloat16 that is rounded once a block, for
+    # a second tensor of the table's size in float32 would be larger than all else here.
     dweight = (
         weight.new_zeros(weight.shape)
         if wanted and len(blocks) != 1
@@ -348,9 +367,18 @@ def _linear_cross_entropy(
             hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, grad_scale
         )
     else:
-        losses, lse, correct = _forward_triton(hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss)
+        losses, lse, correct = _forward_triton(
+            hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss
+        )
         dhidden, dweight, dbias = (hidden.new_empty(0) for _ in range(3))
-    return _reduce(losses, labels, ignore_index, reduction), correct.sum(), lse, dhidden, dweight, dbias
+    return (
+        _reduce(losses, labels, ignore_index, reduction),
+        correct.sum(),
+        lse,
+        dhidden,
+        dweight,
+        dbias,
+    )
 
 
 @torch.library.custom_op("bertfast::linear_cross_entropy_backward", mutates_args=())
@@ -370,8 +398,12 @@ def _linear_cross_entropy_backward(
     hidden, weight, labels = hidden.contiguous(), weight.contiguous(), labels.contiguous()
     grad_scale = _grad_scale(dloss, labels, ignore_index, reduction)
     if backend == "cpp":
-        return _rows_cpp(hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, grad_scale)[3:]
-    return _backward_triton(hidden, weight, bias, labels, lse, grad_scale, ignore_index, label_smoothing, z_loss)
+        return _rows_cpp(
+            hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, grad_scale
+        )[3:]
+    return _backward_triton(
+        hidden, weight, bias, labels, lse, grad_scale, ignore_index, label_smoothing, z_loss
+    )
 
 
 def _counted(labels: Tensor, ignore_index: int) -> Tensor:
@@ -394,7 +426,18 @@ def _grad_scale(dloss: Tensor | None, labels: Tensor, ignore_index: int, reducti
 
 
 @_linear_cross_entropy.register_fake
-def _(hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, reduction, gradients_now, backend):
+def _(
+    hidden,
+    weight,
+    bias,
+    labels,
+    ignore_index,
+    label_smoothing,
+    z_loss,
+    reduction,
+    gradients_now,
+    backend,
+):
     rows, f32 = hidden.shape[0], torch.float32
     loss = hidden.new_empty(rows if reduction == "none" else (), dtype=f32)
     correct, lse = hidden.new_empty((), dtype=torch.int64), hidden.new_empty(rows, dtype=f32)
@@ -405,7 +448,19 @@ def _(hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, reduc
 
 
 @_linear_cross_entropy_backward.register_fake
-def _(dloss, hidden, weight, bias, labels, lse, ignore_index, label_smoothing, z_loss, reduction, backend):
+def _(
+    dloss,
+    hidden,
+    weight,
+    bias,
+    labels,
+    lse,
+    ignore_index,
+    label_smoothing,
+    z_loss,
+    reduction,
+    backend,
+):
     dbias = hidden.new_empty(0 if bias is None else weight.shape[0])
     return hidden.new_empty(hidden.shape), hidden.new_empty(weight.shape), dbias
 
@@ -428,12 +483,15 @@ def _backward(ctx, dloss, *_):
     elif (
         type(dloss) is Tensor and dloss.device.type == "cpu" and dloss.item() == 1.0
     ):  # a real tensor, not a traced one
-        # The usual case: hand the gradients over with no pass over a vocabulary-sized tensor. The caller may now write
-        # into them, so that a second backward through a retained graph makes its own; `data`, so that autograd lets it.
+        # The usual case: hand the gradients over with no pass over a vocabulary-sized tensor. The
+        # caller may now write into them, so that a second backward through a retained graph makes
+        # its own; `data`, so that autograd lets it.
         ctx.gradients_now = False
         dhidden, dweight, dbias = dhidden.data, dweight.data, dbias.data
     else:
-        dhidden, dweight, dbias = (gradient * dloss.to(gradient.dtype) for gradient in (dhidden, dweight, dbias))
+        dhidden, dweight, dbias = (
+            gradient * dloss.to(gradient.dtype) for gradient in (dhidden, dweight, dbias)
+        )
     return dhidden, dweight, dbias if inputs[2] is not None else None, *(None,) * 7
 
 
@@ -451,7 +509,8 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     reduction: str = "mean",
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of ``hidden @ weight.T + bias`` against ``labels``, and how many rows it predicts correctly.
+    """Cross-entropy of ``hidden @ weight.T + bias`` against ``labels``, and how many rows it
+    predicts correctly.
 
     Args:
         hidden: (masked, hidden), floating point.
@@ -461,21 +520,26 @@ def linear_cross_entropy(
         ignore_index: the label of rows that count for nothing.
         label_smoothing: in [0, 1], as in `torch.nn.functional.cross_entropy`.
         z_loss: at least 0, the weight of the squared logsumexp.
-        reduction: "mean" over the rows that count (0 if there are none), "sum", or "none" for the loss of each row.
+        reduction: "mean" over the rows that count (0 if there are none), "sum", or "none" for the
+            loss of each row.
 
     Returns:
-        The loss, float32 (float64 for float64 input), () or (masked,); and the count of rows whose largest logit is the label's, int64 ().
+        The loss, float32 (float64 for float64 input), () or (masked,); and the count of rows whose
+        largest logit is the label's, int64 ().
 
     Raises:
         TypeError: a dtype that does not fit.
-        ValueError: a shape, device or option that does not fit; on the CPU a label out of range (on a GPU values are not read).
+        ValueError: a shape, device or option that does not fit; on the CPU a label out of range (on
+            a GPU values are not read).
         BackendError: the forced backend cannot serve the call.
     """
     check_tensor("hidden", hidden, ("masked", "hidden"))
     check_tensor("weight", weight, ("vocab", "hidden"))
     check_like("weight", weight, "hidden", hidden)
     if weight.shape[1] != hidden.shape[1]:
-        raise ValueError(f"weight has {weight.shape[1]} columns and hidden {hidden.shape[1]}; they must be the same")
+        raise ValueError(
+            f"weight has {weight.shape[1]} columns and hidden {hidden.shape[1]}; they must be the same"
+        )
     if weight.shape[0] == 0:
         raise ValueError("weight has no rows; the vocabulary must have at least one entry")
     if bias is not None:
@@ -503,7 +567,9 @@ def linear_cross_entropy(
     options = (ignore_index, label_smoothing, z_loss, reduction)
     if backend == "reference":
         return reference.linear_cross_entropy(hidden, weight, bias, labels, *options)
-    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+    differentiated = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (hidden, weight, bias)
+    )
     gradients_now = backend == "cpp" and differentiated and reduction != "none"
     return _linear_cross_entropy(hidden, weight, bias, labels, *options, gradients_now, backend)[:2]
 

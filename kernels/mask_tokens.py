@@ -1,16 +1,20 @@
 """Masked-token selection: which tokens are to be predicted, and what stands in their place.
 
-input_ids (tokens,) int64, special (tokens,) bool. Token t takes the words w0, w1, w2 of its Philox counter (`philox.py`):
+input_ids (tokens,) int64, special (tokens,) bool. Token t takes the words w0, w1, w2 of its Philox
+counter (`philox.py`):
 
-- it is chosen where w0 / 2^32 < rate and it is not special; of a whole word, all tokens share the w0 of the word's first token;
-- a chosen one becomes [MASK] where w1 / 2^32 < mask_share, a random id where it is below mask_share + random_share, and else stays;
+- it is chosen where w0 / 2^32 < rate and it is not special; of a whole word, all tokens share the
+w0 of the word's first token;
+- a chosen one becomes [MASK] where w1 / 2^32 < mask_share, a random id where it is below mask_share
++ random_share, and else stays;
 - the random id is ``first_random_id + w2 * (vocab_size - first_random_id) / 2^32``, rounded down.
 
-The shares are rounded to multiples of 2^-32 on the host and the words compared as integers, so every backend gives the same ids. With
-nothing but a seed from step to step, masking is dynamic at no cost to the loader, and a resumed run repeats it.
+The shares are rounded to multiples of 2^-32 on the host and the words compared as integers, so
+every backend gives the same ids. With nothing but a seed from step to step, masking is dynamic at
+no cost to the loader, and a resumed run repeats it.
 
-Sources: Devlin et al., "BERT", section 3.1; Liu et al., "RoBERTa", section 4.1 (dynamic masking); whole words: the BERT repository's README,
-2019.
+Sources: Devlin et al., "BERT", section 3.1; Liu et al., "RoBERTa", section 4.1 (dynamic masking);
+whole words: the BERT repository's README, 2019.
 """
 
 from __future__ import annotations
@@ -101,9 +105,21 @@ def _mask_tokens(
     counters, choices = (None if x is None else x.contiguous() for x in (counters, choices))
     masked, labels = torch.empty_like(input_ids), torch.empty_like(input_ids)
     tokens = input_ids.shape[0]
-    settings = (tokens, mask_id, first_random_id, random_ids, choose_below, mask_below, random_below, ignore_index)
+    settings = (
+        tokens,
+        mask_id,
+        first_random_id,
+        random_ids,
+        choose_below,
+        mask_below,
+        random_below,
+        ignore_index,
+    )
     if backend == "cpp":
-        pointers = (0 if x is None else x.data_ptr() for x in (input_ids, special, counters, choices, masked, labels))
+        pointers = (
+            0 if x is None else x.data_ptr()
+            for x in (input_ids, special, counters, choices, masked, labels)
+        )
         dispatch._C.mask_tokens(*pointers, *settings, int(seed), torch.get_num_threads())
     elif tokens:
         _mask_kernel[(triton.cdiv(tokens, BLOCK),)](
@@ -153,22 +169,26 @@ def mask_tokens(
         rate: of the tokens chosen, in [0, 1]: 0 is none, 1 all.
         mask_share: of the chosen tokens that become [MASK].
         random_share: of the chosen tokens that become a random id; the rest stay.
-        word_ids: (tokens,) int64, for whole-word masking: consecutive tokens of the same id are one word and chosen together, and one
-            below 0 is of no word and never chosen (Hugging Face's ``word_ids()`` with -1 for None). None: each token by itself.
-        cu_seqlens: (sequences + 1,) int32 boundaries, across which no word goes. None: words end where the id changes.
-        first_random_id: the first id that can be drawn: above the special tokens' ids, it keeps them from being drawn.
+        word_ids: (tokens,) int64, for whole-word masking: consecutive tokens of the same id are one
+            word and chosen together, and one below 0 is of no word and never chosen (Hugging Face's
+            ``word_ids()`` with -1 for None). None: each token by itself.
+        cu_seqlens: (sequences + 1,) int32 boundaries, across which no word goes. None: words end
+            where the id changes.
+        first_random_id: the first id that can be drawn: above the special tokens' ids, it keeps
+            them from being drawn.
         ignore_index: the label of tokens that are not chosen.
         seed: an int of 64 bits, or an int64 tensor of one element on the ids' device.
-        counters: (tokens,) int64, the number under which a token draws its bits, so that they stay with it however batches are made
-            up. None: its index.
+        counters: (tokens,) int64, the number under which a token draws its bits, so that they stay
+            with it however batches are made up. None: its index.
 
     Returns:
-        masked_ids (tokens,) int64, and labels (tokens,) int64: the original id where a token was chosen, else ignore_index.
+        masked_ids (tokens,) int64, and labels (tokens,) int64: the original id where a token was
+        chosen, else ignore_index.
 
     Raises:
         TypeError: a wrong dtype, or a seed that is no integer.
-        ValueError: wrong shapes or devices, shares or ids out of range; on the CPU also values out of range in the tensors (on a GPU they
-            are not read).
+        ValueError: wrong shapes or devices, shares or ids out of range; on the CPU also values out
+            of range in the tensors (on a GPU they are not read).
     """
     check_integers("input_ids", input_ids, ("tokens",), torch.int64)
     _check_shares(rate, mask_share, random_share)
@@ -216,7 +236,9 @@ def _check_shares(rate: float, mask_share: float, random_share: float) -> None:
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}; it must be from 0 to 1")
     if round((mask_share + random_share) * WORD_RANGE) > WORD_RANGE:
-        raise ValueError(f"mask_share is {mask_share} and random_share {random_share}; their sum must be at most 1")
+        raise ValueError(
+            f"mask_share is {mask_share} and random_share {random_share}; their sum must be at most 1"
+        )
 
 
 def _word_starts(word_ids: Tensor, cu_seqlens: Tensor | None) -> Tensor:

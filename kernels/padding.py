@@ -1,7 +1,9 @@
-"""Between the padded and the packed form: ``packed[t] = padded.flatten(0, 1)[rows[t]]``, and back with zeros at the padding.
+"""Between the padded and the packed form: ``packed[t] = padded.flatten(0, 1)[rows[t]]``, and back
+with zeros at the padding.
 
-padded (sequences, positions, ...), rows (tokens,) int64, packed (tokens, ...), of any dtype. Each is the other's backward, and both are
-the gather and the scatter of `gather_rows.py`: as no two tokens share a place, neither adds and neither needs atomics.
+padded (sequences, positions, ...), rows (tokens,) int64, packed (tokens, ...), of any dtype. Each
+is the other's backward, and both are the gather and the scatter of `gather_rows.py`: as no two
+tokens share a place, neither adds and neither needs atomics.
 """
 
 from __future__ import annotations
@@ -21,21 +23,27 @@ def pack(padded: Tensor, rows: Tensor) -> Tensor:
 
     Args:
         padded: (sequences, positions, ...), any dtype and strides; floating point has a gradient.
-        rows: (tokens,) int64, where each token stands in the flattened (sequences * positions) batch, no two alike, or -1 for slack
-            (zeros, no gradient), with which a batch is filled up to a fixed size.
+        rows: (tokens,) int64, where each token stands in the flattened (sequences * positions)
+            batch, no two alike, or -1 for slack (zeros, no gradient), with which a batch is filled
+            up to a fixed size.
 
     Returns:
         (tokens, ...), of padded's dtype.
 
     Raises:
         TypeError: padded is no tensor, or rows not int64.
-        ValueError: wrong shapes or devices; on the CPU a row out of range or used twice (on a GPU values are not read).
+        ValueError: wrong shapes or devices; on the CPU a row out of range or used twice (on a GPU
+            values are not read).
     """
     _check("padded", padded, ("sequences", "positions"), rows)
     backend = dispatch.select("pack", padded.device, padded.dtype)
     flat = padded.reshape(padded.shape[0] * padded.shape[1], prod(padded.shape[2:]))
     check_rows("rows", rows, "the padded batch", flat.shape[0], backend)
-    out = reference.gather_rows(flat, rows) if backend == "reference" else _gather_rows(flat, rows, backend)
+    out = (
+        reference.gather_rows(flat, rows)
+        if backend == "reference"
+        else _gather_rows(flat, rows, backend)
+    )
     return out.view(rows.shape[0], *padded.shape[2:])
 
 
@@ -52,11 +60,14 @@ def unpack(packed: Tensor, rows: Tensor, shape: tuple[int, int]) -> Tensor:
 
     Raises:
         TypeError: packed is no tensor, or rows not int64.
-        ValueError: wrong shapes or devices; on the CPU a row out of range or used twice (on a GPU values are not read).
+        ValueError: wrong shapes or devices; on the CPU a row out of range or used twice (on a GPU
+            values are not read).
     """
     _check("packed", packed, ("tokens",), rows)
     if packed.shape[0] != rows.shape[0]:
-        raise ValueError(f"packed has {packed.shape[0]} tokens and rows {rows.shape[0]}; they must be the same")
+        raise ValueError(
+            f"packed has {packed.shape[0]} tokens and rows {rows.shape[0]}; they must be the same"
+        )
     if len(shape) != 2 or min(shape) < 0:
         raise ValueError(f"shape is {tuple(shape)}; it must be (sequences, positions)")
     backend = dispatch.select("unpack", packed.device, packed.dtype)

@@ -1,11 +1,13 @@
 """Philox-4x32-10, the counter-based generator behind every dropout and every mask.
 
-Randomness is counted, not drawn: the bits of element ``e`` are a function of ``(seed, e)`` alone, so that Triton, C++ and
-this file give the same mask, the backward recomputes it instead of storing it, and a resumed run repeats it.
+Randomness is counted, not drawn: the bits of element ``e`` are a function of ``(seed, e)`` alone,
+so that Triton, C++ and this file give the same mask, the backward recomputes it instead of storing
+it, and a resumed run repeats it.
 
-One counter gives four 32-bit words, used as eight 16-bit lanes: the element with index ``e`` along the fast axis takes
-counter ``e // 8`` and lane ``e % 8``, low half of word ``lane // 2`` when the lane is even, high half when it is odd.
-An element is dropped when its lane is below ``threshold = round(p * 65536)``.
+One counter gives four 32-bit words, used as eight 16-bit lanes: the element with index ``e`` along
+the fast axis takes counter ``e // 8`` and lane ``e % 8``, low half of word ``lane // 2`` when the
+lane is even, high half when it is odd. An element is dropped when its lane is below ``threshold =
+round(p * 65536)``.
 
 Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 3.
 """
@@ -23,7 +25,9 @@ LANES = 8  # 16-bit lanes in one counter's output
 LANE_RANGE = 1 << 16
 
 
-def philox_4x32(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox_4x32(
+    seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four 32-bit words of each counter, as int64 tensors of the counters' broadcast shape.
 
     Args:
@@ -49,7 +53,9 @@ def _lanes(words: tuple[Tensor, Tensor, Tensor, Tensor], count: int) -> Tensor:
 
 
 def philox_lanes(seed: Tensor, count: int, c1: Tensor, c2: Tensor) -> Tensor:
-    """The 16-bit lanes of elements 0 to ``count - 1`` of each counter row (c1, c2), shape (..., count)."""
+    """The 16-bit lanes of elements 0 to ``count - 1`` of each counter row (c1, c2), shape (...,
+    count).
+    """
     c0 = torch.arange(-(-count // LANES), device=seed.device)
     c1, c2 = torch.broadcast_tensors(c1, c2)
     return _lanes(philox_4x32(seed, c0, c1[..., None], c2[..., None], torch.zeros_like(c0)), count)
@@ -63,13 +69,16 @@ def flat_lanes(seed: Tensor, count: int) -> Tensor:
 
 
 def token_words(seed: Tensor, counters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The words that mask tokens: of (low, high half of each counter, 0, 1), so that dropout under the same seed shares none."""
+    """The words that mask tokens: of (low, high half of each counter, 0, 1), so that dropout under
+    the same seed shares none.
+    """
     zero = torch.zeros_like(counters)
     return philox_4x32(seed, counters & LOW_32, (counters >> 32) & LOW_32, zero, zero + 1)
 
 
 def dropout_threshold(p: float) -> int:
-    """``p`` on the grid of 1/65536 that the lanes resolve; an element is dropped when its lane is below it.
+    """``p`` on the grid of 1/65536 that the lanes resolve; an element is dropped when its lane is
+    below it.
 
     Raises:
         ValueError: ``p`` is not in [0, 1).
@@ -98,10 +107,14 @@ def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
                 f"seed is a {seed.dtype} tensor of shape {tuple(seed.shape)}; it must be int64 with one element"
             )
         if seed.device != device:
-            raise ValueError(f"seed is on {seed.device} and the input on {device}; move one to the other")
+            raise ValueError(
+                f"seed is on {seed.device} and the input on {device}; move one to the other"
+            )
         return seed.reshape(1)
     if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
-        raise TypeError(f"seed is a {type(seed).__name__}; it must be an int or an int64 tensor of one element")
+        raise TypeError(
+            f"seed is a {type(seed).__name__}; it must be an int or an int64 tensor of one element"
+        )
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed is {seed}; it must fit in 64 bits")
     return torch.full(

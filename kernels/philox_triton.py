@@ -7,8 +7,12 @@ from .triton_compat import tl, triton
 
 @triton.jit
 def interleave_lanes(w0, w1, w2, w3):
-    """Four (rows, counters) tiles of words to the (rows, 8 * counters) tile of 16-bit lanes, in the order of the elements."""
-    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # (rows, counters, 2, 2), flattened: w0 w1 w2 w3
+    """Four (rows, counters) tiles of words to the (rows, 8 * counters) tile of 16-bit lanes, in the
+    order of the elements.
+    """
+    words = tl.join(
+        tl.join(w0, w2), tl.join(w1, w3)
+    )  # (rows, counters, 2, 2), flattened: w0 w1 w2 w3
     words = tl.reshape(words, (w0.shape[0], w0.shape[1], 4))
     lanes = tl.join(words & 0xFFFF, words >> 16)
     return tl.reshape(lanes, (w0.shape[0], w0.shape[1] * 8))
@@ -16,7 +20,9 @@ def interleave_lanes(w0, w1, w2, w3):
 
 @triton.jit
 def attention_lanes(seed, rows, head, first_key, KEYS: tl.constexpr):
-    """(len(rows), KEYS) lanes of the scores of query ``rows`` with keys ``first_key`` onwards; first_key is a multiple of 8."""
+    """(len(rows), KEYS) lanes of the scores of query ``rows`` with keys ``first_key`` onwards;
+    first_key is a multiple of 8.
+    """
     counters = first_key // 8 + tl.arange(0, KEYS // 8)
     c0 = tl.broadcast_to(counters[None, :], (rows.shape[0], KEYS // 8)).to(tl.uint32)
     c1 = tl.broadcast_to(rows[:, None], (rows.shape[0], KEYS // 8)).to(tl.uint32)
@@ -27,7 +33,9 @@ def attention_lanes(seed, rows, head, first_key, KEYS: tl.constexpr):
 
 @triton.jit
 def flat_lanes(seed, first, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr):
-    """(len(first), COLUMNS) lanes of the flat elements from ``first`` (int64) on; ALIGNED where each is a multiple of 8."""
+    """(len(first), COLUMNS) lanes of the flat elements from ``first`` (int64) on; ALIGNED where
+    each is a multiple of 8.
+    """
     if ALIGNED:
         counters = (first // 8)[:, None] + tl.arange(0, COLUMNS // 8)[None, :]
     else:

@@ -1,7 +1,9 @@
-"""Relative positions in the scores of `attention`: a bucket for each distance i - j of a query and a key, and tables over the buckets.
+"""Relative positions in the scores of `attention`: a bucket for each distance i - j of a query and
+a key, and tables over the buckets.
 
-ALiBi (Press et al., "Train Short, Test Long", 2022), T5's bias (Raffel et al., "Exploring the Limits of Transfer Learning with a Unified
-Text-to-Text Transformer", section 2.1) and DeBERTa's disentangled terms (He et al., "DeBERTa", section 3.1) differ only in these.
+ALiBi (Press et al., "Train Short, Test Long", 2022), T5's bias (Raffel et al., "Exploring the
+Limits of Transfer Learning with a Unified Text-to-Text Transformer", section 2.1) and DeBERTa's
+disentangled terms (He et al., "DeBERTa", section 3.1) differ only in these.
 """
 
 from __future__ import annotations
@@ -17,16 +19,20 @@ from .checks import check_device, check_integers, check_like, check_tensor
 
 @dataclass(frozen=True)
 class RelativePositions:
-    """What `attention` adds to the score of query i and key j (positions in their sequence), with ``b = buckets[i - j + max_seqlen - 1]``:
-    ``bias[head, b] + query_scores[i, head, b] + key_scores[j, head, b]``. A table that is None adds nothing; each that is given gets its gradient.
+    """What `attention` adds to the score of query i and key j (positions in their sequence), with
+    ``b = buckets[i - j + max_seqlen - 1]``: ``bias[head, b] + query_scores[i, head, b] +
+    key_scores[j, head, b]``. A table that is None adds nothing; each that is given gets its
+    gradient.
 
-    The tables have q's dtype. DeBERTa's are products that the caller makes, of q with the positions' keys and of k with the positions' queries,
-    already scaled; autograd takes their gradients on to both factors.
+    The tables have q's dtype. DeBERTa's are products that the caller makes, of q with the
+    positions' keys and of k with the positions' queries, already scaled; autograd takes their
+    gradients on to both factors.
 
     Attributes:
         buckets: (2 * max_seqlen - 1,) int32, each in [0, buckets of the tables).
         bias: (heads, buckets).
-        query_scores: (tokens, heads, buckets): content to position. Rows of slack tokens are not read.
+        query_scores: (tokens, heads, buckets): content to position. Rows of slack tokens are not
+            read.
         key_scores: (tokens, heads, buckets): position to content, likewise.
     """
 
@@ -42,7 +48,9 @@ class RelativePositions:
 
 
 def check_positions(positions: RelativePositions, q: Tensor, max_seqlen: int) -> None:
-    """Raises TypeError or ValueError unless ``positions`` fit ``q`` and ``max_seqlen``; the buckets' values are read on the CPU alone."""
+    """Raises TypeError or ValueError unless ``positions`` fit ``q`` and ``max_seqlen``; the
+    buckets' values are read on the CPU alone.
+    """
     if not isinstance(positions, RelativePositions):
         raise TypeError(f"positions is a {type(positions).__name__}; it must be RelativePositions")
     buckets, (tokens, heads) = positions.buckets, q.shape[:2]
@@ -54,7 +62,11 @@ def check_positions(positions: RelativePositions, q: Tensor, max_seqlen: int) ->
             f"positions.buckets holds {buckets.shape[0]} distances; max_seqlen {max_seqlen} has {distances}, from {1 - max_seqlen} to {max_seqlen - 1}"
         )
     counts = {}
-    shapes = (("bias", (heads,)), ("query_scores", (tokens, heads)), ("key_scores", (tokens, heads)))
+    shapes = (
+        ("bias", (heads,)),
+        ("query_scores", (tokens, heads)),
+        ("key_scores", (tokens, heads)),
+    )
     for (field, wanted), table in zip(shapes, positions.tables, strict=True):
         if table is None:
             continue
@@ -67,7 +79,9 @@ def check_positions(positions: RelativePositions, q: Tensor, max_seqlen: int) ->
             )
         counts[name] = table.shape[-1]
     if len(set(counts.values())) > 1:
-        raise ValueError(f"the tables differ in buckets ({counts}); they share positions.buckets, so they must not")
+        raise ValueError(
+            f"the tables differ in buckets ({counts}); they share positions.buckets, so they must not"
+        )
     if counts and distances and not torch.compiler.is_compiling() and buckets.device.type == "cpu":
         low, high, count = int(buckets.min()), int(buckets.max()), next(iter(counts.values()))
         if low < 0 or high >= count:
@@ -84,7 +98,8 @@ def _distances(max_seqlen: int) -> Tensor:
 
 
 def alibi(slopes: Tensor, max_seqlen: int) -> RelativePositions:
-    """ALiBi for both directions: ``-slope * |i - j|`` on the scores of each head, the distance being the bucket.
+    """ALiBi for both directions: ``-slope * |i - j|`` on the scores of each head, the distance
+    being the bucket.
 
     Args:
         slopes: (heads,) of q's dtype, such as `alibi_slopes`; a gradient flows to them.
@@ -93,24 +108,30 @@ def alibi(slopes: Tensor, max_seqlen: int) -> RelativePositions:
     check_tensor("slopes", slopes, ("heads",))
     wide = torch.promote_types(slopes.dtype, torch.float32)
     bias = -slopes.to(wide)[:, None] * torch.arange(max_seqlen, device=slopes.device)
-    return RelativePositions(_distances(max_seqlen).abs().int().to(slopes.device), bias.to(slopes.dtype))
+    return RelativePositions(
+        _distances(max_seqlen).abs().int().to(slopes.device), bias.to(slopes.dtype)
+    )
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """(heads,) float32, the paper's slopes: 2^(-8 h / heads) for h = 1 ... heads where that is a power of two; else those of the power
-    below, and then every other one of the power above."""
+    """(heads,) float32, the paper's slopes: 2^(-8 h / heads) for h = 1 ... heads where that is a
+    power of two; else those of the power below, and then every other one of the power above."""
     if heads < 1:
         raise ValueError(f"heads is {heads}; it must be at least 1")
     power = 1 << (heads.bit_length() - 1)
-    exponents = [8 * h / power for h in range(1, power + 1)] + [4 * h / power for h in range(1, 2 * power, 2)]
+    exponents = [8 * h / power for h in range(1, power + 1)] + [
+        4 * h / power for h in range(1, 2 * power, 2)
+    ]
     return torch.tensor([2**-exponent for exponent in exponents[:heads]])
 
 
 def t5_buckets(max_seqlen: int, num_buckets: int = 32, max_distance: int = 128) -> Tensor:
-    """T5's buckets for both directions, `RelativePositions.buckets` of a ``(heads, num_buckets)`` bias.
+    """T5's buckets for both directions, `RelativePositions.buckets` of a ``(heads, num_buckets)``
+    bias.
 
-    Half of the buckets are for keys after the query; of each half, half are single distances and half widen with the logarithm up to
-    ``max_distance``, beyond which everything falls into the last.
+    Half of the buckets are for keys after the query; of each half, half are single distances and
+    half widen with the logarithm up to ``max_distance``, beyond which everything falls into the
+    last.
     """
     half, exact = num_buckets // 2, num_buckets // 4
     if exact < 1 or max_distance <= exact:
@@ -120,19 +141,26 @@ def t5_buckets(max_seqlen: int, num_buckets: int = 32, max_distance: int = 128) 
     distance = _distances(max_seqlen)
     size = distance.abs()
     # In float32 and in this order, as T5 was trained: the boundaries fall where it rounds.
-    grown = (size.clamp(min=exact).float() / exact).log() / math.log(max_distance / exact) * (half - exact)
+    grown = (
+        (size.clamp(min=exact).float() / exact).log()
+        / math.log(max_distance / exact)
+        * (half - exact)
+    )
     far = (exact + grown.long()).clamp(max=half - 1)
     return (torch.where(size < exact, size, far) + half * (distance < 0)).int()
 
 
 def deberta_buckets(max_seqlen: int, position_buckets: int, max_position: int) -> Tensor:
-    """DeBERTa's buckets, one index into ``2 * span`` relative embeddings for content-to-position and position-to-content alike.
+    """DeBERTa's buckets, one index into ``2 * span`` relative embeddings for content-to-position
+    and position-to-content alike.
 
     Args:
         max_seqlen: as given to `attention`.
-        position_buckets: the span, as in DeBERTa v2 and v3: distances up to half of it count singly, from there their logarithm does, up to
-            ``max_position``. At 0 or below, as in DeBERTa v1, every distance counts singly and the span is ``max_position``.
-        max_position: the configuration's max_relative_positions, or, where that is below 1, its max_position_embeddings.
+        position_buckets: the span, as in DeBERTa v2 and v3: distances up to half of it count
+            singly, from there their logarithm does, up to ``max_position``. At 0 or below, as in
+            DeBERTa v1, every distance counts singly and the span is ``max_position``.
+        max_position: the configuration's max_relative_positions, or, where that is below 1, its
+            max_position_embeddings.
     """
     distance, span = _distances(max_seqlen), max_position
     if position_buckets > 0:

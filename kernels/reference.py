@@ -1,7 +1,8 @@
 """Each op in plain PyTorch: the specification that every other backend answers to.
 
-Differentiable through autograd, for any floating dtype; half precision is computed in float32, float64 stays float64.
-Nothing here is fast or sparing with memory. It also serves where no other backend can.
+Differentiable through autograd, for any floating dtype; half precision is computed in float32,
+float64 stays float64. Nothing here is fast or sparing with memory. It also serves where no other
+backend can.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ def attention(
     visible: Tensor | None = None,
     blind: bool = False,
 ) -> Tensor:
-    """softmax(scale Q Kᵀ + terms of the positions) V of each sequence by itself, a window of -1 being none; see `bertfast.kernels.attention`.
+    """softmax(scale Q Kᵀ + terms of the positions) V of each sequence by itself, a window of -1
+    being none; see `bertfast.kernels.attention`.
 
-    For what no packed batch needs: with ``columns``, (tokens,) int64, distances are those of these, not of places in a sequence, so that tokens may
-    have been left out; with ``visible``, (tokens,) bool, the others are seen by no one, though they see unless ``blind``. One that sees nothing gets the mean.
+    For what no packed batch needs: with ``columns``, (tokens,) int64, distances are those of these,
+    not of places in a sequence, so that tokens may have been left out; with ``visible``, (tokens,)
+    bool, the others are seen by no one, though they see unless ``blind``. One that sees nothing
+    gets the mean.
     """
     tokens, heads = q.shape[:2]
     sequences = cu_seqlens.shape[0] - 1
@@ -49,7 +53,9 @@ def attention(
     position = torch.arange(max_seqlen, device=q.device)
     real = position < (ends - starts)[:, None]
     row = torch.where(real, starts[:, None] + position, 0)
-    q_pad, k_pad, v_pad = (torch.where(real[..., None, None], x[row], 0.0).to(dtype) for x in (q, k, v))
+    q_pad, k_pad, v_pad = (
+        torch.where(real[..., None, None], x[row], 0.0).to(dtype) for x in (q, k, v)
+    )
 
     with torch.autocast(q.device.type, enabled=False):
         scores = torch.einsum("bihd,bjhd->bhij", q_pad, k_pad) * scale
@@ -85,8 +91,9 @@ def attention(
 def _position_scores(
     positions: RelativePositions, row: Tensor, real: Tensor, distance: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """What relative positions add to the scores; broadcasts to (sequences, heads, queries, keys). ``row`` and ``real`` are (sequences, positions),
-    ``distance`` is (sequences or 1, 1, positions, positions)."""
+    """What relative positions add to the scores; broadcasts to (sequences, heads, queries, keys).
+    ``row`` and ``real`` are (sequences, positions), ``distance`` is (sequences or 1, 1, positions,
+    positions)."""
     bucket = positions.buckets.long()[distance + positions.buckets.shape[0] // 2]
     terms = torch.zeros((), dtype=dtype, device=row.device)
     if positions.bias is not None:
@@ -172,7 +179,9 @@ def scatter_rows(x: Tensor, index: Tensor, rows: int) -> Tensor:
     return x.new_zeros(rows + 1, x.shape[1]).index_copy(0, index + 1, x)[1:]
 
 
-def rotary(q: Tensor, k: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def rotary(
+    q: Tensor, k: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
     """x cos + rotate_half(x) sin of queries and keys; see `bertfast.kernels.rotary`."""
     cos, sin = (table.detach()[position_ids, None] for table in (cos, sin))
 
@@ -193,10 +202,14 @@ def linear_cross_entropy(
     z_loss: float,
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
-    """CE(hidden Wᵀ + bias, labels) and the count of correct ones; see `bertfast.kernels.linear_cross_entropy`."""
+    """CE(hidden Wᵀ + bias, labels) and the count of correct ones; see
+    `bertfast.kernels.linear_cross_entropy`.
+    """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        logits = F.linear(
+            hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        )
     counted = labels != ignore_index
     losses = F.cross_entropy(
         logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
@@ -224,13 +237,17 @@ def mask_tokens(
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
     """The ids with some hidden, and the labels of these; see `bertfast.kernels.mask_tokens`."""
-    own = torch.arange(input_ids.shape[0], device=input_ids.device) if counters is None else counters
+    own = (
+        torch.arange(input_ids.shape[0], device=input_ids.device) if counters is None else counters
+    )
     choice, action, draw, _ = token_words(seed, own)
     if choices is not None:
         choice = token_words(seed, choices)[0]
     chosen = (choice < choose_below) & ~special
     other = first_random_id + (draw * random_ids >> 32)
-    hidden = torch.where(action < mask_below, mask_id, torch.where(action < random_below, other, input_ids))
+    hidden = torch.where(
+        action < mask_below, mask_id, torch.where(action < random_below, other, input_ids)
+    )
     return torch.where(chosen, hidden, input_ids), torch.where(chosen, input_ids, ignore_index)
 
 

@@ -1,7 +1,9 @@
-"""What the Triton kernels need of each GPU generation, from the compiler alone: ``python -m bertfast.kernels.resources``.
+"""What the Triton kernels need of each GPU generation, from the compiler alone: ``python -m
+bertfast.kernels.resources``.
 
-Every kernel that computes is compiled ahead of time for sm_80, sm_90 and sm_100, with no GPU, at the block sizes it is launched with. The report gives
-registers, spills and shared memory from the binary, and the tensor-core instructions from its PTX.
+Every kernel that computes is compiled ahead of time for sm_80, sm_90 and sm_100, with no GPU, at
+the block sizes it is launched with. The report gives registers, spills and shared memory from the
+binary, and the tensor-core instructions from its PTX.
 """
 
 from __future__ import annotations
@@ -23,14 +25,17 @@ import torch
 from . import dispatch, tuning
 
 CAPABILITIES = (80, 90, 100)
-# Bytes of shared memory that a block may have. NVIDIA, "CUDA C++ Programming Guide", technical specifications.
+# Bytes of shared memory that a block may have. NVIDIA, "CUDA C++ Programming Guide", technical
+# specifications.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 SHORT = "_short_backward_kernel"
 ATTENTION = ("_forward_kernel", "_key_gradient_kernel", "_query_gradient_kernel")
 # Arguments that are multiples of 16 at a launch, as addresses are.
-ALIGNED = {"hidden", "head_dim", "half"} | {f"{name}_{axis}" for name in ("q", "k", "v", "qs", "ks") for axis in "th"}
-# The memory-bound kernels at BERT-base's width, with dropout, bias and every table: the op of each, its constants at a launch, and
-# under which name `tuning` has the others.
+ALIGNED = {"hidden", "head_dim", "half"} | {
+    f"{name}_{axis}" for name in ("q", "k", "v", "qs", "ks") for axis in "th"
+}
+# The memory-bound kernels at BERT-base's width, with dropout, bias and every table: the op of each,
+# its constants at a launch, and under which name `tuning` has the others.
 WIDTH = 1024
 ROW = {"DROPOUT": True, "ALIGNED": True, "COLUMNS": WIDTH}
 NORM = ROW | {"RESIDUAL": True, "PRENORM": True, "RMS": False}
@@ -86,8 +91,12 @@ class Case:
     length: int | None = None  # that a tile of the kernel holds, where it holds whole sequences
 
 
-def cases(dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)) -> Iterator[Case]:
-    """Every kernel that computes, at each dtype; attention at the head sizes that differ to the compiler."""
+def cases(
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32),
+) -> Iterator[Case]:
+    """Every kernel that computes, at each dtype; attention at the head sizes that differ to the
+    compiler.
+    """
     for capability in CAPABILITIES:
         for dtype in dtypes:
             for kernel in ("_statistics_kernel", "_gradient_kernel"):
@@ -101,8 +110,17 @@ def cases(dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torc
                     for length in (64, 128, 256):
                         if _short_tiles(dtype, head_dim, capability, length):
                             yield Case(SHORT, dtype, head_dim, dropout, capability, length=length)
-            # With dropout, which takes the most registers: all tables and their gradients; a window.
-            yield Case("_table_gradient_kernel", dtype, None, False, capability, positions=True, window=True)
+            # With dropout, which takes the most registers: all tables and their gradients; a
+            # window.
+            yield Case(
+                "_table_gradient_kernel",
+                dtype,
+                None,
+                False,
+                capability,
+                positions=True,
+                window=True,
+            )
             for head_dim, kernel in product((64, 128), ATTENTION):
                 yield Case(kernel, dtype, head_dim, True, capability, positions=True)
                 yield Case(kernel, dtype, head_dim, True, capability, window=True)
@@ -139,7 +157,9 @@ def measure(case: Case) -> Resources:
         constexprs={(function.arg_names.index(name),): value for name, value in constants.items()},
         attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", case.capability, 32), options=options)
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", case.capability, 32), options=options
+    )
     registers, spills = _usage(compiled.asm["cubin"])
     return Resources(
         kernel=case.kernel.strip("_"),
@@ -158,7 +178,9 @@ def measure(case: Case) -> Resources:
     )
 
 
-def _short_tiles(dtype: torch.dtype, head_dim: int, capability: int, length: int) -> list[dict[str, Any]]:
+def _short_tiles(
+    dtype: torch.dtype, head_dim: int, capability: int, length: int
+) -> list[dict[str, Any]]:
     from importlib import import_module
 
     module = import_module("bertfast.kernels.attention")
@@ -204,13 +226,50 @@ def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     return getattr(module, case.kernel), settings, options
 
 
-INT64 = {"seed_ptr", "labels_ptr", "input_ids_ptr", "position_ids_ptr", "segment_ids_ptr", "ids_ptr"}
+INT64 = {
+    "seed_ptr",
+    "labels_ptr",
+    "input_ids_ptr",
+    "position_ids_ptr",
+    "segment_ids_ptr",
+    "ids_ptr",
+}
 INT32 = {"cu_ptr", "best_ptr", "buckets_ptr", "bounds_ptr"}
 FLOAT = {
-    *("lse_ptr", "delta_ptr", "scale_ptr", "max_ptr", "sum_ptr", "total_ptr", "at_label_ptr", "part_ptr", "mean_ptr"),
-    *("rstd_ptr", "partial_ptr", "dsum_ptr", "rows_ptr", "runs_ptr", "square_ptr", "rates_ptr", "cos_ptr", "sin_ptr"),
+    *(
+        "lse_ptr",
+        "delta_ptr",
+        "scale_ptr",
+        "max_ptr",
+        "sum_ptr",
+        "total_ptr",
+        "at_label_ptr",
+        "part_ptr",
+        "mean_ptr",
+    ),
+    *(
+        "rstd_ptr",
+        "partial_ptr",
+        "dsum_ptr",
+        "rows_ptr",
+        "runs_ptr",
+        "square_ptr",
+        "rates_ptr",
+        "cos_ptr",
+        "sin_ptr",
+    ),
 }
-FLOAT_SCALARS = {"scale", "scale_log2", "keep_scale", "smoothing", "z_loss", "eps", "beta1", "beta2", "weight_decay"}
+FLOAT_SCALARS = {
+    "scale",
+    "scale_log2",
+    "keep_scale",
+    "smoothing",
+    "z_loss",
+    "eps",
+    "beta1",
+    "beta2",
+    "weight_decay",
+}
 
 
 def _argument_type(kernel: str, name: str, dtype: torch.dtype) -> str:
@@ -218,7 +277,12 @@ def _argument_type(kernel: str, name: str, dtype: torch.dtype) -> str:
         return "*fp32" if name == "weight_ptr" else "*bf16"
     if name == "order_ptr":  # of distances, or of tokens
         return "*i64" if kernel == "_sum_runs_kernel" else "*i32"
-    for names, kind in ((INT64, "*i64"), (INT32, "*i32"), (FLOAT, "*fp32"), (FLOAT_SCALARS, "fp32")):
+    for names, kind in (
+        (INT64, "*i64"),
+        (INT32, "*i32"),
+        (FLOAT, "*fp32"),
+        (FLOAT_SCALARS, "fp32"),
+    ):
         if name in names:
             return kind
     return f"*{TYPES[dtype]}" if name.endswith("_ptr") else "i32"
@@ -232,7 +296,9 @@ def _usage(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
     assert registers is not None
     assert stack is not None

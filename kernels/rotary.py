@@ -1,11 +1,15 @@
-"""Rotary position embedding of queries and keys: ``out = x cos + rotate_half(x) sin``, rotate_half being (first, second) -> (-second, first).
+"""Rotary position embedding of queries and keys: ``out = x cos + rotate_half(x) sin``, rotate_half
+being (first, second) -> (-second, first).
 
-q and k (tokens, heads, head_dim), their halves along head_dim being the pairs' first and second elements; cos and sin (positions, head_dim // 2)
-at each token's position. One pass reads queries and keys where the fused projection has left them and writes both, the products in float32 and
-rounded once. A rotation's gradient is the rotation back, so the backward is the same pass with ``-sin`` and keeps nothing of q and k.
+q and k (tokens, heads, head_dim), their halves along head_dim being the pairs' first and second
+elements; cos and sin (positions, head_dim // 2) at each token's position. One pass reads queries
+and keys where the fused projection has left them and writes both, the products in float32 and
+rounded once. A rotation's gradient is the rotation back, so the backward is the same pass with
+``-sin`` and keeps nothing of q and k.
 
-Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.2 and equation 34, with the halves for pairs in
-place of neighbours, as GPT-NeoX's and ModernBERT's checkpoints have it.
+Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.2
+and equation 34, with the halves for pairs in place of neighbours, as GPT-NeoX's and ModernBERT's
+checkpoints have it.
 """
 
 from __future__ import annotations
@@ -27,7 +31,11 @@ def _rotate(x_ptr, out_ptr, offsets, out_offsets, half, cos, sin, real):
     first = tl.load(x_ptr + offsets, real, 0.0).to(tl.float32)
     second = tl.load(x_ptr + offsets + half, real, 0.0).to(tl.float32)
     tl.store(out_ptr + out_offsets, (first * cos - second * sin).to(out_ptr.dtype.element_ty), real)
-    tl.store(out_ptr + out_offsets + half, (second * cos + first * sin).to(out_ptr.dtype.element_ty), real)
+    tl.store(
+        out_ptr + out_offsets + half,
+        (second * cos + first * sin).to(out_ptr.dtype.element_ty),
+        real,
+    )
 
 
 @triton.jit
@@ -60,12 +68,37 @@ def _rotary_kernel(
     if INVERSE:
         sin = -sin
     out_offsets = row.to(tl.int64)[:, None] * (2 * half) + column
-    _rotate(q_ptr, q_out_ptr, (token * q_t + head * q_h)[:, None] + column, out_offsets, half, cos, sin, real)
-    _rotate(k_ptr, k_out_ptr, (token * k_t + head * k_h)[:, None] + column, out_offsets, half, cos, sin, real)
+    _rotate(
+        q_ptr,
+        q_out_ptr,
+        (token * q_t + head * q_h)[:, None] + column,
+        out_offsets,
+        half,
+        cos,
+        sin,
+        real,
+    )
+    _rotate(
+        k_ptr,
+        k_out_ptr,
+        (token * k_t + head * k_h)[:, None] + column,
+        out_offsets,
+        half,
+        cos,
+        sin,
+        real,
+    )
 
 
 def _rotary_triton(
-    q: Tensor, k: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor, inverse: bool, q_out: Tensor, k_out: Tensor
+    q: Tensor,
+    k: Tensor,
+    position_ids: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    inverse: bool,
+    q_out: Tensor,
+    k_out: Tensor,
 ) -> None:
     tokens, heads, head_dim = q.shape
     if q.numel():
@@ -82,7 +115,13 @@ def _rotary_triton(
 
 @torch.library.custom_op("bertfast::rotary", mutates_args=())
 def _rotary(
-    q: Tensor, k: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor, inverse: bool, backend: str
+    q: Tensor,
+    k: Tensor,
+    position_ids: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    inverse: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     q, k = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k))
     position_ids, cos, sin = position_ids.contiguous(), cos.contiguous(), sin.contiguous()
@@ -132,28 +171,35 @@ def _backward(ctx, dq, dk):
 _rotary.register_autograd(_backward, setup_context=_setup)
 
 
-def rotary(q: Tensor, k: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def rotary(
+    q: Tensor, k: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
     """Queries and keys turned by the angles of their tokens' positions.
 
     Args:
-        q, k: (tokens, heads, head_dim), one floating dtype, any strides (no copy where a head's elements are adjacent, as in slices of one
-            fused projection); head_dim even.
-        position_ids: (tokens,) int64, each a row of the tables; a slack token's too, whatever it says.
-        cos, sin: (positions, head_dim // 2) float32, as `rotary_tables` makes them; constants, which take no gradient.
+        q, k: (tokens, heads, head_dim), one floating dtype, any strides (no copy where a head's
+            elements are adjacent, as in slices of one fused projection); head_dim even.
+        position_ids: (tokens,) int64, each a row of the tables; a slack token's too, whatever it
+            says.
+        cos, sin: (positions, head_dim // 2) float32, as `rotary_tables` makes them; constants,
+            which take no gradient.
 
     Returns:
         q and k rotated, (tokens, heads, head_dim) each, contiguous, of their dtype.
 
     Raises:
         TypeError: a dtype that does not fit.
-        ValueError: a shape or device that does not fit; on the CPU a position beyond the tables (on a GPU values are not read).
+        ValueError: a shape or device that does not fit; on the CPU a position beyond the tables (on
+            a GPU values are not read).
         BackendError: the forced backend cannot serve the call.
     """
     check_tensor("q", q, ("tokens", "heads", "head_dim"))
     check_tensor("k", k, ("tokens", "heads", "head_dim"))
     check_like("k", k, "q", q)
     if k.shape != q.shape:
-        raise ValueError(f"k has shape {tuple(k.shape)} and q {tuple(q.shape)}; they must be the same")
+        raise ValueError(
+            f"k has shape {tuple(k.shape)} and q {tuple(q.shape)}; they must be the same"
+        )
     _check_head_dim(q.shape[2])
     check_integers("position_ids", position_ids, ("tokens",), torch.int64)
     check_device("position_ids", position_ids, "q", q)
@@ -165,11 +211,17 @@ def rotary(q: Tensor, k: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor)
         check_tensor(name, table, ("positions", "head_dim // 2"))
         check_device(name, table, "q", q)
         if table.dtype != torch.float32:
-            raise TypeError(f"{name} is {table.dtype}; it must be torch.float32 (rotary_tables makes it)")
+            raise TypeError(
+                f"{name} is {table.dtype}; it must be torch.float32 (rotary_tables makes it)"
+            )
         if table.shape[1] != q.shape[2] // 2:
-            raise ValueError(f"{name} has {table.shape[1]} columns; q's head_dim is {q.shape[2]}, it must have half")
+            raise ValueError(
+                f"{name} has {table.shape[1]} columns; q's head_dim is {q.shape[2]}, it must have half"
+            )
     if sin.shape != cos.shape:
-        raise ValueError(f"sin has {sin.shape[0]} positions and cos {cos.shape[0]}; they must be the same")
+        raise ValueError(
+            f"sin has {sin.shape[0]} positions and cos {cos.shape[0]}; they must be the same"
+        )
     check_ids("position_ids", position_ids, "cos", cos.shape[0])
     backend = dispatch.select("rotary", q.device, q.dtype)
     if backend == "reference":
@@ -180,12 +232,14 @@ def rotary(q: Tensor, k: Tensor, position_ids: Tensor, cos: Tensor, sin: Tensor)
 def rotary_tables(
     positions: int, head_dim: int, theta: float, device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The cosines and sines of ``position * theta ** (-2 i / head_dim)``, with the roundings of transformers' ModernBERT in float32.
+    """The cosines and sines of ``position * theta ** (-2 i / head_dim)``, with the roundings of
+    transformers' ModernBERT in float32.
 
     Args:
         positions: how many, from 0 on.
         head_dim: even.
-        theta: the base of the wavelengths: 10000 in the paper; ModernBERT has one for global and one for local attention.
+        theta: the base of the wavelengths: 10000 in the paper; ModernBERT has one for global and
+            one for local attention.
         device: of the tables; None is the default one.
 
     Returns:
@@ -200,7 +254,9 @@ def rotary_tables(
     if not 0 < theta < float("inf"):
         raise ValueError(f"theta is {theta}; it must be above 0 and finite")
     # On the CPU whatever the device, so that every device turns by the same angles.
-    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim)
+    frequencies = 1.0 / theta ** (
+        torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+    )
     angles = torch.arange(positions, dtype=torch.float32, device=device)
     angles = angles[:, None] * frequencies.to(angles.device)
     return angles.cos(), angles.sin()
@@ -208,4 +264,6 @@ def rotary_tables(
 
 def _check_head_dim(head_dim: int) -> None:
     if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"head_dim is {head_dim}; it must be even and at least 2: a rotation turns pairs")
+        raise ValueError(
+            f"head_dim is {head_dim}; it must be even and at least 2: a rotation turns pairs"
+        )

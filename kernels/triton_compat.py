@@ -1,4 +1,6 @@
-"""Triton where it is installed, and a stand-in that lets the op files import where it is not (macOS, Windows)."""
+"""Triton where it is installed, and a stand-in that lets the op files import where it is not
+(macOS, Windows).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ except ImportError:
     triton = SimpleNamespace(jit=lambda fn: fn, cdiv=lambda a, b: -(-a // b))
     tl = SimpleNamespace(constexpr=int)  # type: ignore[no-redef, assignment, unused-ignore]
 
-# Triton chooses between its compiler and its interpreter when a kernel is decorated, that is at import.
+# Triton chooses between its compiler and its interpreter when a kernel is decorated, that is at
+# import.
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 __all__ = ["HAS_TRITON", "INTERPRETED", "tl", "triton"]

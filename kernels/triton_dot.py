@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .triton_compat import HAS_TRITON, INTERPRETED, tl, triton
 
-# The interpreter multiplies bfloat16 tiles as the integers they are stored in; widened, the products are the same exact ones.
+# The interpreter multiplies bfloat16 tiles as the integers they are stored in; widened, the
+# products are the same exact ones.
 WIDEN = tl.constexpr(INTERPRETED) if HAS_TRITON else False
 
 

@@ -1,13 +1,18 @@
-"""Tile sizes, warps and stages of the Triton kernels: shipped for each generation of GPUs, and what `bertfast tune` measured on this one.
+"""Tile sizes, warps and stages of the Triton kernels: shipped for each generation of GPUs, and what
+`bertfast tune` measured on this one.
 
-A kernel is launched with the options of the user's cache file, where it has any for this GPU, this Triton and this source of the kernel, and else with
-the shipped ones (``configs/sm_*.json``) of the GPU's generation. Nothing is searched for when an op is called. The shipped ones spill no register, as
-`python -m bertfast.kernels.resources` reports, but for up to 16 bytes in float32 with relative positions.
+A kernel is launched with the options of the user's cache file, where it has any for this GPU, this
+Triton and this source of the kernel, and else with the shipped ones (``configs/sm_*.json``) of the
+GPU's generation. Nothing is searched for when an op is called. The shipped ones spill no register,
+as `python -m bertfast.kernels.resources` reports, but for up to 16 bytes in float32 with relative
+positions.
 
-Options stand under a precision, "half" (bfloat16 and float16) or "float", and the size that the kernel pads to a power of two: a head's or a row's.
-The cache file is ``$BERTFAST_CACHE``, or ``~/.cache/bertfast/tuning.json``:
+Options stand under a precision, "half" (bfloat16 and float16) or "float", and the size that the
+kernel pads to a power of two: a head's or a row's. The cache file is ``$BERTFAST_CACHE``, or
+``~/.cache/bertfast/tuning.json``:
 
-    {"NVIDIA H200, Triton 3.7.1": {"attention.forward": {"source": "5e0c...", "options": {"half 64": {"BLOCK_M": 128, ...}}}}}
+    {"NVIDIA H200, Triton 3.7.1": {"attention.forward": {"source": "5e0c...", "options": {"half 64":
+    {"BLOCK_M": 128, ...}}}}}
 """
 
 from __future__ import annotations
@@ -29,8 +34,9 @@ from .triton_compat import triton
 
 Options = Mapping[str, int]
 FOLDER = Path(__file__).parent
-# A generation's first chip stands for it. Of others the oldest is taken, which asks least of a chip: some newer ones have no more
-# shared memory (NVIDIA, "CUDA C++ Programming Guide", technical specifications).
+# A generation's first chip stands for it. Of others the oldest is taken, which asks least of a
+# chip: some newer ones have no more shared memory (NVIDIA, "CUDA C++ Programming Guide", technical
+# specifications).
 GENERATIONS = {8: 80, 9: 90, 10: 100}
 OLDEST = 80
 SHARED_SOURCES = ("layer_norm_triton", "philox_triton", "triton_dot")  # beside the op's own file
@@ -46,8 +52,8 @@ def options(kernel: str, dtype: torch.dtype, device: torch.device, size: int = 0
         kernel: "op.kernel", as the shipped files have it.
         dtype: of its input.
         device: of its input; the interpreter on the CPU takes the oldest generation's.
-        size: of what is padded, itself a power of two; 0 where nothing is. One that is not listed takes the next larger one's options, or
-            the largest one's.
+        size: of what is padded, itself a power of two; 0 where nothing is. One that is not listed
+            takes the next larger one's options, or the largest one's.
     """
     if kernel in _trying:
         return _trying[kernel]
@@ -56,15 +62,23 @@ def options(kernel: str, dtype: torch.dtype, device: torch.device, size: int = 0
     return _chosen(kernel, dtype, size, device.index or 0)
 
 
-def default(kernel: str, dtype: torch.dtype, device: torch.device, size: int = 0) -> tuple[str, Options]:
-    """The shipped options, and under which precision and size they stand; arguments as of `options`."""
+def default(
+    kernel: str, dtype: torch.dtype, device: torch.device, size: int = 0
+) -> tuple[str, Options]:
+    """The shipped options, and under which precision and size they stand; arguments as of
+    `options`.
+    """
     generation = _target or OLDEST
     if _target is None and device.type == "cuda":
         generation = GENERATIONS.get(torch.cuda.get_device_capability(device)[0], OLDEST)
     listed = shipped(generation)[kernel]
     precision = "float" if dtype == torch.float32 else "half"
     sizes = sorted(int(key.split()[1]) for key in listed if key.startswith(f"{precision} "))
-    key = f"{precision} {next((known for known in sizes if known >= size), sizes[-1])}" if sizes else precision
+    key = (
+        f"{precision} {next((known for known in sizes if known >= size), sizes[-1])}"
+        if sizes
+        else precision
+    )
     return key, listed[key]
 
 
@@ -112,12 +126,16 @@ def machine(device: int) -> str:
 def source(kernel: str) -> str:
     """A digest of the files that the kernel's code is in."""
     names = (kernel.split(".")[0], *SHARED_SOURCES)
-    return hashlib.sha256(b"".join((FOLDER / f"{name}.py").read_bytes() for name in names)).hexdigest()[:16]
+    return hashlib.sha256(
+        b"".join((FOLDER / f"{name}.py").read_bytes() for name in names)
+    ).hexdigest()[:16]
 
 
 def cache_file() -> Path:
     """Where the measurements of this user are kept."""
-    return Path(os.environ.get("BERTFAST_CACHE") or os.path.expanduser("~/.cache/bertfast/tuning.json"))
+    return Path(
+        os.environ.get("BERTFAST_CACHE") or os.path.expanduser("~/.cache/bertfast/tuning.json")
+    )
 
 
 @cache
@@ -158,7 +176,8 @@ def _values(found: Any, name: str) -> list[Any]:
 
 
 def save(kernel: str, key: str, found: Options, device: int) -> None:
-    """Writes the options of a kernel for a precision and size into the cache file, all of it or, where that fails, nothing.
+    """Writes the options of a kernel for a precision and size into the cache file, all of it or,
+    where that fails, nothing.
 
     Raises:
         OSError: the file cannot be written.

@@ -30,7 +30,12 @@ MEMBERS: dict[type[EncoderConfig], dict[str, Any]] = {
     BertConfig: {},
     RobertaConfig: {"type_vocab_size": 1},
     XLMRobertaConfig: {"type_vocab_size": 1},
-    AlbertConfig: {"embedding_size": 16, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2},
+    AlbertConfig: {
+        "embedding_size": 16,
+        "num_hidden_layers": 4,
+        "num_hidden_groups": 2,
+        "inner_group_num": 2,
+    },
     DistilBertConfig: {},
     ElectraConfig: {"embedding_size": 16},
     DebertaV2Config: {

@@ -1,4 +1,6 @@
-"""Tiny models of `transformers` with random weights, of every member and head, and what it means that two give the same."""
+"""Tiny models of `transformers` with random weights, of every member and head, and what it means
+that two give the same.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ import torch
 
 from bertfast.model.encoder import Encoder
 
-transformers = pytest.importorskip("transformers", reason="transformers is an extra: pip install 'bertfast[hf]'")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is an extra: pip install 'bertfast[hf]'"
+)
 transformers.logging.set_verbosity_error()
 
 FIVE = int(transformers.__version__.split(".")[0]) >= 5
@@ -24,13 +28,28 @@ SHAPE = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-ROBERTA = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "max_position_embeddings": POSITIONS + 2}
+ROBERTA = {
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "max_position_embeddings": POSITIONS + 2,
+}
 MEMBERS = {  # and what their configurations have of their own
     "Bert": {},
     "Roberta": {**ROBERTA, "type_vocab_size": 1},
     "XLMRoberta": {**ROBERTA, "type_vocab_size": 1},
-    "Albert": {"embedding_size": 16, "num_hidden_layers": 4, "num_hidden_groups": 2, "classifier_dropout_prob": 0.0},
-    "DistilBert": {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "qa_dropout": 0.0},
+    "Albert": {
+        "embedding_size": 16,
+        "num_hidden_layers": 4,
+        "num_hidden_groups": 2,
+        "classifier_dropout_prob": 0.0,
+    },
+    "DistilBert": {
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "seq_classif_dropout": 0.0,
+        "qa_dropout": 0.0,
+    },
     "Electra": {"embedding_size": 16, "summary_last_dropout": 0.0},
     "DebertaV2": {
         "relative_attention": True,
@@ -63,15 +82,23 @@ HEADS = (
 )
 CLASSES = [f"{member}{head}" for member in MEMBERS for head in HEADS]
 CLASSES += [f"{member}ForPreTraining" for member in ("Bert", "Albert", "Electra")]
-CLASSES = [name for name in CLASSES if hasattr(transformers, name)]  # ModernBERT came without two of them
+CLASSES = [
+    name for name in CLASSES if hasattr(transformers, name)
+]  # ModernBERT came without two of them
 BASES = [f"{member}Model" for member in MEMBERS]
 LENGTHS = (7, 1, WIDTH, 12)
 
 
 def make(name, seed=1, **overrides):
-    """A model of that class with random weights, in training mode, its dropouts at 0 where not asked for otherwise."""
+    """A model of that class with random weights, in training mode, its dropouts at 0 where not
+    asked for otherwise.
+    """
     member = max((m for m in MEMBERS if name.startswith(m)), key=len)
-    shape = {key: value for key, value in SHAPE.items() if not (member == "ModernBert" and "dropout" in key)}
+    shape = {
+        key: value
+        for key, value in SHAPE.items()
+        if not (member == "ModernBert" and "dropout" in key)
+    }
     if member == "DistilBert":
         shape = {key: value for key, value in shape.items() if not key.endswith("_prob")}
     config = getattr(transformers, f"{member}Config")(**{**shape, **MEMBERS[member], **overrides})
@@ -136,7 +163,9 @@ def objective(output, real):
     if output.get("loss") is not None:
         return output.loss
     pooled = output.get("pooler_output")
-    return output.last_hidden_state[real].sin().sum() + (0 if pooled is None else pooled.sin().sum())
+    return output.last_hidden_state[real].sin().sum() + (
+        0 if pooled is None else pooled.sin().sum()
+    )
 
 
 def assert_same_outputs(got, wanted, real):
@@ -151,7 +180,9 @@ def assert_same_outputs(got, wanted, real):
             assert x.shape == y.shape
             if x.dim() > 1 and x.shape[:2] == real.shape:
                 x, y = x[real], y[real]
-            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                x, y, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def assert_same_gradients(ours, theirs):
@@ -161,7 +192,9 @@ def assert_same_gradients(ours, theirs):
         if other is None:
             assert parameter.grad is None, name
         else:
-            torch.testing.assert_close(parameter.grad, other, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                parameter.grad, other, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
     assert not others
 
 

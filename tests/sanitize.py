@@ -1,8 +1,9 @@
 """The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer: ``make sanitize``.
 
-Builds the extension apart with both sanitizers, then drives it, without torch, through numpy buffers of exact size: every op, dtype and
-instruction set that this processor runs; random, empty, one-token and odd sizes; strided input; forward and backward. Any report ends the
-run with a non-zero exit.
+Builds the extension apart with both sanitizers, then drives it, without torch, through numpy
+buffers of exact size: every op, dtype and instruction set that this processor runs; random, empty,
+one-token and odd sizes; strided input; forward and backward. Any report ends the run with a
+non-zero exit.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def build() -> Path:
 def run_instrumented(extension: Path) -> int:
     """This script again, with the sanitizers' runtimes loaded first."""
     runtimes = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run(
+            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
     environment = {
@@ -53,7 +56,9 @@ def run_instrumented(extension: Path) -> int:
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    return subprocess.run([sys.executable, __file__, str(extension)], env=environment, check=False).returncode
+    return subprocess.run(
+        [sys.executable, __file__, str(extension)], env=environment, check=False
+    ).returncode
 
 
 def load(path: Path) -> Any:
@@ -79,7 +84,9 @@ class Arrays:
     def values(self, *shape: int) -> int:
         """Normal values in the op's dtype."""
         x = self.rng.normal(size=shape).astype(np.float32)
-        return self._keep(x if self.dtype == "float32" else (x.view(np.uint32) >> 16).astype(np.uint16))
+        return self._keep(
+            x if self.dtype == "float32" else (x.view(np.uint32) >> 16).astype(np.uint16)
+        )
 
     def floats(self, *shape: int) -> int:
         """Float32 values."""
@@ -105,7 +112,9 @@ def attention(
     window: int = -1,
     tables: str = "",
 ) -> None:
-    """Forward and backward on q, k, v that lie in one projection of their own strides, with the tables named: b(ias), q(uery), k(ey) scores."""
+    """Forward and backward on q, k, v that lie in one projection of their own strides, with the
+    tables named: b(ias), q(uery), k(ey) scores.
+    """
     a = Arrays(dtype, 1)
     tokens = sum(lengths) + slack
     stride = 3 * heads * head_dim
@@ -117,7 +126,10 @@ def attention(
     sizes = (len(lengths), heads, head_dim, *(stride, head_dim) * 3)
     shapes = {"b": (heads, BUCKETS), "q": (tokens, heads, BUCKETS), "k": (tokens, heads, BUCKETS)}
     bucket_of = a.integers(a.rng.integers(0, BUCKETS, max(2 * longest - 1, 0)), np.int32)
-    addresses = [bucket_of, *(a.values(*shape) if name in tables else 0 for name, shape in shapes.items())]
+    addresses = [
+        bucket_of,
+        *(a.values(*shape) if name in tables else 0 for name, shape in shapes.items()),
+    ]
     positions = (window, addresses if tables else [0] * 4, BUCKETS, [heads * BUCKETS, BUCKETS] * 2)
     rest = (tokens, longest, 0.25, threshold, -7, THREADS, *positions)
     ext.attention_forward(dtype, q, k, v, out, lse, cu, *sizes, *rest)
@@ -125,7 +137,9 @@ def attention(
     table_gradients = [a.room(*shape) if name in tables else 0 for name, shape in shapes.items()]
     dout = a.values(tokens, heads, head_dim)
     strides = (heads * head_dim, head_dim)
-    ext.attention_backward(dtype, dout, q, k, v, out, lse, *gradients, cu, *sizes, *strides, *rest, table_gradients)
+    ext.attention_backward(
+        dtype, dout, q, k, v, out, lse, *gradients, cu, *sizes, *strides, *rest, table_gradients
+    )
 
 
 def rows(ext: Any, dtype: str, count: int, masked: int, hidden: int) -> None:
@@ -134,21 +148,48 @@ def rows(ext: Any, dtype: str, count: int, masked: int, hidden: int) -> None:
     index = a.integers([*a.rng.permutation(count)[: max(masked - 1, 0)], -1][:masked])
     ext.check_rows("index", index, masked, "x", count)
     width = hidden * BYTES[dtype]
-    ext.gather_rows(a.values(count, hidden), index, a.room(masked, hidden), count, masked, width, width, THREADS)
-    ext.scatter_rows(a.values(masked, hidden), index, a.room(count, hidden), count, masked, width, THREADS)
-    ext.dropout(dtype, a.values(count, hidden), a.room(count, hidden), count * hidden, 6554, 2**62, THREADS)
+    ext.gather_rows(
+        a.values(count, hidden), index, a.room(masked, hidden), count, masked, width, width, THREADS
+    )
+    ext.scatter_rows(
+        a.values(masked, hidden), index, a.room(count, hidden), count, masked, width, THREADS
+    )
+    ext.dropout(
+        dtype, a.values(count, hidden), a.room(count, hidden), count * hidden, 6554, 2**62, THREADS
+    )
 
 
 def norms(ext: Any, dtype: str, count: int, width: int, threshold: int, whole: bool) -> None:
-    """add_layer_norm and embed, forward and backward, with every argument or with only those that must be, and sum_row_groups."""
+    """add_layer_norm and embed, forward and backward, with every argument or with only those that
+    must be, and sum_row_groups.
+    """
     a = Arrays(dtype, 5)
-    x, weight, mean, rstd = a.values(count, width), a.floats(width), a.floats(count), a.floats(count)
+    x, weight, mean, rstd = (
+        a.values(count, width),
+        a.floats(width),
+        a.floats(count),
+        a.floats(count),
+    )
     residual, bias = (a.values(count, width), a.floats(width)) if whole else (0, 0)
     summed, dresidual = (a.room(count, width) for _ in range(2)) if whole else (0, 0)
     rest = (count, width)
     out = a.room(count, width)
     ext.add_layer_norm_forward(
-        dtype, x, residual, weight, bias, out, summed, mean, rstd, *rest, 1e-6, not whole, threshold, 3, THREADS
+        dtype,
+        x,
+        residual,
+        weight,
+        bias,
+        out,
+        summed,
+        mean,
+        rstd,
+        *rest,
+        1e-6,
+        not whole,
+        threshold,
+        3,
+        THREADS,
     )
     dout, dx, dparameters = a.values(count, width), a.room(count, width), a.floats(2, width)
     dsummed = a.values(count, width) if whole else 0
@@ -178,7 +219,9 @@ def gelus(ext: Any, dtype: str, count: int, width: int, tanh: bool, gated: bool)
     for bias, dbias in ((a.floats(columns), a.floats(columns)), (0, 0)):
         x, sizes = a.values(count, columns), (count, width, tanh, gated, THREADS)
         ext.bias_gelu_forward(dtype, x, bias, a.room(count, width), *sizes)
-        ext.bias_gelu_backward(dtype, a.values(count, width), x, bias, a.room(count, columns), dbias, *sizes)
+        ext.bias_gelu_backward(
+            dtype, a.values(count, width), x, bias, a.room(count, columns), dbias, *sizes
+        )
 
 
 def rotary(ext: Any, dtype: str, tokens: int, half: int, inverse: bool) -> None:
@@ -191,7 +234,21 @@ def rotary(ext: Any, dtype: str, tokens: int, half: int, inverse: bool) -> None:
     tables = [a.floats(positions, half) for _ in range(2)]
     outs = [a.room(tokens, heads, 2 * half) for _ in range(2)]
     strides = [3 * heads * 2 * half, 2 * half] * 2
-    ext.rotary(dtype, qkv, k, *outs, ids, *tables, tokens, heads, half, positions, strides, inverse, THREADS)
+    ext.rotary(
+        dtype,
+        qkv,
+        k,
+        *outs,
+        ids,
+        *tables,
+        tokens,
+        heads,
+        half,
+        positions,
+        strides,
+        inverse,
+        THREADS,
+    )
 
 
 def adamw(ext: Any, dtype: str, sizes: list[int]) -> None:
@@ -213,10 +270,28 @@ def masking(ext: Any, tokens: int, counted: bool, words: bool) -> None:
     choices = a.integers(np.arange(tokens) // 3) if words else 0
     out = [a.integers(np.zeros(tokens)) for _ in range(2)]
     ids = a.integers(np.arange(tokens))
-    ext.mask_tokens(ids, special, counters, choices, *out, tokens, 1, 2, 2**31, 2**31, 2**30, 2**32, -100, -9, THREADS)
+    ext.mask_tokens(
+        ids,
+        special,
+        counters,
+        choices,
+        *out,
+        tokens,
+        1,
+        2,
+        2**31,
+        2**31,
+        2**30,
+        2**32,
+        -100,
+        -9,
+        THREADS,
+    )
 
 
-def cross_entropy(ext: Any, dtype: str, count: int, vocab: int, smoothing: float, gradient: bool, bias: bool) -> None:
+def cross_entropy(
+    ext: Any, dtype: str, count: int, vocab: int, smoothing: float, gradient: bool, bias: bool
+) -> None:
     """Losses, and gradients in place."""
     a = Arrays(dtype, 3)
     labels = a.integers(np.where(a.rng.random(count) < 0.2, -100, a.rng.integers(0, vocab, count)))
@@ -250,7 +325,14 @@ def drive(ext: Any) -> int:
                     for slack, threshold in ((0, 0), (3, 6554)):
                         attention(ext, dtype, lengths, 2, head_dim, slack, threshold)
                         calls += 2
-                for window, tables in ((-1, "bqk"), (0, ""), (7, "b"), (64, "qk"), (2**62, "q"), (100, "k")):
+                for window, tables in (
+                    (-1, "bqk"),
+                    (0, ""),
+                    (7, "b"),
+                    (64, "qk"),
+                    (2**62, "q"),
+                    (100, "k"),
+                ):
                     attention(ext, dtype, lengths, 3, 16, 2, 6554, window, tables)
                     calls += 2
             for shape in ((0, 0, 5), (1, 1, 1), (7, 3, 16), (33, 33, 65), (150, 40, 129)):
@@ -269,7 +351,11 @@ def drive(ext: Any) -> int:
                 rotary(ext, dtype, tokens, half, tokens % 2 == 0)
                 calls += 1
             for count, vocab in ((0, 5), (1, 1), (3, 15), (4, 16), (5, 1025)):
-                for smoothing, gradient, bias in ((0.0, False, False), (0.1, True, True), (0.0, True, False)):
+                for smoothing, gradient, bias in (
+                    (0.0, False, False),
+                    (0.1, True, True),
+                    (0.0, True, False),
+                ):
                     cross_entropy(ext, dtype, count, vocab, smoothing, gradient, bias)
                     calls += 1
         for tokens in (0, 1, 15, 16, 17, 5001):

@@ -22,20 +22,31 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def tolerance(dtype: torch.dtype) -> dict[str, float]:
     """The error that a result of ``dtype`` may have against float64, stated once for every test.
 
-    A few tens of roundings for sums kept in float32; for half precision the roundings of inputs, of tiles between two products
-    and of the result, each of the dtype's epsilon.
+    A few tens of roundings for sums kept in float32; for half precision the roundings of inputs, of
+    tiles between two products and of the result, each of the dtype's epsilon.
     """
     eps = torch.finfo(dtype).eps
-    return {"rtol": 32 * eps, "atol": 32 * eps} if dtype == torch.float32 else {"rtol": 4 * eps, "atol": 4 * eps}
+    return (
+        {"rtol": 32 * eps, "atol": 32 * eps}
+        if dtype == torch.float32
+        else {"rtol": 4 * eps, "atol": 4 * eps}
+    )
 
 
 def assert_close_to_float64(actual: Tensor, expected: Tensor, scale: float | None = None) -> None:
-    """``actual`` equals the float64 ``expected`` up to its dtype's tolerance, absolute errors measured against the larger of its size and 1, the size of the inputs."""
+    """``actual`` equals the float64 ``expected`` up to its dtype's tolerance, absolute errors
+    measured against the larger of its size and 1, the size of the inputs.
+    """
     assert expected.dtype == torch.float64
     limits = tolerance(actual.dtype)
-    size = scale if scale is not None else (expected.abs().max().item() if expected.numel() else 1.0)
+    size = (
+        scale if scale is not None else (expected.abs().max().item() if expected.numel() else 1.0)
+    )
     torch.testing.assert_close(
-        actual.double(), expected.to(actual.device), rtol=limits["rtol"], atol=limits["atol"] * max(size, 1.0)
+        actual.double(),
+        expected.to(actual.device),
+        rtol=limits["rtol"],
+        atol=limits["atol"] * max(size, 1.0),
     )
 
 
@@ -53,13 +64,20 @@ def random_positions(  # type: ignore[no-untyped-def]
     buckets: int = 7,
     seed: int = 1,
 ):
-    """RelativePositions with a bucket drawn for each distance and normal values in the tables named: b(ias), q(uery) and k(ey) scores."""
+    """RelativePositions with a bucket drawn for each distance and normal values in the tables
+    named: b(ias), q(uery) and k(ey) scores.
+    """
     from bertfast import kernels
 
     generator = torch.Generator().manual_seed(seed)
-    bucket_of = torch.randint(buckets, (max(2 * max_seqlen - 1, 0),), generator=generator, dtype=torch.int32)
+    bucket_of = torch.randint(
+        buckets, (max(2 * max_seqlen - 1, 0),), generator=generator, dtype=torch.int32
+    )
     shapes = {"b": (heads, buckets), "q": (tokens, heads, buckets), "k": (tokens, heads, buckets)}
-    values = {name: torch.randn(*shape, generator=generator).to(DEVICE, dtype) for name, shape in shapes.items()}
+    values = {
+        name: torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+        for name, shape in shapes.items()
+    }
     wanted = [values[name].requires_grad_() if name in tables else None for name in shapes]
     return kernels.RelativePositions(bucket_of.to(DEVICE), *wanted)
 
@@ -85,12 +103,16 @@ BACKENDS = ("reference", "cpp", "triton")
 
 
 def differentiate(call, leaves, douts, backend, dtype):  # type: ignore[no-untyped-def]
-    """Outputs of ``call(*leaves)`` on ``backend`` in ``dtype``, then the gradients of the leaves (None where there is none).
+    """Outputs of ``call(*leaves)`` on ``backend`` in ``dtype``, then the gradients of the leaves
+    (None where there is none).
 
     Floating leaves are cast; a float64 run on the reference gives what the others are held against.
     """
     copies = [
-        x.detach().to(dtype).requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves
+        x.detach().to(dtype).requires_grad_()
+        if isinstance(x, Tensor) and x.is_floating_point()
+        else x
+        for x in leaves
     ]
     wrt = [x for x in copies if isinstance(x, Tensor) and x.requires_grad]
     with forced(backend, dtype):
@@ -101,7 +123,9 @@ def differentiate(call, leaves, douts, backend, dtype):  # type: ignore[no-untyp
 
 
 def assert_matches_float64(call, leaves, douts, backend, dtype):  # type: ignore[no-untyped-def]
-    """``call`` and its gradients on ``backend`` equal the float64 reference; inputs are first rounded to ``dtype``."""
+    """``call`` and its gradients on ``backend`` equal the float64 reference; inputs are first
+    rounded to ``dtype``.
+    """
     leaves = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in leaves]
     douts = [d.to(dtype) for d in douts]
     got = differentiate(call, leaves, douts, backend, dtype)

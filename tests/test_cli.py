@@ -1,4 +1,6 @@
-"""The command line: its help, its options' forms, its exit codes, and the whole way from text to words."""
+"""The command line: its help, its options' forms, its exit codes, and the whole way from text to
+words.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +23,46 @@ from bertfast import kernels
 from bertfast.model import BertForSequenceClassification
 
 COMMANDS = (
-    *("doctor", "tune", "tokenizer", "pretrain", "finetune", "evaluate", "predict", "fill", "embed", "demo", "bench"),
+    *(
+        "doctor",
+        "tune",
+        "tokenizer",
+        "pretrain",
+        "finetune",
+        "evaluate",
+        "predict",
+        "fill",
+        "embed",
+        "demo",
+        "bench",
+    ),
     *("profile", "plot"),
 )
 BERTFAST = [sys.executable, "-m", "bertfast"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(bertfast.__file__).parents[1])}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(Path(bertfast.__file__).parents[1]),
+}
 
 
 def bertfast_process(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
     """``python -m bertfast ARGS`` in a process of its own."""
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [*BERTFAST, *map(str, args)], capture_output=True, text=True, timeout=120, env=ENVIRONMENT, **options
+        [*BERTFAST, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=ENVIRONMENT,
+        **options,
     )
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with text and labelled data under the names of the help's examples; the working directory."""
+    """A folder with text and labelled data under the names of the help's examples; the working
+    directory.
+    """
     monkeypatch.chdir(tmp_path)
     texts = [text for text, _ in sentences(120)]
     documents = ["\n".join(texts[start : start + 6]) for start in range(0, 120, 6)]
@@ -47,7 +72,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def example(command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> str:
+def example(
+    command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> str:
     """The example in a command's help."""
     shown = run_cli(monkeypatch, capfd, command, "--help").out
     found = re.search(r"Example:\n +(.+)\n\n", shown)  # on one line, so that it can be copied
@@ -55,7 +82,9 @@ def example(command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     return found[1]
 
 
-def test_help_lists_every_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = run_cli(monkeypatch, capfd, "--help")
     assert done.code == 0
     assert re.findall(r"^  (\w+)  ", done.out, re.MULTILINE) == list(COMMANDS)
@@ -73,7 +102,9 @@ def test_help_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT).returncode == 0
 
 
-def test_version_is_printed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = run_cli(monkeypatch, capfd, "--version")
     assert (done.code, done.out) == (0, f"bertfast {bertfast.__version__}\n")
 
@@ -83,10 +114,20 @@ def test_the_examples_of_the_help_work_one_after_another(
 ) -> None:
     commands = {name: shlex.split(example(name, monkeypatch, capfd)) for name in COMMANDS}
     commands["predict"] = commands["predict"][commands["predict"].index("bertfast") :]
-    # Smaller than the example, which is of a size worth training; the last mention of an option wins.
+    # Smaller than the example, which is of a size worth training; the last mention of an option
+    # wins.
     extra = {
         "tokenizer": ["--vocab-size", "200"],
-        "pretrain": ["--model", "bert-tiny", "--steps", "4", "--warmup", "1", "--batch-tokens", "256"],
+        "pretrain": [
+            "--model",
+            "bert-tiny",
+            "--steps",
+            "4",
+            "--warmup",
+            "1",
+            "--batch-tokens",
+            "256",
+        ],
         "finetune": ["--epochs", "1"],
     }
     outcomes = {}
@@ -110,7 +151,10 @@ def test_the_examples_of_the_help_work_one_after_another(
     ],
 )
 def test_data_takes_several_files_in_every_form(
-    form: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    form: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.txt").write_text("apple apple apple\n")
@@ -124,9 +168,18 @@ def test_options_win_over_the_config_file_and_it_over_the_defaults(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_model(place / "tok")
-    settings = {"data": "corpus.txt", "tokenizer": "tok", "model": "tok", "steps": 3, "seq-len": 20, "batch_tokens": 99}
+    settings = {
+        "data": "corpus.txt",
+        "tokenizer": "tok",
+        "model": "tok",
+        "steps": 3,
+        "seq-len": 20,
+        "batch_tokens": 99,
+    }
     Path("run.yaml").write_text(yaml.safe_dump(settings) + "lr: 1e-3\n")
-    done = run_cli(monkeypatch, capfd, "pretrain", "--config", "run.yaml", "--out", "run", "--steps", 2)
+    done = run_cli(
+        monkeypatch, capfd, "pretrain", "--config", "run.yaml", "--out", "run", "--steps", 2
+    )
     assert done.code == 0, done
     used = yaml.safe_load(Path("run/config.yaml").read_text())
     assert (used["steps"], used["seq_len"], used["batch_tokens"], used["lr"]) == (2, 20, 99, 1e-3)
@@ -144,13 +197,17 @@ def test_doctor_gives_each_op_and_dtype_a_backend_and_the_others_reasons(
     assert set(facts) == {"machine", "versions", "instruction_sets", "ops"}
     assert facts["versions"]["bertfast"] == bertfast.__version__
     cpu = {(row["op"], row["dtype"]): row for row in facts["ops"] if row["device"] == "cpu"}
-    assert set(cpu) == {(op, dtype) for op in kernels.dispatch.OPS for dtype in ("float32", "bfloat16", "float16")}
+    assert set(cpu) == {
+        (op, dtype) for op in kernels.dispatch.OPS for dtype in ("float32", "bfloat16", "float16")
+    }
     for row in facts["ops"]:
         assert {row["backend"], *row["reasons"]} == {"triton", "cpp", "reference"}
         assert all(row["reasons"].values())
 
 
-def test_doctor_prints_tables(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prints_tables(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     shown = run_cli(monkeypatch, capfd, "doctor").out
     for word in ("linear_cross_entropy", "bfloat16", "processor", bertfast.__version__):
         assert word in shown
@@ -167,7 +224,9 @@ def test_doctor_says_why_a_forced_backend_cannot_run(
 
 
 def test_a_mistake_is_one_line_and_exit_code_2_in_a_process_of_its_own(place: Path) -> None:
-    done = bertfast_process("finetune", "nowhere", "--train", "train.tsv", "--dev", "dev.tsv", "--out", "out")
+    done = bertfast_process(
+        "finetune", "nowhere", "--train", "train.tsv", "--dev", "dev.tsv", "--out", "out"
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -183,7 +242,9 @@ def test_a_reader_that_leaves_is_no_error(place: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here to stand for a full disk")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="no /dev/full here to stand for a full disk"
+)
 def test_a_full_disk_is_one_line(place: Path) -> None:
     write_model(place / "model", BertForSequenceClassification)
     with open("/dev/full", "w") as full:
@@ -201,7 +262,12 @@ def test_a_full_disk_is_one_line(place: Path) -> None:
 def test_an_interrupt_leaves_no_folder_and_says_nothing_long(place: Path) -> None:
     write_model(place / "model")
     process = subprocess.Popen(
-        [*BERTFAST, *shlex.split("finetune model --train train.tsv --dev dev.tsv --out out --epochs 1000000")],
+        [
+            *BERTFAST,
+            *shlex.split(
+                "finetune model --train train.tsv --dev dev.tsv --out out --epochs 1000000"
+            ),
+        ],
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,

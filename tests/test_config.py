@@ -1,4 +1,6 @@
-"""The configuration: presets as published, every field checked, Hugging Face's config.json in and out."""
+"""The configuration: presets as published, every field checked, Hugging Face's config.json in and
+out.
+"""
 
 import json
 from dataclasses import fields
@@ -6,11 +8,19 @@ from dataclasses import fields
 import pytest
 import torch
 
-from bertfast import BertConfig, BertfastError, BertForPreTraining, DebertaV2Config, ElectraConfig, ModernBertConfig
+from bertfast import (
+    BertConfig,
+    BertfastError,
+    BertForPreTraining,
+    DebertaV2Config,
+    ElectraConfig,
+    ModernBertConfig,
+)
 from bertfast.config import CONFIGS, PRESETS, EncoderConfig
 from bertfast.model import member_class
 
-PUBLISHED = {  # layers, width, heads, parameters in millions (Turc et al., table 1; Devlin et al., section 3)
+# layers, width, heads, parameters in millions (Turc et al., table 1; Devlin et al., section 3)
+PUBLISHED = {
     "bert-tiny": (2, 128, 2, 4.4),
     "bert-mini": (4, 256, 4, 11.3),
     "bert-small": (4, 512, 8, 29.1),
@@ -20,7 +30,8 @@ PUBLISHED = {  # layers, width, heads, parameters in millions (Turc et al., tabl
 }
 
 
-MILLIONS = {  # parameters of the published encoders, with their poolers, for those that were published with one
+# parameters of the published encoders, with their poolers, for those that were published with one
+MILLIONS = {
     "bert-base": 109.48,
     "bert-large": 335.14,
     "minilm-l3": 17.39,
@@ -56,7 +67,9 @@ MILLIONS = {  # parameters of the published encoders, with their poolers, for th
 def parameters(config):
     """Of the encoder with its pooler, counted from the shapes."""
     width, inner = config.hidden_size, config.intermediate_size
-    tables = (config.vocab_size + config.max_position_embeddings + config.type_vocab_size + 2) * width
+    tables = (
+        config.vocab_size + config.max_position_embeddings + config.type_vocab_size + 2
+    ) * width
     attention = 4 * (width + 1) * width + 2 * width
     feed_forward = (width + 1) * inner + (inner + 1) * width + 2 * width
     return tables + config.num_hidden_layers * (attention + feed_forward) + (width + 1) * width
@@ -66,9 +79,17 @@ def parameters(config):
 def test_presets_are_the_published_shapes(name):
     layers, width, heads, millions = PUBLISHED[name]
     config = BertConfig.preset(name)
-    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (layers, width, heads)
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (
+        layers,
+        width,
+        heads,
+    )
     assert config.intermediate_size == 4 * width
-    assert (config.vocab_size, config.max_position_embeddings, config.type_vocab_size) == (30522, 512, 2)
+    assert (config.vocab_size, config.max_position_embeddings, config.type_vocab_size) == (
+        30522,
+        512,
+        2,
+    )
     assert config.head_dim == 64
     assert parameters(config) == pytest.approx(millions * 1e6, rel=0.02)
 
@@ -163,7 +184,10 @@ def test_a_field_out_of_range_is_one_line_that_names_it(field, value):
         ("deberta-v2", {"pos_att_type": "c2p|p2p"}),
         ("deberta-v2", {"pos_att_type": 3}),
         ("deberta-v2", {"position_buckets": "256"}),
-        ("deberta-v2", {"relative_attention": True, "position_buckets": 8, "max_relative_positions": 4}),
+        (
+            "deberta-v2",
+            {"relative_attention": True, "position_buckets": 8, "max_relative_positions": 4},
+        ),
         ("deberta-v2", {"conv_kernel_size": 4}),
         ("deberta-v2", {"conv_kernel_size": -1}),
         ("deberta-v2", {"conv_groups": 7}),
@@ -198,7 +222,9 @@ def test_labels_count_themselves():
 
 
 def test_a_config_survives_its_own_file(tmp_path):
-    config = BertConfig.preset("bert-mini", hidden_act="gelu_new", classifier_dropout=0.3).with_labels(["a", "b", "c"])
+    config = BertConfig.preset(
+        "bert-mini", hidden_act="gelu_new", classifier_dropout=0.3
+    ).with_labels(["a", "b", "c"])
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config.to_dict("BertModel")))
     assert BertConfig.from_json_file(path) == config
@@ -211,7 +237,9 @@ def test_num_labels_stands_for_label_names():
 
 
 def test_what_published_files_hold_beside_the_shape_is_left_aside():
-    """As on the hub: DeBERTa's kinds of attention in one word, and fields that the member's code does not read."""
+    """As on the hub: DeBERTa's kinds of attention in one word, and fields that the member's code
+    does not read.
+    """
     values = {
         "model_type": "deberta-v2",
         "vocab_size": 128100,
@@ -236,24 +264,46 @@ def test_what_published_files_hold_beside_the_shape_is_left_aside():
 @pytest.mark.parametrize(
     ("said", "global_theta", "local_theta", "period"),
     [
-        ({"global_rope_theta": 5e4, "local_rope_theta": 1e3, "global_attn_every_n_layers": 2}, 5e4, 1e3, 2),
+        (
+            {"global_rope_theta": 5e4, "local_rope_theta": 1e3, "global_attn_every_n_layers": 2},
+            5e4,
+            1e3,
+            2,
+        ),
         ({"global_rope_theta": 5e4, "local_rope_theta": None}, 5e4, 5e4, 3),
         ({}, 16e4, 1e4, 3),
         ({"position_embedding_type": "sans_pos", "local_rope_theta": 160_000}, 16e4, 16e4, 3),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 7.0}, "sliding_attention": None}}, 7.0, 1e4, 3),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 7.0}, "sliding_attention": None}},
+            7.0,
+            1e4,
+            3,
+        ),
     ],
 )
 def test_both_forms_of_modernberts_rotary_fields_are_read(said, global_theta, local_theta, period):
-    shape = {"vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2, "pad_token_id": 0}
+    shape = {
+        "vocab_size": 99,
+        "hidden_size": 64,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 2,
+        "pad_token_id": 0,
+    }
     config = EncoderConfig.from_dict({"model_type": "modernbert", **shape, **said})
     assert (config.global_rope_theta, config.local_rope_theta) == (global_theta, local_theta)
-    assert [config.window(layer) for layer in range(6)] == [64 if layer % period else None for layer in range(6)]
+    assert [config.window(layer) for layer in range(6)] == [
+        64 if layer % period else None for layer in range(6)
+    ]
     assert ModernBertConfig.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(
     "config",
-    [*(EncoderConfig.preset(name) for name in PRESETS), ElectraConfig(summary_activation=""), DebertaV2Config()],
+    [
+        *(EncoderConfig.preset(name) for name in PRESETS),
+        ElectraConfig(summary_activation=""),
+        DebertaV2Config(),
+    ],
     ids=lambda config: config.model_type,
 )
 def test_every_members_config_survives_its_own_file(config, tmp_path):

@@ -26,8 +26,9 @@ LAYERS = {  # deepest first; modules of one layer do not import one another
     "__main__": 8,
     "__init__": 8,
 }
-# Within the front layer the command line starts the apps and the measurements. A model's from_pretrained and save_pretrained are
-# conveniences that hand over to the hub when called; nothing is imported before.
+# Within the front layer the command line starts the apps and the measurements. A model's
+# from_pretrained and save_pretrained are conveniences that hand over to the hub when called;
+# nothing is imported before.
 ALLOWED = {("cli", "apps"), ("cli", "bench"), ("model", "hub")}
 ROOTS = {"": REPOSITORY / "bertfast", "kernels": REPOSITORY / "kernels"}
 
@@ -46,7 +47,9 @@ def source_files():
 
 
 def imported(text, module):
-    """The top-level parts of bertfast that a module's text imports, those inside functions too; not those for types alone."""
+    """The top-level parts of bertfast that a module's text imports, those inside functions too; not
+    those for types alone.
+    """
     tree = ast.parse(text)
     for_types = {
         id(node)
@@ -76,7 +79,9 @@ def violations(text, module):
     return [
         f"{own} (layer {LAYERS[own]}) imports {other}"
         for other in sorted(imported(text, module))
-        if other != own and (own, other) not in ALLOWED and (other not in LAYERS or LAYERS[other] >= LAYERS[own])
+        if other != own
+        and (own, other) not in ALLOWED
+        and (other not in LAYERS or LAYERS[other] >= LAYERS[own])
     ]
 
 

@@ -12,7 +12,9 @@ from bertfast.packed import Budget, Padding
 def masks():
     """Masks of any pattern: holes, left padding, whole rows out."""
     rows = st.integers(1, 4).flatmap(
-        lambda width: st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=1, max_size=4)
+        lambda width: st.lists(
+            st.lists(st.booleans(), min_size=width, max_size=width), min_size=1, max_size=4
+        )
     )
     return rows.map(torch.tensor)
 
@@ -86,7 +88,9 @@ def test_gradients_pass_through_packing_and_unpacking():
 
 
 def test_sequences_are_laid_one_after_another():
-    batch = PackedBatch.from_sequences([[5, 6], [], [7, 8, 9]], [[0, 1], [], [0, 0, 1]], labels=[1, 0, 1])
+    batch = PackedBatch.from_sequences(
+        [[5, 6], [], [7, 8, 9]], [[0, 1], [], [0, 0, 1]], labels=[1, 0, 1]
+    )
     assert batch.input_ids.tolist() == [5, 6, 7, 8, 9]
     assert batch.segment_ids.tolist() == [0, 1, 0, 0, 1]
     assert batch.position_ids.tolist() == [0, 1, 0, 1, 2]
@@ -94,7 +98,9 @@ def test_sequences_are_laid_one_after_another():
     assert batch.labels.tolist() == [1, 0, 1]
     assert (batch.num_tokens, batch.num_sequences, batch.max_seqlen) == (5, 3, 3)
     assert batch.cu_seqlens.dtype == torch.int32
-    assert {batch.input_ids.dtype, batch.segment_ids.dtype, batch.position_ids.dtype} == {torch.int64}
+    assert {batch.input_ids.dtype, batch.segment_ids.dtype, batch.position_ids.dtype} == {
+        torch.int64
+    }
 
 
 def test_no_sequences_make_an_empty_batch():

@@ -1,4 +1,6 @@
-"""`transformers_suite.py` tells what passes as it is and fails accelerated; tried on a small suite written here."""
+"""`transformers_suite.py` tells what passes as it is and fails accelerated; tried on a small suite
+written here.
+"""
 
 import subprocess
 import sys
@@ -69,7 +71,11 @@ def source(tmp_path_factory):
 
 
 def suite(*arguments):
-    command = [sys.executable, str(REPOSITORY / "tests" / "transformers_suite.py"), *map(str, arguments)]
+    command = [
+        sys.executable,
+        str(REPOSITORY / "tests" / "transformers_suite.py"),
+        *map(str, arguments),
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
 
@@ -86,7 +92,9 @@ def test_what_fails_accelerated_alone_is_listed_with_the_first_line_of_why(sourc
     result = suite("--source", source / "tests", "--models", "bert", "--with", "patches:spoil")
     assert result.returncode == 1, result.stdout + result.stderr
     _, difference, last = result.stdout.splitlines()
-    assert "test_loaded: failed: AssertionError: True is not false : the model is broken" in difference
+    assert (
+        "test_loaded: failed: AssertionError: True is not false : the model is broken" in difference
+    )
     assert last == "1 test passed as they are and not accelerated"
 
 

@@ -1,4 +1,6 @@
-"""A model, a tokenizer and labelled reviews small enough for tests, and the command line inside this process."""
+"""A model, a tokenizer and labelled reviews small enough for tests, and the command line inside
+this process.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +29,23 @@ def sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:
     for _ in range(count):
         label = draw.choice(("good", "bad"))
         word = draw.choice(GOOD if label == "good" else BAD)
-        pairs.append((f"the {draw.choice(THINGS)} was {word} and the {draw.choice(THINGS)} was long", label))
+        pairs.append(
+            (f"the {draw.choice(THINGS)} was {word} and the {draw.choice(THINGS)} was long", label)
+        )
     return pairs
 
 
-def write_table(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("sentence", "label")) -> Path:
+def write_table(
+    path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...] = ("sentence", "label")
+) -> Path:
     """A TSV file."""
     path.write_text("".join("\t".join(row) + "\n" for row in [header, *rows]), encoding="utf-8")
     return path
 
 
-def write_model(folder: Path, cls: type[PreTrainedModel] = BertForPreTraining, seed: int = 0, **shape: object) -> Path:
+def write_model(
+    folder: Path, cls: type[PreTrainedModel] = BertForPreTraining, seed: int = 0, **shape: object
+) -> Path:
     """A model of random weights, and a tokenizer that knows the reviews' words."""
     tokenizer = train_wordpiece([text for text, _ in sentences(200)], 200)
     torch.manual_seed(seed)
@@ -71,7 +79,9 @@ class Outcome:
         return [line for line in self.err.splitlines() if line.startswith("error:")]
 
 
-def run_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *args: object) -> Outcome:
+def run_cli(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *args: object
+) -> Outcome:
     """Runs ``bertfast ARGS`` by its entry point, in this process."""
     from bertfast.cli import main
 

@@ -1,13 +1,16 @@
-"""Runs transformers' own tests of the family's models, as they are and with every model accelerated, and lists what fails only accelerated.
+"""Runs transformers' own tests of the family's models, as they are and with every model
+accelerated, and lists what fails only accelerated.
 
     python tests/transformers_suite.py --source ~/transformers
     python tests/transformers_suite.py --source ~/transformers --models bert,albert -k "not sdpa"
 
-The source is a checkout of the installed version of transformers, for its folder ``tests``; nothing of it is copied. In the second run every
-model that a test makes, or loads, goes through `bertfast.accelerate` before the test sees it. Slow tests are skipped and the network is
-off: a test that needs either fails, or is skipped, in both runs and says nothing.
+The source is a checkout of the installed version of transformers, for its folder ``tests``; nothing
+of it is copied. In the second run every model that a test makes, or loads, goes through
+`bertfast.accelerate` before the test sees it. Slow tests are skipped and the network is off: a test
+that needs either fails, or is skipped, in both runs and says nothing.
 
-The exit status is 0 if all that passes as it is passes accelerated, 1 if something does not, 2 if there is nothing to run.
+The exit status is 0 if all that passes as it is passes accelerated, 1 if something does not, 2 if
+there is nothing to run.
 
 This file is the command, and the pytest plugin that it runs the suite with.
 """
@@ -33,7 +36,9 @@ import pytest
 
 MODELS = ("bert", "roberta", "electra", "distilbert", "albert", "deberta_v2")
 ACCELERATE = "bertfast.hub.accelerate:accelerate"
-Outcomes = dict[str, tuple[str, str]]  # of each test: passed, failed or skipped; the first line of why
+Outcomes = dict[
+    str, tuple[str, str]
+]  # of each test: passed, failed or skipped; the first line of why
 
 
 class SuiteError(Exception):
@@ -46,7 +51,10 @@ class SuiteError(Exception):
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bertfast")
     group.addoption("--outcomes", help="file that gets a line of JSON for each test's outcome")
-    group.addoption("--accelerate-with", help="MODULE:FUNCTION that every model of --accelerate-models goes through")
+    group.addoption(
+        "--accelerate-with",
+        help="MODULE:FUNCTION that every model of --accelerate-models goes through",
+    )
     group.addoption("--accelerate-models", help="modules with models, separated by commas")
 
 
@@ -75,7 +83,8 @@ class Recorder:
             file.write(json.dumps(entry) + "\n")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        # A test is its call, unless it stops before it or fails after it; a subtest reports under the name of its test, before it.
+        # A test is its call, unless it stops before it or fails after it; a subtest reports under
+        # the name of its test, before it.
         if report.when == "call" or not report.passed:
             self.write(report.nodeid, report.outcome, first_line(report))
 
@@ -94,13 +103,19 @@ def first_line(report: pytest.TestReport | pytest.CollectReport) -> str:
     return text.strip().partition("\n")[0]
 
 
-def accelerate_new_models(module: ModuleType, accelerate: Callable[[Any], Any], recorder: Recorder) -> None:
-    """Has every model of the module's classes accelerated once it is complete: after the outermost ``__init__`` or ``from_pretrained``."""
+def accelerate_new_models(
+    module: ModuleType, accelerate: Callable[[Any], Any], recorder: Recorder
+) -> None:
+    """Has every model of the module's classes accelerated once it is complete: after the outermost
+    ``__init__`` or ``from_pretrained``.
+    """
     from transformers import PreTrainedModel
 
     depth = 0
 
-    def outermost(function: Callable[..., Any], of: type[PreTrainedModel], makes: bool) -> Callable[..., Any]:
+    def outermost(
+        function: Callable[..., Any], of: type[PreTrainedModel], makes: bool
+    ) -> Callable[..., Any]:
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             nonlocal depth
@@ -114,13 +129,19 @@ def accelerate_new_models(module: ModuleType, accelerate: Callable[[Any], Any], 
             if depth == 0 and (makes or type(model).__init__ is of.__init__):
                 recorder.accelerated += 1
                 if accelerate(model) is not model:
-                    raise TypeError(f"{accelerate.__name__} gave another object than the {type(model).__name__}")
+                    raise TypeError(
+                        f"{accelerate.__name__} gave another object than the {type(model).__name__}"
+                    )
             return result
 
         return wrapper
 
     for cls in list(vars(module).values()):
-        if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls.__module__ == module.__name__:
+        if (
+            isinstance(cls, type)
+            and issubclass(cls, PreTrainedModel)
+            and cls.__module__ == module.__name__
+        ):
             for name in ("from_pretrained", "_from_config"):
                 bound = getattr(cls, name).__func__
                 setattr(cls, name, classmethod(outermost(bound, cls, makes=True)))
@@ -153,10 +174,14 @@ def find_suite(source: Path | None, models: list[str]) -> tuple[Path, dict[str, 
         raise SuiteError(
             f"{source}: holds no tests/models; --source takes a checkout or unpacked source of transformers"
         )
-    files = {model: root / "tests" / "models" / model / f"test_modeling_{model}.py" for model in models}
+    files = {
+        model: root / "tests" / "models" / model / f"test_modeling_{model}.py" for model in models
+    }
     for model, file in files.items():
         if not file.is_file():
-            raise SuiteError(f"{model}: {file} does not exist; name models that the source tests with --models")
+            raise SuiteError(
+                f"{model}: {file} does not exist; name models that the source tests with --models"
+            )
     return root, files
 
 
@@ -171,7 +196,15 @@ def run_suite(root: Path, file: Path, options: list[str]) -> tuple[Outcomes, int
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "RUN_SLOW": "0"}
     with tempfile.TemporaryDirectory() as temporary:
         written = Path(temporary) / "outcomes"
-        plugin = ["-p", Path(__file__).stem, "--outcomes", str(written), "-p", "no:cacheprovider", "-q"]
+        plugin = [
+            "-p",
+            Path(__file__).stem,
+            "--outcomes",
+            str(written),
+            "-p",
+            "no:cacheprovider",
+            "-q",
+        ]
         process = subprocess.run(
             [sys.executable, "-m", "pytest", *plugin, *options, str(file.relative_to(root))],
             cwd=root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
@@ -184,7 +217,9 @@ def run_suite(root: Path, file: Path, options: list[str]) -> tuple[Outcomes, int
     accelerated, _ = outcomes.pop("accelerated", (0, ""))
     if not any(outcome != "failed" or "::" in name for name, (outcome, _) in outcomes.items()):
         output = [why for _, why in outcomes.values()] or process.stdout.strip().splitlines()[-1:]
-        raise SuiteError(f"{file}: no test ran (pytest exits with {process.returncode}): {' '.join(output)}")
+        raise SuiteError(
+            f"{file}: no test ran (pytest exits with {process.returncode}): {' '.join(output)}"
+        )
     return outcomes, int(accelerated)
 
 
@@ -201,10 +236,16 @@ def compare(plain: Outcomes, accelerated: Outcomes) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     description, _, example = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--source", type=Path, help="checkout of transformers; default: the one that is installed")
-    parser.add_argument("--models", default=",".join(MODELS), help="separated by commas; default: %(default)s")
+    parser.add_argument(
+        "--source", type=Path, help="checkout of transformers; default: the one that is installed"
+    )
+    parser.add_argument(
+        "--models", default=",".join(MODELS), help="separated by commas; default: %(default)s"
+    )
     parser.add_argument("-k", metavar="EXPRESSION", help="only tests that match, as pytest's -k")
     parser.add_argument(
         "--with", dest="function", default=ACCELERATE, metavar="MODULE:FUNCTION", help="what every model goes through; default: %(default)s"
@@ -220,7 +261,9 @@ def main(arguments: list[str] | None = None) -> int:
             acceleration += ["--accelerate-models", f"transformers.models.{model}.modeling_{model}"]
             accelerated, count = run_suite(root, file, [*selection, *acceleration])
             if not count:
-                raise SuiteError(f"{model}: no test made a model of its own, so that none was accelerated")
+                raise SuiteError(
+                    f"{model}: no test made a model of its own, so that none was accelerated"
+                )
             lines = compare(plain, accelerated)
             counts = Counter(outcome for outcome, _ in plain.values())
             print(
@@ -234,7 +277,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SuiteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{differences or 'no'} test{'' if differences == 1 else 's'} passed as they are and not accelerated")
+    print(
+        f"{differences or 'no'} test{'' if differences == 1 else 's'} passed as they are and not accelerated"
+    )
     return 1 if differences else 0
 
 

@@ -1,4 +1,6 @@
-"""English that every Python ships: the help topics and the standard library's docstrings, read without importing it."""
+"""English that every Python ships: the help topics and the standard library's docstrings, read
+without importing it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ MAX_CLASSES = 12
 
 @dataclass(frozen=True)
 class Docstring:
-    """A docstring, the file it is in (relative to the library), and the part of the library that the file belongs to."""
+    """A docstring, the file it is in (relative to the library), and the part of the library that
+    the file belongs to.
+    """
 
     text: str
     file: str
@@ -47,12 +51,17 @@ class Task:
 
 
 def docstrings() -> list[Docstring]:
-    """Every docstring of the standard library of ``MIN_WORDS`` words at least, in order of file; repeated ones once."""
+    """Every docstring of the standard library of ``MIN_WORDS`` words at least, in order of file;
+    repeated ones once.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     found, seen = [], set()
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        if any(part in LEFT_OUT for part in parts) or parts[0].split(".")[0] not in sys.stdlib_module_names:
+        if (
+            any(part in LEFT_OUT for part in parts)
+            or parts[0].split(".")[0] not in sys.stdlib_module_names
+        ):
             continue
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -63,7 +72,8 @@ def docstrings() -> list[Docstring]:
             for node in ast.walk(tree)
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
         ]
-        # In the order of the file, a class before its methods: neighbours belong together for next sentence prediction.
+        # In the order of the file, a class before its methods: neighbours belong together for next
+        # sentence prediction.
         for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
             text = ast.get_docstring(node) or ""
             if len(text.split()) >= MIN_WORDS and text not in seen:
@@ -80,9 +90,11 @@ def help_topics() -> list[str]:
 
 
 def make_task(found: list[Docstring]) -> Task:
-    """The packages with the most docstrings in enough files become labels; whole files go to one side or the other.
+    """The packages with the most docstrings in enough files become labels; whole files go to one
+    side or the other.
 
-    A file's side is decided by a hash of its name, so that it is the same on every machine and for every seed.
+    A file's side is decided by a hash of its name, so that it is the same on every machine and for
+    every seed.
     """
     by_part: dict[str, list[Docstring]] = {}
     for item in found:
@@ -111,7 +123,8 @@ def _dev_files(items: list[Docstring]) -> set[str]:
         counts[item.file] = counts.get(item.file, 0) + 1
     chosen, total = set(), 0
     for file in sorted(counts, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
-        # One file holds most of some small parts (urllib/request.py): it is for training, or nothing would be left to train on.
+        # One file holds most of some small parts (urllib/request.py): it is for training, or
+        # nothing would be left to train on.
         if total + counts[file] <= DEV_SHARE * len(items):
             chosen.add(file)
             total += counts[file]
@@ -119,7 +132,9 @@ def _dev_files(items: list[Docstring]) -> set[str]:
 
 
 def pretraining_documents(found: list[Docstring], held_out: set[str]) -> Iterator[str]:
-    """The help topics, and the docstrings of each file that is not held out as one document, lines joined to paragraphs."""
+    """The help topics, and the docstrings of each file that is not held out as one document, lines
+    joined to paragraphs.
+    """
     yield from filter(None, map(_paragraphs, help_topics()))
     by_file: dict[str, list[str]] = {}
     for item in found:
@@ -129,7 +144,9 @@ def pretraining_documents(found: list[Docstring], held_out: set[str]) -> Iterato
 
 
 def _paragraphs(text: str) -> str:
-    """A line for each paragraph, with no blank line: blank lines stand between documents. Rules under headings go."""
+    """A line for each paragraph, with no blank line: blank lines stand between documents. Rules
+    under headings go.
+    """
     blocks: list[list[str]] = [[]]
     for line in text.splitlines():
         if not line.strip():

@@ -1,4 +1,6 @@
-"""``bertfast demo``: the whole way from text to a fine-tuned classifier, with its comparison and its report."""
+"""``bertfast demo``: the whole way from text to a fine-tuned classifier, with its comparison and
+its report.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,23 @@ from bertfast.training.pretrain import pretrain
 
 MARKER = "demo.json"
 VOCAB_SIZE = 3000
-# Positions are learned one by one: so little text teaches a few of them well, and 128 hardly at all.
+# Positions are learned one by one: so little text teaches a few of them well, and 128 hardly at
+# all.
 SEQ_LEN, BATCH_TOKENS = 32, 2048
-PRETRAIN = {"model": "bert-tiny", "steps": 3500, "warmup": 100, "lr": 2e-3, "checkpoint_every": 500, "log_every": 10}
-# The same for the pretrained and the not-pretrained encoder; of 2e-4, 5e-4 and 1e-3 the last is the best for either.
+PRETRAIN = {
+    "model": "bert-tiny",
+    "steps": 3500,
+    "warmup": 100,
+    "lr": 2e-3,
+    "checkpoint_every": 500,
+    "log_every": 10,
+}
+# The same for the pretrained and the not-pretrained encoder; of 2e-4, 5e-4 and 1e-3 the last is the
+# best for either.
 FINETUNE = {"epochs": 10, "lr": 1e-3, "batch_size": 32, "max_length": 96}
-RESTARTS = 3  # one run from random weights may end ten points from the next (docs/results.md): the mean is compared
+# one run from random weights may end ten points from the next (docs/results.md): the mean is
+# compared
+RESTARTS = 3
 FROZEN = {"epochs": 30, "lr": 1e-2, "batch_size": 32, "max_length": 96}
 SENTENCES = (
     "Return a [MASK] of all the items.",
@@ -56,7 +69,8 @@ MIN_LABELS = 8
 
 
 def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
-    """Trains, fine-tunes, compares and reports; everything is in ``out`` afterwards, the report as ``report.html``.
+    """Trains, fine-tunes, compares and reports; everything is in ``out`` afterwards, the report as
+    ``report.html``.
 
     Args:
         out: folder to write; one that an earlier demo made is replaced, any other must not exist.
@@ -72,7 +86,9 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         import matplotlib  # noqa: F401
         import sklearn  # noqa: F401
     except ImportError as error:
-        raise BertfastError(f"{error.name} is not installed; the demo needs it: pip install 'bertfast[demo]'") from None
+        raise BertfastError(
+            f"{error.name} is not installed; the demo needs it: pip install 'bertfast[demo]'"
+        ) from None
     if not 0 <= seed < 2**60:
         raise BertfastError(f"seed is {seed}; it must be a whole number from 0 to below 2^60")
     _claim(out)
@@ -81,7 +97,11 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "bertfast": __version__,
         "seed": seed,
-        "machine": {"processor": processor(), "threads": torch.get_num_threads(), "python": platform.python_version()},
+        "machine": {
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+        },
     }
     (out / MARKER).write_text(json.dumps(facts), encoding="utf-8")
 
@@ -126,7 +146,9 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
 def _claim(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / MARKER).is_file():
-            raise BertfastError(f"{out}: exists and is no earlier demo's folder; choose another --out")
+            raise BertfastError(
+                f"{out}: exists and is no earlier demo's folder; choose another --out"
+            )
         shutil.rmtree(out)
     make_folder(out)
 
@@ -164,7 +186,9 @@ def _corpus(out: Path, console: Console, facts: dict[str, Any]) -> tuple[corpus.
     return task, texts
 
 
-def _compare(out: Path, run: Path, task: corpus.Task, seed: int, console: Console) -> list[dict[str, Any]]:
+def _compare(
+    out: Path, run: Path, task: corpus.Task, seed: int, console: Console
+) -> list[dict[str, Any]]:
     """Accuracy of each method on the held-out files, with a 95 % interval."""
     train, dev = str(out / "train.csv"), str(out / "dev.csv")
     rows = [_row("most frequent part", [_majority(task)], task, 0.0)]
@@ -177,12 +201,21 @@ def _compare(out: Path, run: Path, task: corpus.Task, seed: int, console: Consol
     timed("TF-IDF + logistic regression", lambda: [_tfidf(task)])
     encoders: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
         ("frozen pretrained encoder", "frozen", 1, {"freeze_encoder": True, **FROZEN}),
-        ("not pretrained, fine-tuned", "from-scratch", RESTARTS, {"from_scratch": True, **FINETUNE}),
+        (
+            "not pretrained, fine-tuned",
+            "from-scratch",
+            RESTARTS,
+            {"from_scratch": True, **FINETUNE},
+        ),
         ("pretrained, fine-tuned", "classifier", RESTARTS, FINETUNE),
     )
     for name, folder, runs, options in encoders:
-        # The first run's model is the one that is kept under the plain name, whatever the others reach.
-        targets = [out / folder, *(out / "restarts" / f"{folder}-{number}" for number in range(1, runs))]
+        # The first run's model is the one that is kept under the plain name, whatever the others
+        # reach.
+        targets = [
+            out / folder,
+            *(out / "restarts" / f"{folder}-{number}" for number in range(1, runs)),
+        ]
         timed(name, partial(_finetuned, run, train, dev, targets, seed * RESTARTS, options))
     return rows
 
@@ -200,13 +233,22 @@ def _finetuned(
 def _row(name: str, accuracies: list[float], task: corpus.Task, seconds: float) -> dict[str, Any]:
     accuracy = statistics.mean(accuracies)
     low, high = wilson(accuracy, len(task.dev))
-    return {"name": name, "accuracy": accuracy, "low": low, "high": high, "runs": accuracies, "seconds": seconds}
+    return {
+        "name": name,
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "runs": accuracies,
+        "seconds": seconds,
+    }
 
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % score interval of a share of ``count`` cases (Wilson, 1927)."""
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
+    half = (
+        z * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
+    )
     return centre - half, centre + half
 
 
@@ -221,18 +263,23 @@ def _tfidf(task: corpus.Task) -> float:
     from sklearn.pipeline import make_pipeline
 
     model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+        LogisticRegression(C=10, max_iter=1000),
     )
     model.fit([item.text for item in task.train], [item.part for item in task.train])
     return float(model.score([item.text for item in task.dev], [item.part for item in task.dev]))
 
 
 def _time_steps(run: Path, console: Console) -> dict[str, Any]:
-    """Median seconds of forward, backward and update on the same batches: ours packed, transformers eager and padded."""
+    """Median seconds of forward, backward and update on the same batches: ours packed, transformers
+    eager and padded.
+    """
     tokenizer = load_tokenizer(run)
     config = BertConfig.from_json_file(run / "config.json")
     store = TokenStore.open(run / "tokens")
-    batches = Batches(store, SpecialIds(tokenizer), config.vocab_size, SEQ_LEN, BATCH_TOKENS).iterate()
+    batches = Batches(
+        store, SpecialIds(tokenizer), config.vocab_size, SEQ_LEN, BATCH_TOKENS
+    ).iterate()
     chosen = [next(batches)[1] for _ in range(TIMED_BATCHES + 1)]
     sides: dict[str, Callable[[PackedBatch], None]] = {}
     ours = BertForPreTraining(config).train()
@@ -240,7 +287,9 @@ def _time_steps(run: Path, console: Console) -> dict[str, Any]:
     try:
         import transformers
     except ImportError:
-        console.print("transformers is not installed, so there is nothing to compare with (pip install 'bertfast[hf]')")
+        console.print(
+            "transformers is not installed, so there is nothing to compare with (pip install 'bertfast[hf]')"
+        )
     else:
         shape = transformers.BertConfig(**config.to_dict())
         shape._attn_implementation = "eager"
@@ -254,15 +303,25 @@ def _time_steps(run: Path, console: Console) -> dict[str, Any]:
             if number:  # the first warms up
                 times[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    ratio = medians["transformers, eager"] / medians["bertfast, packed"] if len(medians) == 2 else None
+    ratio = (
+        medians["transformers, eager"] / medians["bertfast, packed"] if len(medians) == 2 else None
+    )
     for name, seconds in medians.items():
         console.print(f"{name}: {seconds * 1e3:.0f} ms")
     tokens = statistics.mean(batch.num_tokens for batch in chosen[1:])
     cells = statistics.mean(batch.num_sequences * SEQ_LEN for batch in chosen[1:])
-    return {"medians": medians, "times": times, "ratio": ratio, "tokens": tokens, "fill_rate": tokens / cells}
+    return {
+        "medians": medians,
+        "times": times,
+        "ratio": ratio,
+        "tokens": tokens,
+        "fill_rate": tokens / cells,
+    }
 
 
-def _stepper(model: torch.nn.Module, loss: Callable[[PackedBatch], torch.Tensor]) -> Callable[[PackedBatch], None]:
+def _stepper(
+    model: torch.nn.Module, loss: Callable[[PackedBatch], torch.Tensor]
+) -> Callable[[PackedBatch], None]:
     optimizer = build_optimizer(model, 1e-4)
 
     def step(batch: PackedBatch) -> None:
@@ -275,7 +334,9 @@ def _stepper(model: torch.nn.Module, loss: Callable[[PackedBatch], torch.Tensor]
 
 
 def _padded(batch: PackedBatch) -> dict[str, torch.Tensor]:
-    """The batch as a padded model takes it: to the longest sequence, labels -100 where nothing is predicted."""
+    """The batch as a padded model takes it: to the longest sequence, labels -100 where nothing is
+    predicted.
+    """
     lengths = batch.cu_seqlens.diff().long()
     real = torch.arange(int(lengths.max())) < lengths[:, None]
     labels = torch.full_like(batch.input_ids, -100)
@@ -302,7 +363,13 @@ def _fills(run: Path) -> list[dict[str, Any]]:
     for sentence in SENTENCES:
         masks, _ = filler.fill(sentence, top=3)
         words = [(item.word, item.probability) for item in masks[0]]
-        result.append({"sentence": sentence, "filled": sentence.replace("[MASK]", words[0][0]), "words": words})
+        result.append(
+            {
+                "sentence": sentence,
+                "filled": sentence.replace("[MASK]", words[0][0]),
+                "words": words,
+            }
+        )
     return result
 
 
@@ -314,7 +381,9 @@ def _show(console: Console, out: Path, facts: dict[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for row in facts["methods"]:
         interval = f"{row['low']:.3f} to {row['high']:.3f}"
-        table.add_row(row["name"], f"{row['accuracy']:.3f}", interval, runs_of(row), f"{row['seconds']:.0f}")
+        table.add_row(
+            row["name"], f"{row['accuracy']:.3f}", interval, runs_of(row), f"{row['seconds']:.0f}"
+        )
     console.print(table)
     table = Table(title="masks filled in by the pretrained encoder")
     table.add_column("sentence")

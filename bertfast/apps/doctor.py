@@ -1,4 +1,6 @@
-"""What this machine runs: versions, instruction sets, and for each op the backend it takes and why not another."""
+"""What this machine runs: versions, instruction sets, and for each op the backend it takes and why
+not another.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,12 @@ def report() -> dict[str, Any]:
         "versions": {"bertfast": __version__, "python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
         "instruction_sets": {"missing": missing} if missing else dispatch._C.capabilities(),
-        "ops": [_choice(op, device, dtype) for device in devices for op in dispatch.OPS for dtype in dispatch.DTYPES],
+        "ops": [
+            _choice(op, device, dtype)
+            for device in devices
+            for op in dispatch.OPS
+            for dtype in dispatch.DTYPES
+        ],
     }
 
 
@@ -82,11 +89,19 @@ def show(facts: dict[str, Any]) -> None:
     table = Table(title="bertfast doctor", show_header=False, title_justify="left")
     for part in ("machine", "versions", "instruction_sets"):
         for name, value in facts[part].items():
-            shown = ", ".join(value) if isinstance(value, list) else ("not there" if value is None else str(value))
+            shown = (
+                ", ".join(value)
+                if isinstance(value, list)
+                else ("not there" if value is None else str(value))
+            )
             table.add_row(part.replace("_", " "), name, shown)
         table.add_section()
     console.print(table)
-    table = Table(title="which backend each op takes, and why not the others", title_justify="left", show_lines=True)
+    table = Table(
+        title="which backend each op takes, and why not the others",
+        title_justify="left",
+        show_lines=True,
+    )
     table.add_column("ops", no_wrap=True)
     for heading in ("device", "dtypes", "takes", "others"):
         table.add_column(heading, overflow="fold")
@@ -100,7 +115,9 @@ def _alike(rows: list[dict[str, Any]]) -> dict[tuple[str, tuple[str, ...], str, 
     dtypes: dict[tuple[str, str, str, str], list[str]] = {}
     for row in rows:
         others = "\n".join(f"{name}: {why}" for name, why in row["reasons"].items())
-        dtypes.setdefault((row["op"], row["device"], row["backend"] or "none", others), []).append(row["dtype"])
+        dtypes.setdefault((row["op"], row["device"], row["backend"] or "none", others), []).append(
+            row["dtype"]
+        )
     ops: dict[tuple[str, tuple[str, ...], str, str], list[str]] = {}
     for (op, device, backend, others), names in dtypes.items():
         ops.setdefault((device, tuple(names), backend, others), []).append(op)

@@ -37,7 +37,9 @@ def plot(runs: list[Path], out: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise BertfastError("matplotlib draws the curves and is not installed; pip install 'bertfast[demo]'") from None
+        raise BertfastError(
+            "matplotlib draws the curves and is not installed; pip install 'bertfast[demo]'"
+        ) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -46,11 +48,18 @@ def plot(runs: list[Path], out: Path) -> None:
         for axes, kind in zip(panels, KINDS, strict=True):
             for number, (run, lines) in enumerate(curves.items()):
                 for colour, (task, shown) in enumerate(TASKS.items()):
-                    points = [(line["tokens"], line[name]) for line in lines if (name := f"{task}_{kind}") in line]
+                    points = [
+                        (line["tokens"], line[name])
+                        for line in lines
+                        if (name := f"{task}_{kind}") in line
+                    ]
                     if points:
                         label = f"{run.name}: {shown}" if len(curves) > 1 else shown
                         axes.plot(
-                            *zip(*points, strict=True), LINES[number % len(LINES)], color=f"C{colour}", label=label
+                            *zip(*points, strict=True),
+                            LINES[number % len(LINES)],
+                            color=f"C{colour}",
+                            label=label,
                         )
             axes.set_xlabel("tokens")
             axes.set_ylabel(kind)
@@ -75,7 +84,9 @@ def _read(run: Path) -> list[dict[str, Any]]:
         lines = read_metrics(run)
         whole = all("tokens" in line and "loss" in line for line in lines)
     except (OSError, ValueError, TypeError) as error:
-        raise BertfastError(f"{run}: is no pretraining run: its {FILE} cannot be read ({error})") from error
+        raise BertfastError(
+            f"{run}: is no pretraining run: its {FILE} cannot be read ({error})"
+        ) from error
     if not lines or not whole:
         raise BertfastError(f"{run}: its {FILE} holds no logged step yet")
     return lines

@@ -28,9 +28,17 @@ def write_report(path: Path, facts: dict[str, Any]) -> None:
         path: of the HTML file.
         facts: as `bertfast.apps.demo.run_demo` returns them.
     """
-    corpus, methods, steps, last = facts["corpus"], facts["methods"], facts["steps"], facts["pretraining"]["last"]
+    corpus, methods, steps, last = (
+        facts["corpus"],
+        facts["methods"],
+        facts["steps"],
+        facts["pretraining"]["last"],
+    )
     by_name = {row["name"]: row for row in methods}
-    gain = by_name["pretrained, fine-tuned"]["accuracy"] - by_name["not pretrained, fine-tuned"]["accuracy"]
+    gain = (
+        by_name["pretrained, fine-tuned"]["accuracy"]
+        - by_name["not pretrained, fine-tuned"]["accuracy"]
+    )
     rows = "".join(
         f"<tr><td>{escape(row['name'])}</td><td class=number>{row['accuracy']:.3f}</td>"
         f"<td class=number>{row['low']:.3f} to {row['high']:.3f}</td><td class=number>{runs_of(row)}</td>"
@@ -39,7 +47,9 @@ def write_report(path: Path, facts: dict[str, Any]) -> None:
     )
     fills = "".join(
         f"<tr><td>{escape(row['sentence'])}</td><td>"
-        + ", ".join(f"<b>{escape(word)}</b> {probability:.2f}" for word, probability in row["words"])
+        + ", ".join(
+            f"<b>{escape(word)}</b> {probability:.2f}" for word, probability in row["words"]
+        )
         + "</td></tr>"
         for row in facts["fills"]
     )
@@ -127,9 +137,18 @@ def _svg(draw: Callable[[Any], None], height: float) -> str:
 def _accuracy(axes: Any, methods: list[dict[str, Any]]) -> None:
     names = [row["name"] for row in methods]
     values = [row["accuracy"] for row in methods]
-    errors = [[row["accuracy"] - row["low"] for row in methods], [row["high"] - row["accuracy"] for row in methods]]
+    errors = [
+        [row["accuracy"] - row["low"] for row in methods],
+        [row["high"] - row["accuracy"] for row in methods],
+    ]
     colours = [STRONG if name == "pretrained, fine-tuned" else QUIET for name in names]
-    axes.barh(names, values, color=colours, xerr=errors, error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2})
+    axes.barh(
+        names,
+        values,
+        color=colours,
+        xerr=errors,
+        error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
+    )
     for place, row in enumerate(methods):
         axes.text(row["high"] + 0.012, place, f"{row['accuracy']:.3f}", va="center")
     axes.set_xlim(0, 1)
@@ -146,7 +165,11 @@ def _curve(axes: Any, curve: list[dict[str, Any]]) -> None:
     axes.grid(axis="y", color=GRID)
     other = axes.twinx()
     other.plot(
-        steps, [line["mlm_accuracy"] for line in curve], color=STRONG, linestyle=":", label="masked words, accuracy"
+        steps,
+        [line["mlm_accuracy"] for line in curve],
+        color=STRONG,
+        linestyle=":",
+        label="masked words, accuracy",
     )
     other.set_ylabel("accuracy")
     other.set_ylim(0, 1)

@@ -1,7 +1,9 @@
-"""``bertfast tune``: which tile sizes, warps and stages are the fastest for each Triton kernel on this machine's GPU.
+"""``bertfast tune``: which tile sizes, warps and stages are the fastest for each Triton kernel on
+this machine's GPU.
 
-Every candidate of a small grid does the work of a BERT step in turn. One that cannot run, or computes something else than the shipped options, is left
-out; the fastest is written to the cache file that `bertfast.kernels.tuning` reads.
+Every candidate of a small grid does the work of a BERT step in turn. One that cannot run, or
+computes something else than the shipped options, is left out; the fastest is written to the cache
+file that `bertfast.kernels.tuning` reads.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ from bertfast.kernels import tuning
 
 VOCAB, MASKED_SHARE = 30522, 0.15
 LEAST_GAIN = 0.02  # of the time, below which the shipped options stay
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}  # of the results, as ‖a - b‖ / ‖b‖
+TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.bfloat16: 2e-2,
+    torch.float16: 2e-2,
+}  # of the results, as ‖a - b‖ / ‖b‖
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Found:
-    """The best options, the seconds that they and the shipped ones take, and how many candidates could not be used."""
+    """The best options, the seconds that they and the shipped ones take, and how many candidates
+    could not be used.
+    """
 
     options: tuning.Options
     seconds: float
@@ -53,12 +61,17 @@ def _grid(**values: tuple[int, ...]) -> list[dict[str, int]]:
     return [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
 
 
-def _attention(dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int) -> Iterator[Problem]:
+def _attention(
+    dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int
+) -> Iterator[Problem]:
     lengths = [512] * (tokens // 1024) + [128] * (tokens // 256)
     bounds = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(device)
     shape = (sum(lengths), max(1, hidden // head_dim), head_dim)
     q, k, v = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
-    dout, seed = torch.randn(shape, dtype=dtype, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    dout, seed = (
+        torch.randn(shape, dtype=dtype, device=device),
+        torch.zeros(1, dtype=torch.int64, device=device),
+    )
 
     def forward() -> tuple[Tensor, ...]:
         return (kernels.attention(q, k, v, bounds, max(lengths), dropout_p=0.1, seed=seed),)
@@ -70,7 +83,10 @@ def _attention(dtype: torch.dtype, device: torch.device, head_dim: int, hidden: 
     yield Problem("attention.forward", size, grid, forward)
     for kernel in ("query_gradient", "key_gradient"):
         yield Problem(
-            f"attention.{kernel}", size, grid, lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
+            f"attention.{kernel}",
+            size,
+            grid,
+            lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True),
         )
 
 
@@ -79,7 +95,9 @@ def _cross_entropy(
 ) -> Iterator[Problem]:
     masked = round(MASKED_SHARE * tokens)
     shapes = ((masked, hidden), (VOCAB, hidden), (VOCAB,))
-    rows, weight, bias = (torch.randn(x, device=device).mul(0.1).to(dtype).requires_grad_() for x in shapes)
+    rows, weight, bias = (
+        torch.randn(x, device=device).mul(0.1).to(dtype).requires_grad_() for x in shapes
+    )
     labels = torch.randint(VOCAB, (masked,), device=device)
 
     def forward() -> tuple[Tensor, ...]:
@@ -88,7 +106,9 @@ def _cross_entropy(
     (loss,) = forward()
     tiles = {"BLOCK_M": (64, 128), "BLOCK_V": (64, 128, 256), "BLOCK_K": (32, 64)}
     launch = {"num_warps": (4, 8), "num_stages": (2, 3, 4)}
-    yield Problem("linear_cross_entropy.statistics", 0, _grid(**tiles, SPLIT_TILES=(16,), **launch), forward)
+    yield Problem(
+        "linear_cross_entropy.statistics", 0, _grid(**tiles, SPLIT_TILES=(16,), **launch), forward
+    )
     yield Problem(
         "linear_cross_entropy.gradient",
         0,
@@ -97,9 +117,16 @@ def _cross_entropy(
     )
 
 
-def _layer_norm(dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int) -> Iterator[Problem]:
-    x, residual = (torch.randn(tokens, hidden, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
-    weight, bias = (torch.randn(hidden, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
+def _layer_norm(
+    dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int
+) -> Iterator[Problem]:
+    x, residual = (
+        torch.randn(tokens, hidden, dtype=dtype, device=device, requires_grad=True)
+        for _ in range(2)
+    )
+    weight, bias = (
+        torch.randn(hidden, dtype=dtype, device=device, requires_grad=True) for _ in range(2)
+    )
     dout, seed = torch.randn_like(x), torch.zeros(1, dtype=torch.int64, device=device)
 
     def forward() -> tuple[Tensor, ...]:
@@ -108,7 +135,9 @@ def _layer_norm(dtype: torch.dtype, device: torch.device, head_dim: int, hidden:
 
     (out,) = forward()
     size = max(16, 1 << (hidden - 1).bit_length())
-    yield Problem("add_layer_norm.forward", size, _grid(ROWS=(1, 2, 4, 8), num_warps=(1, 2, 4, 8)), forward)
+    yield Problem(
+        "add_layer_norm.forward", size, _grid(ROWS=(1, 2, 4, 8), num_warps=(1, 2, 4, 8)), forward
+    )
     yield Problem(
         "add_layer_norm.backward",
         size,
@@ -117,7 +146,9 @@ def _layer_norm(dtype: torch.dtype, device: torch.device, head_dim: int, hidden:
     )
 
 
-def _gelu(dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int) -> Iterator[Problem]:
+def _gelu(
+    dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int
+) -> Iterator[Problem]:
     x = torch.randn(tokens, 4 * hidden, dtype=dtype, device=device, requires_grad=True)
     bias = torch.randn(4 * hidden, dtype=dtype, device=device, requires_grad=True)
     dout = torch.randn_like(x)
@@ -127,7 +158,9 @@ def _gelu(dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, 
 
     (out,) = forward()
     columns, warps = (128, 256, 512, 1024), (2, 4, 8)
-    yield Problem("bias_gelu.forward", 0, _grid(ROWS=(1, 2, 4, 8), COLUMNS=columns, num_warps=warps), forward)
+    yield Problem(
+        "bias_gelu.forward", 0, _grid(ROWS=(1, 2, 4, 8), COLUMNS=columns, num_warps=warps), forward
+    )
     yield Problem(
         "bias_gelu.backward",
         0,
@@ -136,7 +169,9 @@ def _gelu(dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, 
     )
 
 
-def _adamw(dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int) -> Iterator[Problem]:
+def _adamw(
+    dtype: torch.dtype, device: torch.device, head_dim: int, hidden: int, tokens: int
+) -> Iterator[Problem]:
     gradient = torch.randn(4 * hidden * hidden, device=device)
     state = [gradient.clone() for _ in range(3)]
     state[2].square_()
@@ -160,9 +195,14 @@ PROBLEMS = {
 
 
 def search(
-    problem: Problem, dtype: torch.dtype, usual: tuning.Options, measure: Callable[[Callable[[], object]], float]
+    problem: Problem,
+    dtype: torch.dtype,
+    usual: tuning.Options,
+    measure: Callable[[Callable[[], object]], float],
 ) -> Found:
-    """The fastest of a problem's candidates and the usual options, by ``measure``, which gives the seconds of a call."""
+    """The fastest of a problem's candidates and the usual options, by ``measure``, which gives the
+    seconds of a call.
+    """
     with tuning.trying(problem.kernel, usual):
         wanted = problem.run()
         usual_seconds = measure(problem.run)
@@ -176,9 +216,9 @@ def search(
                     unusable += 1
                     continue
                 taken = measure(problem.run)
-        except (
-            Exception
-        ):  # too much shared memory, too many registers, a limit of the compiler: each has an error of its own
+        # too much shared memory, too many registers, a limit of the compiler: each has an error of
+        # its own
+        except Exception:
             unusable += 1
             continue
         if taken < seconds:
@@ -191,8 +231,11 @@ def _agree(results: tuple[Tensor, ...], wanted: tuple[Tensor, ...], tolerance: f
     return all(float((x - y).norm()) <= tolerance * float(y.norm()) for x, y in pairs)
 
 
-def tune(op: str | None = None, dtype: str = "bfloat16", head_dim: int = 64, hidden: int = 768) -> None:
-    """Searches the kernels of an op, or of all that have options, and writes each one's best to the cache file.
+def tune(
+    op: str | None = None, dtype: str = "bfloat16", head_dim: int = 64, hidden: int = 768
+) -> None:
+    """Searches the kernels of an op, or of all that have options, and writes each one's best to the
+    cache file.
 
     Args:
         op: one of `PROBLEMS`; None for each.
@@ -228,7 +271,11 @@ def tune(op: str | None = None, dtype: str = "bfloat16", head_dim: int = 64, hid
                 key, usual = tuning.default(problem.kernel, torch_dtype, device, problem.size)
                 found = search(problem, torch_dtype, usual, measure)
                 tuning.save(problem.kernel, key, found.options, device.index)
-                chosen = "as shipped" if found.options == usual else f"{dict(found.options)}, shipped {dict(usual)}"
+                chosen = (
+                    "as shipped"
+                    if found.options == usual
+                    else f"{dict(found.options)}, shipped {dict(usual)}"
+                )
                 print(
                     f"{problem.kernel} {key}: {found.usual_seconds * 1e3:.3f} -> {found.seconds * 1e3:.3f} ms, {chosen} "
                     f"({len(problem.grid)} tried, {found.unusable} unusable)"

@@ -1,1 +1,3 @@
-"""How the ops and the training step are measured beside what people run in their place; `bertfast bench`, `bertfast profile` and `benchmarks/` share it."""
+"""How the ops and the training step are measured beside what people run in their place; `bertfast
+bench`, `bertfast profile` and `benchmarks/` share it.
+"""

@@ -55,7 +55,9 @@ class Setup:
 
     def draw(self, *shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
         """Normal numbers, the same in every dtype up to rounding; a leaf that takes gradients."""
-        return (torch.randn(shape, device=self.device) * scale + shift).to(self.dtype).requires_grad_()
+        return (
+            (torch.randn(shape, device=self.device) * scale + shift).to(self.dtype).requires_grad_()
+        )
 
 
 @dataclass
@@ -68,7 +70,8 @@ class Case:
         dtype: "float32" or "bfloat16".
         sides: exactly one of them of the kind "ours".
         floor: the FLOPs and bytes of the work.
-        products: whether matrix products are most of it, so that the FLOPs are what binds; else the bytes are.
+        products: whether matrix products are most of it, so that the FLOPs are what binds; else the
+            bytes are.
         tolerance: of the comparison; None takes `TOLERANCE`'s.
         facts: more to keep with the case.
         missing: sides that could not run, and why.
@@ -145,7 +148,14 @@ class Sides(list[Side]):
 
                 return within
 
-            self.append(Side(f"bertfast {backend}", "ours" if backend == taken else "backend", on(run), on(probe)))
+            self.append(
+                Side(
+                    f"bertfast {backend}",
+                    "ours" if backend == taken else "backend",
+                    on(run),
+                    on(probe),
+                )
+            )
 
     def peer(self, name: str, run: Call, probe: Call) -> None:
         """Somebody else's way, if it runs here."""
@@ -162,7 +172,11 @@ class Sides(list[Side]):
             self.append(Side(name, "peer", run, probe))
 
     def eager_and_compiled(
-        self, name: str, run: Callable[[Callable], Call], timed: Callable, plain: Callable | None = None
+        self,
+        name: str,
+        run: Callable[[Callable], Call],
+        timed: Callable,
+        plain: Callable | None = None,
     ) -> None:
         """A function of plain PyTorch, and the same under `torch.compile`.
 
@@ -189,15 +203,21 @@ class Sides(list[Side]):
             self.peer(name, *make(functional))
 
     def copies(self, floor: Floor) -> None:
-        """The floor of a memory-bound op: a copy that moves as many bytes as must be read and written."""
+        """The floor of a memory-bound op: a copy that moves as many bytes as must be read and
+        written.
+        """
         size = max(1, round(floor.bytes / 2))
         source = torch.ones(size, dtype=torch.uint8, device=self.setup.device)
         target = torch.empty_like(source)
         self.append(Side("floor: a copy of the same bytes", "floor", lambda: target.copy_(source)))
 
 
-def differentiated(function: Callable, inputs: Sequence[Tensor | None], douts: Sequence[Tensor]) -> Call:
-    """Calls the function and its backward: outputs, then the gradients of the inputs that are there."""
+def differentiated(
+    function: Callable, inputs: Sequence[Tensor | None], douts: Sequence[Tensor]
+) -> Call:
+    """Calls the function and its backward: outputs, then the gradients of the inputs that are
+    there.
+    """
     given = [x for x in inputs if x is not None]
 
     def call() -> Results:

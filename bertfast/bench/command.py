@@ -1,4 +1,6 @@
-"""``bertfast bench``: the ops or the training step on this machine and the user's own lengths, beside what people use today."""
+"""``bertfast bench``: the ops or the training step on this machine and the user's own lengths,
+beside what people use today.
+"""
 
 from __future__ import annotations
 
@@ -37,26 +39,41 @@ def read_lengths(path: Path) -> Lengths:
     except (OSError, UnicodeDecodeError) as error:
         raise BertfastError(f"{path}: cannot be read as text ({error})") from error
     try:
-        values = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
+        values = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [int(line) for line in text.split()]
+        )
     except ValueError as error:
-        raise BertfastError(f"{path}: {error}; it must hold a whole number a line, or a JSON list of them") from error
+        raise BertfastError(
+            f"{path}: {error}; it must hold a whole number a line, or a JSON list of them"
+        ) from error
     for place, value in enumerate(values, 1):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise BertfastError(f"{path}: length {place} is {value!r}; it must be a whole number of at least 1")
+            raise BertfastError(
+                f"{path}: length {place} is {value!r}; it must be a whole number of at least 1"
+            )
     if not values:
         raise BertfastError(f"{path}: holds no lengths; it must have one a line")
     return Lengths(path.name, tuple(values))
 
 
 def make_setup(
-    model: str, lengths: Path | None, dtype: str, compiled: bool = True, paragraphs: int | None = None
+    model: str,
+    lengths: Path | None,
+    dtype: str,
+    compiled: bool = True,
+    paragraphs: int | None = None,
 ) -> Setup:
-    """What the cases are built for; without a file of lengths so many paragraphs of WikiText, or as many as suit the device.
+    """What the cases are built for; without a file of lengths so many paragraphs of WikiText, or as
+    many as suit the device.
 
     Raises:
         BertfastError: no such preset or dtype, or a length beyond the model's positions.
     """
-    known = [name for name, (cls, _) in PRESETS.items() if cls is BertConfig]  # whose floors are counted
+    known = [
+        name for name, (cls, _) in PRESETS.items() if cls is BertConfig
+    ]  # whose floors are counted
     if model not in known:
         raise BertfastError(f"--model is {model!r}; it must be one of {', '.join(known)}")
     if dtype not in DTYPES:
@@ -74,7 +91,8 @@ def make_setup(
 def embedding_cases(text: Path | None, folder: Path | None) -> list[Callable[[Setup], Case]]:
     """Makers of the cases of sentence embeddings: from text, and from tokens."""
     return [
-        partial(sentence_embedding.case, tokenized=tokenized, text=text, folder=folder) for tokenized in (False, True)
+        partial(sentence_embedding.case, tokenized=tokenized, text=text, folder=folder)
+        for tokenized in (False, True)
     ]
 
 
@@ -129,7 +147,9 @@ def show(case: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table(title=escape(f"{case['op']}: {case['shape']}, {case['dtype']}"), title_justify="left")
+    table = Table(
+        title=escape(f"{case['op']}: {case['shape']}, {case['dtype']}"), title_justify="left"
+    )
     for heading, side in (
         ("", "left"),
         ("ms", "right"),

@@ -1,9 +1,11 @@
-"""What an op cannot do without, as a function of its shapes: the FLOPs of its result and the bytes that it must read and write.
+"""What an op cannot do without, as a function of its shapes: the FLOPs of its result and the bytes
+that it must read and write.
 
-Forward and backward together. A multiply-add is two FLOPs; a recomputation counts for nothing. A tensor counts as often as it must pass between
-memory and the caches if the op is one fused pass forward and one backward: what fits in registers is free, and an input that the backward needs
-again is read again. Of the memory-bound ops the FLOPs are the operations as `kernels/reference.py` writes them, a transcendental function counted as one;
-they place an op in a roofline and decide nothing.
+Forward and backward together. A multiply-add is two FLOPs; a recomputation counts for nothing. A
+tensor counts as often as it must pass between memory and the caches if the op is one fused pass
+forward and one backward: what fits in registers is free, and an input that the backward needs again
+is read again. Of the memory-bound ops the FLOPs are the operations as `kernels/reference.py` writes
+them, a transcendental function counted as one; they place an op in a roofline and decide nothing.
 """
 
 from __future__ import annotations
@@ -32,18 +34,26 @@ class Floor:
         return Floor(self.flops * count, self.bytes * count)
 
     def seconds(self, rates: dict[str, float], dtype: str) -> float:
-        """The least time on a machine of these rates (see `rates.measure`): the longer of computing and moving."""
+        """The least time on a machine of these rates (see `rates.measure`): the longer of computing
+        and moving.
+        """
         return max(self.flops / rates[f"matrix {dtype}"], self.bytes / rates["copy"])
 
 
 def attention_forward(lengths: Lengths, heads: int, head_dim: int, itemsize: int) -> Floor:
     """Two products of each pair of tokens in a sequence; q, k, v in, out out."""
-    return Floor(2 * 2 * lengths.squares * heads * head_dim, 4 * lengths.tokens * heads * head_dim * itemsize)
+    return Floor(
+        2 * 2 * lengths.squares * heads * head_dim, 4 * lengths.tokens * heads * head_dim * itemsize
+    )
 
 
 def attention_backward(lengths: Lengths, heads: int, head_dim: int, itemsize: int) -> Floor:
-    """Four products (the scores' second making is a recomputation); q, k, v, dout in, three gradients out."""
-    return Floor(4 * 2 * lengths.squares * heads * head_dim, 7 * lengths.tokens * heads * head_dim * itemsize)
+    """Four products (the scores' second making is a recomputation); q, k, v, dout in, three
+    gradients out.
+    """
+    return Floor(
+        4 * 2 * lengths.squares * heads * head_dim, 7 * lengths.tokens * heads * head_dim * itemsize
+    )
 
 
 def attention(lengths: Lengths, heads: int, head_dim: int, itemsize: int) -> Floor:
@@ -57,10 +67,14 @@ def linear_cross_entropy(masked: int, vocab: int, hidden: int, itemsize: int) ->
     return Floor(3 * 2 * masked * vocab * hidden, 3 * (masked + vocab) * hidden * itemsize)
 
 
-def add_layer_norm(tokens: int, hidden: int, itemsize: int, dropout: bool = True, prenorm: bool = False) -> Floor:
-    """Forward: x and residual in, the normed out. Backward: both again and dout in; one gradient out, two where dropout makes them differ.
+def add_layer_norm(
+    tokens: int, hidden: int, itemsize: int, dropout: bool = True, prenorm: bool = False
+) -> Floor:
+    """Forward: x and residual in, the normed out. Backward: both again and dout in; one gradient
+    out, two where dropout makes them differ.
 
-    The pre-norm form's sum is an output, which the backward reads in place of both; its own gradient comes in too.
+    The pre-norm form's sum is an output, which the backward reads in place of both; its own
+    gradient comes in too.
     """
     passes = (2 + 2) + (3 + 1) if prenorm else (2 + 1) + (3 + 1)
     return Floor(20 * tokens * hidden, (passes + dropout) * tokens * hidden * itemsize)
@@ -73,7 +87,10 @@ def layer_norm(tokens: int, hidden: int, itemsize: int) -> Floor:
 
 def bias_gelu(tokens: int, features: int, itemsize: int, gated: bool = False) -> Floor:
     """x in, the result out; x and dout in, dx out. Gated, x and dx are twice as wide as the result."""
-    return Floor((16 if gated else 14) * tokens * features, (8 if gated else 5) * tokens * features * itemsize)
+    return Floor(
+        (16 if gated else 14) * tokens * features,
+        (8 if gated else 5) * tokens * features * itemsize,
+    )
 
 
 def dropout(elements: int, itemsize: int) -> Floor:
@@ -89,14 +106,19 @@ def gather_rows(masked: int, tokens: int, hidden: int, itemsize: int) -> Floor:
 def embed(tokens: int, table_rows: int, hidden: int, itemsize: int) -> Floor:
     """Ids and rows in, the normed sum out; ids, rows and dout in, the tables' gradients out.
 
-    autograd's gradient of a table has all of its rows. The position and segment rows stay in the caches.
+    autograd's gradient of a table has all of its rows. The position and segment rows stay in the
+    caches.
     """
-    return Floor(22 * tokens * hidden, (4 * tokens + table_rows) * hidden * itemsize + 2 * 3 * INT64 * tokens)
+    return Floor(
+        22 * tokens * hidden, (4 * tokens + table_rows) * hidden * itemsize + 2 * 3 * INT64 * tokens
+    )
 
 
 def rotary(tokens: int, hidden: int, itemsize: int) -> Floor:
     """q and k in and out, and so their gradients; the tables stay in the caches."""
-    return Floor(2 * 2 * 3 * tokens * hidden, 2 * 4 * tokens * hidden * itemsize + 2 * INT64 * tokens)
+    return Floor(
+        2 * 2 * 3 * tokens * hidden, 2 * 4 * tokens * hidden * itemsize + 2 * INT64 * tokens
+    )
 
 
 def mask_tokens(tokens: int, words: bool = False) -> Floor:
@@ -105,31 +127,42 @@ def mask_tokens(tokens: int, words: bool = False) -> Floor:
 
 
 def padding(tokens: int, cells: int, hidden: int, itemsize: int) -> Floor:
-    """Pack, or unpack, and its backward, which is the other: tokens in and out each way, the padded cells out once."""
+    """Pack, or unpack, and its backward, which is the other: tokens in and out each way, the padded
+    cells out once.
+    """
     return Floor(0, (3 * tokens + cells) * hidden * itemsize + 2 * INT64 * tokens)
 
 
 def adamw(parameters: int, itemsize: int) -> Floor:
-    """Weight and both moments in float32 in and out, the gradient in; in half precision the weight's copy out too."""
+    """Weight and both moments in float32 in and out, the gradient in; in half precision the
+    weight's copy out too.
+    """
     copies = itemsize if itemsize < 4 else 0
     return Floor(12 * parameters, (2 * 3 * 4 + itemsize + copies) * parameters)
 
 
 def linear(rows: int, inner: int, columns: int, itemsize: int) -> Floor:
-    """A dense layer: three products; input and weight in twice, output out, dout in, the gradients out."""
+    """A dense layer: three products; input and weight in twice, output out, dout in, the gradients
+    out.
+    """
     passes = 3 * (rows * inner + inner * columns) + 2 * rows * columns
     return Floor(3 * 2 * rows * inner * columns, passes * itemsize)
 
 
-def step_ops(config: EncoderConfig, lengths: Lengths, masked: int, parameters: int, itemsize: int) -> dict[str, Floor]:
+def step_ops(
+    config: EncoderConfig, lengths: Lengths, masked: int, parameters: int, itemsize: int
+) -> dict[str, Floor]:
     """A masked-LM training step by op, under the names of `bertfast profile`.
 
-    Of the last block only the masked positions' rows are counted past its attention. Dropouts and residual sums are part of the norms, as
-    copies, casts, fills and sums of gradients are of nothing: whatever these cost is lost.
+    Of the last block only the masked positions' rows are counted past its attention. Dropouts and
+    residual sums are part of the norms, as copies, casts, fills and sums of gradients are of
+    nothing: whatever these cost is lost.
     """
     tokens, hidden, inner = lengths.tokens, config.hidden_size, config.intermediate_size
     layers, heads, head_dim = config.num_hidden_layers, config.num_attention_heads, config.head_dim
-    products = linear(tokens, hidden, hidden, itemsize).times(3 * layers) + linear(masked, hidden, hidden, itemsize)
+    products = linear(tokens, hidden, hidden, itemsize).times(3 * layers) + linear(
+        masked, hidden, hidden, itemsize
+    )
     norms, gelus = layer_norm(masked, hidden, itemsize), bias_gelu(masked, hidden, itemsize)
     for rows, count in ((tokens, layers - 1), (masked, 1)):
         products += linear(rows, hidden, hidden, itemsize).times(count)
@@ -152,7 +185,9 @@ def step_ops(config: EncoderConfig, lengths: Lengths, masked: int, parameters: i
 
 
 def inference(config: EncoderConfig, lengths: Lengths, itemsize: int) -> Floor:
-    """The products of a forward of the encoder alone, every row of its last block too: four of the attention and two of the feed-forward a layer."""
+    """The products of a forward of the encoder alone, every row of its last block too: four of the
+    attention and two of the feed-forward a layer.
+    """
     tokens, hidden, inner, layers = (
         lengths.tokens,
         config.hidden_size,
@@ -161,7 +196,9 @@ def inference(config: EncoderConfig, lengths: Lengths, itemsize: int) -> Floor:
     )
     up = 2 * inner if isinstance(config, ModernBertConfig) else inner  # GeGLU's gate
     weights = hidden * (4 * hidden + up + inner)
-    products = Floor(2 * tokens * weights, (weights + tokens * (10 * hidden + up + inner)) * itemsize)
+    products = Floor(
+        2 * tokens * weights, (weights + tokens * (10 * hidden + up + inner)) * itemsize
+    )
     attention = attention_forward(lengths, config.num_attention_heads, config.head_dim, itemsize)
     return (products + attention).times(layers)
 
@@ -170,6 +207,8 @@ PRODUCTS = ("matrix products", "attention forward", "attention backward", "linea
 
 
 def step_flops(config: EncoderConfig, lengths: Lengths, masked: int) -> float:
-    """FLOPs of the products of a forward and a backward: of real tokens, of pairs in one sequence, and of masked positions."""
+    """FLOPs of the products of a forward and a backward: of real tokens, of pairs in one sequence,
+    and of masked positions.
+    """
     ops = step_ops(config, lengths, masked, 0, 4)
     return sum(ops[name].flops for name in PRODUCTS)

@@ -1,7 +1,8 @@
 """The batches that are measured: lengths of real paragraphs, and full-length sequences.
 
-``wikitext_lengths.json`` holds how often each length occurs among the paragraphs of WikiText-2's validation file, headings left out, in
-tokens of bert-base-uncased's vocabulary with [CLS] and [SEP], cut at 512. It was made by
+``wikitext_lengths.json`` holds how often each length occurs among the paragraphs of WikiText-2's
+validation file, headings left out, in tokens of bert-base-uncased's vocabulary with [CLS] and
+[SEP], cut at 512. It was made by
 
     python -m bertfast.bench.lengths valid.txt vocab.txt
 """
@@ -57,11 +58,17 @@ class Lengths:
         return sum(length * length for length in self.values)
 
     def cu_seqlens(self, device: str) -> Tensor:
-        return torch.tensor([0, *self.values], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+        return (
+            torch.tensor([0, *self.values], dtype=torch.int32)
+            .cumsum(0, dtype=torch.int32)
+            .to(device)
+        )
 
     def rows(self, device: str) -> Tensor:
         """(tokens,) where each packed token stands in the flattened padded batch."""
-        parts = [torch.arange(length) + place * self.longest for place, length in enumerate(self.values)]
+        parts = [
+            torch.arange(length) + place * self.longest for place, length in enumerate(self.values)
+        ]
         return torch.cat(parts).to(device)
 
     def mask(self, device: str) -> Tensor:
@@ -70,19 +77,28 @@ class Lengths:
 
 
 def measure(lines: Iterable[str], vocabulary: str) -> dict[int, int]:
-    """How many paragraphs have each length in tokens; empty lines and headings (`` = Title = ``) are none."""
+    """How many paragraphs have each length in tokens; empty lines and headings (`` = Title = ``)
+    are none.
+    """
     from tokenizers import BertWordPieceTokenizer
 
     tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=True)
     texts = (line.strip().replace("<unk>", "[UNK]") for line in lines)
-    paragraphs = [text for text in texts if text and not (text.startswith("= ") and text.endswith(" ="))]
+    paragraphs = [
+        text for text in texts if text and not (text.startswith("= ") and text.endswith(" ="))
+    ]
     counts = Counter(min(len(encoding), LONGEST) for encoding in tokenizer.encode_batch(paragraphs))
     return dict(sorted(counts.items()))
 
 
 def wikitext(sequences: int) -> Lengths:
-    """So many paragraphs, evenly spread over the distribution: the batch that a shuffled corpus gives on average."""
-    counts = {int(length): count for length, count in json.loads(HISTOGRAM.read_text())["paragraphs"].items()}
+    """So many paragraphs, evenly spread over the distribution: the batch that a shuffled corpus
+    gives on average.
+    """
+    counts = {
+        int(length): count
+        for length, count in json.loads(HISTOGRAM.read_text())["paragraphs"].items()
+    }
     ordered = [length for length, count in sorted(counts.items()) for _ in range(count)]
     values = [ordered[int((place + 0.5) / sequences * len(ordered))] for place in range(sequences)]
     random.Random(SEED).shuffle(values)

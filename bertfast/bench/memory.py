@@ -18,8 +18,9 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def peak_bytes(call: Callable[[], Any], device: str) -> int | None:
     """Calls once; returns the bytes held at the peak beyond those held before, results included.
 
-    On CUDA by PyTorch's own count. On the CPU by the process's resident pages, whose high-water mark Linux sets back on request; None where
-    it does not. Pages that the allocator keeps from earlier calls are given back first, or they would be used unseen. What a library keeps for good
+    On CUDA by PyTorch's own count. On the CPU by the process's resident pages, whose high-water
+    mark Linux sets back on request; None where it does not. Pages that the allocator keeps from
+    earlier calls are given back first, or they would be used unseen. What a library keeps for good
     after its first call, such as a scratchpad, is not counted: call once before.
     """
     gc.collect()

@@ -1,4 +1,6 @@
-"""``bertfast profile``: where a training step's time goes, op by op, beside the least that each op could take."""
+"""``bertfast profile``: where a training step's time goes, op by op, beside the least that each op
+could take.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ from .machine import describe_machine, versions
 from .timing import synchronize
 
 WARMUP, STEPS = 3, 5
-# An event belongs to the first of these that its name matches, or else to what its caller belongs to. Ours come first: a product inside
-# the loss is the loss's. The forward of a differentiable custom op is recorded under its autograd class's name.
+# An event belongs to the first of these that its name matches, or else to what its caller belongs
+# to. Ours come first: a product inside the loss is the loss's. The forward of a differentiable
+# custom op is recorded under its autograd class's name.
 OPS = {
     "attention backward": r"bertfast\W+attention_backward|attention\w*Backward",
     "attention forward": r"bertfast\W*_?attention",
@@ -52,8 +55,9 @@ def profile(setup: Setup, trace: Path | None = None) -> dict[str, Any]:
         trace: file for the Chrome trace (chrome://tracing, ui.perfetto.dev); None for none.
 
     Returns:
-        The machine, its rates, a step's seconds without the profiler and with it, and "ops": by name, the seconds of a step on the device
-        with it, their share, the floor in seconds (None where nothing need be done), and the floor's share of them.
+        The machine, its rates, a step's seconds without the profiler and with it, and "ops": by
+        name, the seconds of a step on the device with it, their share, the floor in seconds (None
+        where nothing need be done), and the floor's share of them.
 
     Raises:
         BertfastError: the trace cannot be written.
@@ -81,7 +85,10 @@ def profile(setup: Setup, trace: Path | None = None) -> dict[str, Any]:
     # What is left of a step is the host's own work between the ops; on a GPU it runs beside them.
     if device == "cpu":
         seconds["between the ops"] = max(0.0, whole - sum(seconds.values()))
-    masked, parameters = steps.masked_count(lengths.tokens), BertForMaskedLM(config).num_parameters()
+    masked, parameters = (
+        steps.masked_count(lengths.tokens),
+        BertForMaskedLM(config).num_parameters(),
+    )
     least = floors.step_ops(config, lengths, masked, parameters, setup.itemsize)
     total = sum(seconds.values())
     ops = {}
@@ -148,7 +155,10 @@ def show(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    console.print(f"{found['machine']['name']}; {found['model']}; {found['batch']}; {found['dtype']}", markup=False)
+    console.print(
+        f"{found['machine']['name']}; {found['model']}; {found['batch']}; {found['dtype']}",
+        markup=False,
+    )
     table = Table("op", title=_title(found), title_justify="left")
     for heading in ("ms", "share", "floor, ms", "reached"):
         table.add_column(heading, justify="right")

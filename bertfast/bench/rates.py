@@ -1,4 +1,6 @@
-"""What this machine can do at best, measured: the rate of matrix products and the bandwidth of a copy."""
+"""What this machine can do at best, measured: the rate of matrix products and the bandwidth of a
+copy.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from bertfast import kernels
 from .timing import synchronize
 
 # (rows, inner, columns): a square product, and a feed-forward layer of BERT-base.
-PRODUCTS = {"cpu": ((2048, 2048, 2048), (2048, 768, 3072)), "cuda": ((8192, 8192, 8192), (16384, 768, 3072))}
+PRODUCTS = {
+    "cpu": ((2048, 2048, 2048), (2048, 768, 3072)),
+    "cuda": ((8192, 8192, 8192), (16384, 768, 3072)),
+}
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
@@ -30,7 +35,9 @@ def _fastest(call: Callable[[], object], device: str, repeats: int) -> float:
 
 
 def matrix_rate(device: str, dtype: torch.dtype, quick: bool = False) -> float:
-    """FLOP/s of the fastest of `PRODUCTS`, a multiply-add counted as two; by whichever of PyTorch's libraries is faster."""
+    """FLOP/s of the fastest of `PRODUCTS`, a multiply-add counted as two; by whichever of PyTorch's
+    libraries is faster.
+    """
     best = 0.0
     for rows, inner, columns in ((64, 64, 64),) if quick else PRODUCTS[device]:
         a = torch.randn(rows, inner, device=device).to(dtype)

@@ -1,6 +1,8 @@
-"""Sentence embeddings in batches of 64: ours packed, sentence-transformers' sorted by length and padded, from text and from tokens.
+"""Sentence embeddings in batches of 64: ours packed, sentence-transformers' sorted by length and
+padded, from text and from tokens.
 
-Without a text the paragraphs are made up: as many words, each a token of its own, as WikiText's paragraphs have tokens.
+Without a text the paragraphs are made up: as many words, each a token of its own, as WikiText's
+paragraphs have tokens.
 """
 
 from __future__ import annotations
@@ -35,24 +37,33 @@ LONGEST = 256  # tokens, as all-MiniLM-L6-v2 has it
 TOLERANCE = {"float32": 2e-4, "bfloat16": 8e-2}
 
 
-def case(setup: Setup, *, tokenized: bool = False, text: Path | None = None, folder: Path | None = None) -> Case:
+def case(
+    setup: Setup, *, tokenized: bool = False, text: Path | None = None, folder: Path | None = None
+) -> Case:
     """Paragraphs to vectors, with tokenization or past it.
 
     Args:
-        setup: where neither a text nor a folder is given, its lengths are those of the made-up paragraphs, and its configuration the model's.
+        setup: where neither a text nor a folder is given, its lengths are those of the made-up
+            paragraphs, and its configuration the model's.
         tokenized: leave tokenization out.
-        text: a paragraph a line, of which as many are taken as the setup has lengths; headings and empty lines are left out.
+        text: a paragraph a line, of which as many are taken as the setup has lengths; headings and
+            empty lines are left out.
         folder: of a model for it.
 
     Raises:
         BertfastError: the text or the folder cannot be read, or one is given without the other.
     """
     if (text is None) != (folder is None):
-        raise BertfastError("a text needs the folder of a model that has its tokenizer, and a folder a text: give both")
+        raise BertfastError(
+            "a text needs the folder of a model that has its tokenizer, and a folder a text: give both"
+        )
     torch.manual_seed(0)
     if text is not None and folder is not None:
         paragraphs = read_paragraphs(text, len(setup.lengths.values))
-        model, source = SentenceEncoder.from_pretrained(folder), f"{len(paragraphs)} paragraphs of {text.name}"
+        model, source = (
+            SentenceEncoder.from_pretrained(folder),
+            f"{len(paragraphs)} paragraphs of {text.name}",
+        )
     else:
         paragraphs = made_up(setup.lengths, setup.config)
         model, source = _random_model(setup.config), setup.lengths.name
@@ -87,7 +98,9 @@ def read_paragraphs(path: Path, most: int) -> list[str]:
     """
     with open_text(path) as stream:
         lines = (line.strip() for line in stream)
-        chosen = [line for line in lines if line and not (line.startswith("= ") and line.endswith(" ="))][:most]
+        chosen = [
+            line for line in lines if line and not (line.startswith("= ") and line.endswith(" ="))
+        ][:most]
     if not chosen:
         raise BertfastError(f"{path}: holds no paragraph")
     return chosen
@@ -97,18 +110,26 @@ def made_up(lengths: Lengths, config: EncoderConfig) -> list[str]:
     """Texts of so many tokens, [CLS] and [SEP] counted."""
     draw = np.random.default_rng(0)
     words = range(len(SPECIAL_TOKENS), config.vocab_size)
-    return [" ".join(f"w{word}" for word in draw.choice(words, max(length - 2, 0))) for length in lengths.values]
+    return [
+        " ".join(f"w{word}" for word in draw.choice(words, max(length - 2, 0)))
+        for length in lengths.values
+    ]
 
 
 def _made_up_tokenizer(config: EncoderConfig) -> Tokenizer:
-    words = [*SPECIAL_TOKENS, *(f"w{word}" for word in range(len(SPECIAL_TOKENS), config.vocab_size))]
+    words = [
+        *SPECIAL_TOKENS,
+        *(f"w{word}" for word in range(len(SPECIAL_TOKENS), config.vocab_size)),
+    ]
     return wordpiece_tokenizer({word: index for index, word in enumerate(words)}, lowercase=True)
 
 
 def _random_model(config: EncoderConfig) -> SentenceEncoder:
     encoder = member_class(config, "Model")(config)
     assert isinstance(encoder, EncoderModel)
-    return SentenceEncoder(encoder, _made_up_tokenizer(config), max_length=min(LONGEST, config.max_length)).eval()
+    return SentenceEncoder(
+        encoder, _made_up_tokenizer(config), max_length=min(LONGEST, config.max_length)
+    ).eval()
 
 
 def _ours(model: SentenceEncoder, texts: list[str], tokenized: bool) -> Side:
@@ -123,7 +144,9 @@ def _ours(model: SentenceEncoder, texts: list[str], tokenized: bool) -> Side:
 def _peers(
     model: SentenceEncoder, texts: list[str], tokenized: bool, setup: Setup
 ) -> tuple[list[Side], dict[str, str], float]:
-    """sentence-transformers with each attention, and accelerated by us; why some could not run; the share of real tokens in its batches."""
+    """sentence-transformers with each attention, and accelerated by us; why some could not run; the
+    share of real tokens in its batches.
+    """
     try:
         import sentence_transformers
     except ImportError as error:
@@ -150,7 +173,11 @@ def _peers(
                 batches = _batches(theirs, texts)
                 real = sum(int(batch["attention_mask"].sum()) for batch, _ in batches)
                 fill = real / sum(batch["attention_mask"].numel() for batch, _ in batches)
-                run = partial(_forward, theirs, batches) if tokenized else partial(_encode, theirs, texts)
+                run = (
+                    partial(_forward, theirs, batches)
+                    if tokenized
+                    else partial(_encode, theirs, texts)
+                )
                 run()
             except Exception as error:  # of versions that fit neither of us; the record says how
                 missing[name] = reason(error)
@@ -164,12 +191,16 @@ def _probe(run: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, ...]]:
 
 
 def _encode(theirs: Any, texts: list[str]) -> Tensor:
-    out: Tensor = theirs.encode(texts, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False)
+    out: Tensor = theirs.encode(
+        texts, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False
+    )
     return out
 
 
 def _batches(theirs: Any, texts: list[str]) -> list[tuple[dict[str, Any], np.ndarray]]:
-    """The padded batches that its `encode` makes, sorted by the texts' lengths, and the places of their texts."""
+    """The padded batches that its `encode` makes, sorted by the texts' lengths, and the places of
+    their texts.
+    """
     order = np.argsort([-len(text) for text in texts])
     places = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     prepare = getattr(theirs, "preprocess", None) or theirs.tokenize  # before release 5.4
@@ -181,7 +212,9 @@ def _forward(theirs: Any, batches: Sequence[tuple[dict[str, Any], np.ndarray]]) 
     """What `encode` does past tokenization."""
     found: list[Tensor] = [torch.empty(0)] * sum(len(places) for _, places in batches)
     for batch, places in batches:
-        features = {name: x.to(theirs.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
+        features = {
+            name: x.to(theirs.device) if isinstance(x, Tensor) else x for name, x in batch.items()
+        }
         for place, vector in zip(places, theirs(features)["sentence_embedding"], strict=True):
             found[place] = vector
     return torch.stack(found)

@@ -1,4 +1,6 @@
-"""The training step of a masked LM as each side runs it: ours packed, transformers' padded with labels of -100 where nothing is predicted."""
+"""The training step of a masked LM as each side runs it: ours packed, transformers' padded with
+labels of -100 where nothing is predicted.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from .timing import Side, synchronize
 MASKED_SHARE = 0.15
 # bfloat16 rounds at every layer, and sides round at different places.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 8e-2}
-# Some of the gradients that sides are compared by: of the tied table, of the first and of the last layer.
+# Some of the gradients that sides are compared by: of the tied table, of the first and of the last
+# layer.
 COMPARED = (
     "bert.embeddings.word_embeddings.weight",
     "bert.encoder.layer.0.attention.self.query.weight",
@@ -49,10 +52,14 @@ def masked_count(tokens: int) -> int:
 
 
 def make_batch(lengths: Lengths, vocab_size: int, device: str) -> Batch:
-    """Random ids, 15 % of them masked, packed and padded to the longest; every id is as likely, since no op's work depends on it."""
+    """Random ids, 15 % of them masked, packed and padded to the longest; every id is as likely,
+    since no op's work depends on it.
+    """
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(vocab_size, (lengths.tokens,), generator=draw)
-    masked = torch.randperm(lengths.tokens, generator=draw)[: masked_count(lengths.tokens)].sort().values
+    masked = (
+        torch.randperm(lengths.tokens, generator=draw)[: masked_count(lengths.tokens)].sort().values
+    )
     labels = torch.randint(vocab_size, masked.shape, generator=draw)
     packed = PackedBatch(
         input_ids=ids,
@@ -64,7 +71,10 @@ def make_batch(lengths: Lengths, vocab_size: int, device: str) -> Batch:
         masked_labels=labels,
     ).to(torch.device(device))
     real, rows = lengths.mask("cpu"), lengths.rows("cpu")
-    padded_ids, padded_labels = torch.zeros(real.numel(), dtype=torch.long), torch.full((real.numel(),), -100)
+    padded_ids, padded_labels = (
+        torch.zeros(real.numel(), dtype=torch.long),
+        torch.full((real.numel(),), -100),
+    )
     padded_ids[rows] = ids
     padded_labels[rows[masked]] = labels
     padded = {
@@ -77,14 +87,20 @@ def make_batch(lengths: Lengths, vocab_size: int, device: str) -> Batch:
 
 
 def case(setup: Setup, *, attentions: tuple[str, ...] = ("eager", "sdpa")) -> Case:
-    """Forward, backward and optimizer, against transformers with each of these attentions, and compiled."""
+    """Forward, backward and optimizer, against transformers with each of these attentions, and
+    compiled.
+    """
     config, lengths = setup.config, setup.lengths
     batch = make_batch(lengths, config.vocab_size, setup.device)
     masked = masked_count(lengths.tokens)
     torch._dynamo.reset()
     ours = our_side(config, batch, setup.dtype, setup.device)
-    peers, missing = peer_sides(config, batch, setup.dtype, setup.device, attentions, setup.compiled)
-    ops = floors.step_ops(config, lengths, masked, BertForMaskedLM(config).num_parameters(), setup.itemsize)
+    peers, missing = peer_sides(
+        config, batch, setup.dtype, setup.device, attentions, setup.compiled
+    )
+    ops = floors.step_ops(
+        config, lengths, masked, BertForMaskedLM(config).num_parameters(), setup.itemsize
+    )
     floor = sum(ops.values(), floors.Floor(0, 0))
     return Case(
         "step",
@@ -105,7 +121,9 @@ def case(setup: Setup, *, attentions: tuple[str, ...] = ("eager", "sdpa")) -> Ca
 
 
 def our_side(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device: str) -> Side:
-    """The step of `bertfast pretrain`: in bfloat16 the weights are bfloat16 and the optimizer updates float32 masters."""
+    """The step of `bertfast pretrain`: in bfloat16 the weights are bfloat16 and the optimizer
+    updates float32 masters.
+    """
     torch.manual_seed(0)
     model = BertForMaskedLM(config).to(device).train()
     masters = Masters(model, "bf16" if dtype == torch.bfloat16 else "fp32")
@@ -130,7 +148,9 @@ def our_side(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device: st
 
 
 def graph_sides(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device: str) -> list[Side]:
-    """On a GPU, the same step as `bertfast pretrain` sends it by default: one CUDA graph, gradients clipped. It gives no gradients to compare."""
+    """On a GPU, the same step as `bertfast pretrain` sends it by default: one CUDA graph, gradients
+    clipped. It gives no gradients to compare.
+    """
     if device != "cuda":
         return []
     torch.manual_seed(0)
@@ -149,25 +169,41 @@ def graph_sides(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device:
 
 
 def peer_sides(
-    config: EncoderConfig, batch: Batch, dtype: torch.dtype, device: str, attentions: tuple[str, ...], compiled: bool
+    config: EncoderConfig,
+    batch: Batch,
+    dtype: torch.dtype,
+    device: str,
+    attentions: tuple[str, ...],
+    compiled: bool,
 ) -> tuple[list[Side], dict[str, str]]:
-    """transformers' BertForMaskedLM with each of its attentions, and the last one compiled; in bfloat16 under autocast, and with bfloat16 weights.
+    """transformers' BertForMaskedLM with each of its attentions, and the last one compiled; in
+    bfloat16 under autocast, and with bfloat16 weights.
 
-    Weights in bfloat16 have no float32 masters, so small updates are lost; the side is there because it is fast.
+    Weights in bfloat16 have no float32 masters, so small updates are lost; the side is there
+    because it is fast.
     """
     try:
         import transformers
     except ImportError as error:
         return [], {"transformers": reason(error)}
     casts = ["autocast", "bfloat16 weights"] if dtype == torch.bfloat16 else [""]
-    variants = [(attention, False) for attention in attentions] + ([(attentions[-1], True)] if compiled else [])
+    variants = [(attention, False) for attention in attentions] + (
+        [(attentions[-1], True)] if compiled else []
+    )
     sides, missing = [], {}
     for cast in casts:
         for attention, is_compiled in variants:
-            name = f"transformers {attention}" + (", compiled" if is_compiled else "") + (f", {cast}" if cast else "")
+            name = (
+                f"transformers {attention}"
+                + (", compiled" if is_compiled else "")
+                + (f", {cast}" if cast else "")
+            )
             try:
-                side = _peer(transformers, config, batch, device, name, attention, is_compiled, cast)
-            except Exception as error:  # a compiler fails in many ways; the record says how, and the other peers remain
+                side = _peer(
+                    transformers, config, batch, device, name, attention, is_compiled, cast
+                )
+            # a compiler fails in many ways; the record says how, and the other peers remain
+            except Exception as error:
                 missing[name] = reason(error)
             else:
                 sides.append(side)
@@ -190,8 +226,12 @@ def _peer(
     shape._attn_implementation = attention
     model = transformers.BertForMaskedLM(shape)
     wanted = {name for name, _ in model.named_parameters()}
-    model.load_state_dict({name: value for name, value in ours.state_dict().items() if name in wanted}, strict=False)
-    model = model.to(device, torch.bfloat16 if cast == "bfloat16 weights" else torch.float32).train()
+    model.load_state_dict(
+        {name: value for name, value in ours.state_dict().items() if name in wanted}, strict=False
+    )
+    model = model.to(
+        device, torch.bfloat16 if cast == "bfloat16 weights" else torch.float32
+    ).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     forward = torch.compile(model) if is_compiled else model
     padded = dict(batch.padded)
@@ -215,7 +255,8 @@ def _peer(
 
     differentiate()  # compiles, or fails, now
     _clear(model.parameters())
-    # The compiled model's parameters are the plain one's: it is compared without compiling it a second time for evaluation.
+    # The compiled model's parameters are the plain one's: it is compared without compiling it a
+    # second time for evaluation.
     return Side(name, "peer", step, None if is_compiled else _probe(model, differentiate, config))
 
 

@@ -1,7 +1,8 @@
 """How sides are timed against one another.
 
-All sides of a case run in turn, round after round, in one process, so that a drift of the machine meets them alike; ratios are taken
-within a round. A sample is as many calls as fill a few milliseconds. A GPU's queue is drained at the end of a sample, not of a call.
+All sides of a case run in turn, round after round, in one process, so that a drift of the machine
+meets them alike; ratios are taken within a round. A sample is as many calls as fill a few
+milliseconds. A GPU's queue is drained at the end of a sample, not of a call.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ class Side:
 
     Attributes:
         name: as the tables show it.
-        kind: "ours" (what a user of bertfast gets), "backend" (another backend of ours), "peer", or "floor" (work that nobody can skip).
+        kind: "ours" (what a user of bertfast gets), "backend" (another backend of ours), "peer", or
+            "floor" (work that nobody can skip).
         run: does the work once; may return the seconds of a part of it.
-        probe: what the work computes, dropouts left out, to compare with the other sides; None where there is nothing to compare (a floor).
+        probe: what the work computes, dropouts left out, to compare with the other sides; None
+            where there is nothing to compare (a floor).
     """
 
     name: str
@@ -69,8 +72,12 @@ def take_sample(side: Side, samples: Samples, device: str) -> None:
         samples.part_seconds.append(sum(parts) / samples.calls)
 
 
-def prepare(sides: list[Side], device: str, budget: float, quick: bool) -> tuple[dict[str, Samples], int]:
-    """Warms every side up; returns their empty samples with the calls to a sample, and how many rounds fit ``budget`` seconds."""
+def prepare(
+    sides: list[Side], device: str, budget: float, quick: bool
+) -> tuple[dict[str, Samples], int]:
+    """Warms every side up; returns their empty samples with the calls to a sample, and how many
+    rounds fit ``budget`` seconds.
+    """
     samples, round_seconds = {}, 0.0
     for side in sides:
         side.run()  # compilers and caches
@@ -97,7 +104,9 @@ def race(sides: list[Side], samples: dict[str, Samples], rounds: int, device: st
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    low, middle, high = (
+        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    )
     return {"median": middle, "low": low, "high": high}
 
 
@@ -107,16 +116,22 @@ def is_noisy(values: dict[str, float]) -> bool:
 
 
 def summarize(samples: dict[str, Samples]) -> dict[str, Any]:
-    """The sides' medians and spreads, and each one's ratio to ours, round by round (above 1: ours is faster)."""
+    """The sides' medians and spreads, and each one's ratio to ours, round by round (above 1: ours
+    is faster).
+    """
     ours = next(s for s in samples.values() if s.kind == "ours")
     sides = {}
     for name, side in samples.items():
         entry: dict[str, Any] = {"kind": side.kind, "calls": side.calls, **spread(side.seconds)}
         entry["noisy"] = is_noisy(entry)
-        entry["ratio"] = spread([theirs / own for theirs, own in zip(side.seconds, ours.seconds, strict=True)])
+        entry["ratio"] = spread(
+            [theirs / own for theirs, own in zip(side.seconds, ours.seconds, strict=True)]
+        )
         if side.part_seconds and ours.part_seconds:
             pairs = zip(side.part_seconds, ours.part_seconds, strict=True)
-            entry["part"] = spread(side.part_seconds) | {"ratio": spread([theirs / own for theirs, own in pairs])}
+            entry["part"] = spread(side.part_seconds) | {
+                "ratio": spread([theirs / own for theirs, own in pairs])
+            }
             entry["part_seconds"] = side.part_seconds
         entry["peak_bytes"] = side.peak_bytes
         entry["seconds"] = side.seconds
@@ -125,7 +140,9 @@ def summarize(samples: dict[str, Samples]) -> dict[str, Any]:
 
 
 def relative_error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
-    """‖actual - expected‖ / ‖expected‖ of the worst of the tensors; NaN and another shape count as infinite."""
+    """‖actual - expected‖ / ‖expected‖ of the worst of the tensors; NaN and another shape count as
+    infinite.
+    """
     worst = 0.0
     for a, e in zip(actual, expected, strict=True):
         if a.shape != e.shape:

@@ -1,4 +1,6 @@
-"""Packed pretraining batches, each a function of (seed, epoch, step) alone, so that a resume needs no loader state."""
+"""Packed pretraining batches, each a function of (seed, epoch, step) alone, so that a resume needs
+no loader state.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.objectives import Spans, document_spans, mask_tokens, mlm, most_masked, ordered_pairs, rtd, sentence_pairs
+from bertfast.objectives import (
+    Spans,
+    document_spans,
+    mask_tokens,
+    mlm,
+    most_masked,
+    ordered_pairs,
+    rtd,
+    sentence_pairs,
+)
 from bertfast.packed import Budget, PackedBatch
 
 from .store import TokenStore
 from .tokenizer import SpecialIds
 
-# How each objective cuts the corpus: pairs of segments, or (RTD and distillation take what masked-LM alone does) single ones.
+# How each objective cuts the corpus: pairs of segments, or (RTD and distillation take what
+# masked-LM alone does) single ones.
 CUTS = {
     "mlm": document_spans,
     "mlm+nsp": sentence_pairs,
@@ -36,11 +48,13 @@ _SPANS, _ORDER, _MASK = range(3)
 class Batches:
     """The endless run of a corpus's training batches.
 
-    An epoch is one pass over the corpus, its examples shuffled and gathered into batches of at most ``batch_tokens`` tokens; no sequence is cut
-    between batches. With dynamic masking each epoch cuts the corpus anew and hides other tokens; with static masking the examples
-    and what is hidden in them are those of the first epoch, in another order. Tokens are hidden on ``device``, where the batches come out,
-    the same ones on each: single ones, whole words or spans of words. These need ``continues`` (vocab,), from
-    `words.continuations`; a sentence starts a word whatever its first token.
+    An epoch is one pass over the corpus, its examples shuffled and gathered into batches of at most
+    ``batch_tokens`` tokens; no sequence is cut between batches. With dynamic masking each epoch
+    cuts the corpus anew and hides other tokens; with static masking the examples and what is hidden
+    in them are those of the first epoch, in another order. Tokens are hidden on ``device``, where
+    the batches come out, the same ones on each: single ones, whole words or spans of words. These
+    need ``continues`` (vocab,), from `words.continuations`; a sentence starts a word whatever its
+    first token.
 
     Raises:
         BertfastError: an option out of range, or a corpus that the objective cannot use.
@@ -61,17 +75,28 @@ class Batches:
         continues: NDArray[np.bool_] | None = None,
     ) -> None:
         if objective not in OBJECTIVES:
-            raise BertfastError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
+            raise BertfastError(
+                f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}"
+            )
         if masking not in MASKINGS:
             raise BertfastError(f"masking is {masking!r}; it must be one of {', '.join(MASKINGS)}")
         if mask_unit not in MASK_UNITS:
-            raise BertfastError(f"mask-unit is {mask_unit!r}; it must be one of {', '.join(MASK_UNITS)}")
+            raise BertfastError(
+                f"mask-unit is {mask_unit!r}; it must be one of {', '.join(MASK_UNITS)}"
+            )
         if mask_unit != "token" and continues is None:
-            raise BertfastError(f"mask-unit is {mask_unit!r}, which needs to be told which tokens continue a word")
-        self.continues, self.hides_spans = None if mask_unit == "token" else continues, mask_unit == "span"
+            raise BertfastError(
+                f"mask-unit is {mask_unit!r}, which needs to be told which tokens continue a word"
+            )
+        self.continues, self.hides_spans = (
+            None if mask_unit == "token" else continues,
+            mask_unit == "span",
+        )
         self.cut = CUTS[objective]
         self.shares = (
-            (rtd.MASKED_SHARE, rtd.RANDOM_SHARE) if objective == "rtd" else (mlm.MASKED_SHARE, mlm.RANDOM_SHARE)
+            (rtd.MASKED_SHARE, rtd.RANDOM_SHARE)
+            if objective == "rtd"
+            else (mlm.MASKED_SHARE, mlm.RANDOM_SHARE)
         )
         self.pairs = self.cut is not document_spans
         self.frame = special.pair if self.pairs else special.single
@@ -82,7 +107,12 @@ class Batches:
             raise BertfastError(
                 f"batch-tokens is {batch_tokens} and seq-len {seq_len}; a batch must hold a whole sequence"
             )
-        self.store, self.special, self.seed, self.device = store, special, seed, torch.device(device)
+        self.store, self.special, self.seed, self.device = (
+            store,
+            special,
+            seed,
+            torch.device(device),
+        )
         self.seq_len, self.batch_tokens, self.static = seq_len, batch_tokens, masking == "static"
         self.is_special = torch.zeros(vocab_size, dtype=torch.bool)
         self.is_special[list(special.all)] = True
@@ -91,7 +121,9 @@ class Batches:
         self.planned: tuple[int, Plan] | None = None  # the last plan and its epoch
 
     def _rng(self, purpose: int, *parts: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed % 2**64, purpose, *parts])))
+        return np.random.Generator(
+            np.random.Philox(np.random.SeedSequence([self.seed % 2**64, purpose, *parts]))
+        )
 
     def plan(self, epoch: int) -> Plan:
         """An epoch's examples, and the rows of them that make each of its batches."""
@@ -114,15 +146,22 @@ class Batches:
         return spans, batches
 
     def budget(self) -> Budget:
-        """Sizes to pad batches to: all of the first epoch's fit, and with a sixteenth to spare other epochs' too but for rare ones."""
+        """Sizes to pad batches to: all of the first epoch's fit, and with a sixteenth to spare
+        other epochs' too but for rare ones.
+        """
         spans, batches = self.plan(0)
         masked = most_masked(spans.tokens)
-        largest = max(len(rows) for rows in batches), max(int(masked[rows].sum()) for rows in batches)
+        largest = (
+            max(len(rows) for rows in batches),
+            max(int(masked[rows].sum()) for rows in batches),
+        )
         sequences, predicted = (size + max(size // 16, 8) for size in largest)
         return Budget(self.batch_tokens, sequences, predicted, self.seq_len)
 
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, PackedBatch]]:
-        """(epoch, batch) of step ``start_step`` and every later one; the same from wherever it starts."""
+        """(epoch, batch) of step ``start_step`` and every later one; the same from wherever it
+        starts.
+        """
         epoch, skip = 0, start_step
         while True:
             spans, batches = self.plan(epoch)
@@ -138,17 +177,26 @@ class Batches:
         segments: list[NDArray[np.int64]] = []
         lengths = []
         for a0, a1, b0, b1 in zip(
-            *(column[rows].tolist() for column in (spans.a_start, spans.a_end, spans.b_start, spans.b_end)), strict=True
+            *(
+                column[rows].tolist()
+                for column in (spans.a_start, spans.a_end, spans.b_start, spans.b_end)
+            ),
+            strict=True,
         ):
             pieces += self.frame.around(ids[a0:a1], ids[b0:b1])
-            starts += self.frame.around(self._word_starts(a0, a1), self._word_starts(b0, b1), special=[True])
+            starts += self.frame.around(
+                self._word_starts(a0, a1), self._word_starts(b0, b1), special=[True]
+            )
             segments.append(self.frame.segment_ids(a1 - a0, b1 - b0))
             lengths.append(a1 - a0 + b1 - b0 + self.added)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         position_ids = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
-        # A token's bits are a function of (seed, epoch, example, position), and under static masking of all but the epoch.
+        # A token's bits are a function of (seed, epoch, example, position), and under static
+        # masking of all but the epoch.
         counters = np.repeat(rows << 32, lengths) + position_ids
-        seed = int(self._rng(_MASK, *(() if self.static else (epoch,))).integers(-(2**63), 2**63 - 1))
+        seed = int(
+            self._rng(_MASK, *(() if self.static else (epoch,))).integers(-(2**63), 2**63 - 1)
+        )
         tokens, cu_seqlens = self._tensor(np.concatenate(pieces)), self._tensor(bounds).int()
         hidden, positions, labels = mask_tokens(
             tokens,

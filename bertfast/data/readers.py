@@ -19,7 +19,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 text stream of a file or of the gzip of one, told by its first bytes; a byte-order mark is dropped.
+    """A UTF-8 text stream of a file or of the gzip of one, told by its first bytes; a byte-order
+    mark is dropped.
 
     Raises:
         BertfastError: the file is missing, a folder, empty, not to be read, or not text.
@@ -83,7 +84,9 @@ def _plain_documents(path: Path) -> Iterator[list[str]]:
         document: list[str] = []
         for line in stream:
             if "\0" in line:
-                raise BertfastError(f"{path}: is a binary file (a zero byte); text in UTF-8 is wanted")
+                raise BertfastError(
+                    f"{path}: is a binary file (a zero byte); text in UTF-8 is wanted"
+                )
             if line := line.strip():
                 document.append(line)
             elif document:
@@ -108,7 +111,8 @@ def _json_documents(path: Path, text_field: str) -> Iterator[list[str]]:
 def read_documents(paths: Iterable[str | Path], text_field: str = "text") -> Iterator[list[str]]:
     """The documents of these files in order, each a list of lines with something on them.
 
-    In plain text a blank line stands between documents; in JSON lines each record's ``text_field`` is a document.
+    In plain text a blank line stands between documents; in JSON lines each record's ``text_field``
+    is a document.
 
     Raises:
         BertfastError: a file that cannot be used, or one with no text in it.

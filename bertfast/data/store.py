@@ -1,4 +1,6 @@
-"""The token store: a corpus as flat ids with sentence and document boundaries, in files that are mapped, not read."""
+"""The token store: a corpus as flat ids with sentence and document boundaries, in files that are
+mapped, not read.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from bertfast.errors import BertfastError
 
 from .readers import read_documents
 
-# A line is cut into sentences after end punctuation and a space; a corpus of one paragraph a line gets several segments so.
+# A line is cut into sentences after end punctuation and a space; a corpus of one paragraph a line
+# gets several segments so.
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 LINES_AT_A_TIME = 4096
 
@@ -55,7 +58,8 @@ class TokenStore:
         text_field: str = "text",
         on_progress: Callable[[int], None] | None = None,
     ) -> TokenStore:
-        """Tokenises the files into ``folder``, or opens what an earlier run with the same files and tokenizer put there.
+        """Tokenises the files into ``folder``, or opens what an earlier run with the same files and
+        tokenizer put there.
 
         Args:
             paths: of the text, as `read_documents` takes them.
@@ -125,14 +129,17 @@ class TokenStore:
                 f"{folder}: holds no whole token store ({error}); delete it to have it made again"
             ) from error
         if sentences[-1] != len(ids) or documents[-1] != len(sentences) - 1:
-            raise BertfastError(f"{folder}: the token store is cut short; delete it to have it made again")
+            raise BertfastError(
+                f"{folder}: the token store is cut short; delete it to have it made again"
+            )
         return cls(ids, sentences, documents)
 
 
 def _batches(documents: Iterator[list[str]], size: int) -> Iterator[list[list[str]]]:
     """Documents cut into sentences, gathered until there are ``size`` sentences.
 
-    A sentence has the space before it that it has in running text: to a byte-level BPE it is part of the first word.
+    A sentence has the space before it that it has in running text: to a byte-level BPE it is part
+    of the first word.
     """
     batch: list[list[str]] = []
     count = 0

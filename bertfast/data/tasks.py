@@ -46,7 +46,8 @@ def read_task(
         require_labels: False leaves labels out, unless ``label_column`` asks for them.
 
     Raises:
-        BertfastError: a file that cannot be used, no such column, a row with too few fields, or no rows.
+        BertfastError: a file that cannot be used, no such column, a row with too few fields, or no
+            rows.
     """
     path = Path(path)
     rows = _json_rows(path) if is_json(path) else _table_rows(path)
@@ -54,7 +55,9 @@ def read_task(
     wanted_label = label_column or LABEL_COLUMN
     for line, row in rows:
         if not examples:
-            text = text_column or next((name for name in TEXT_COLUMNS if name in row), TEXT_COLUMNS[0])
+            text = text_column or next(
+                (name for name in TEXT_COLUMNS if name in row), TEXT_COLUMNS[0]
+            )
             needed = [text, *([pair_column] if pair_column else [])]
             labelled = require_labels or label_column is not None
             needed += [wanted_label] if labelled else []
@@ -84,7 +87,13 @@ def _suffix(path: Path) -> str:
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     for line, record in read_json_lines(path):
-        yield line, {name: value if isinstance(value, str) else _plain(value) for name, value in record.items()}
+        yield (
+            line,
+            {
+                name: value if isinstance(value, str) else _plain(value)
+                for name, value in record.items()
+            },
+        )
 
 
 def _plain(value: object) -> str:
@@ -107,7 +116,9 @@ def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             header = next(reader, [])
             repeated = sorted({name for name in header if header.count(name) > 1})
             if repeated:
-                raise BertfastError(f"{path}: the header names {', '.join(map(repr, repeated))} more than once")
+                raise BertfastError(
+                    f"{path}: the header names {', '.join(map(repr, repeated))} more than once"
+                )
             for row in reader:
                 if not row:
                     continue
@@ -144,7 +155,9 @@ def label_names(examples: Sequence[Example]) -> list[str]:
     return sorted(names, key=order)
 
 
-def encode_labels(examples: Sequence[Example], label2id: dict[str, int], source: str | Path) -> list[int]:
+def encode_labels(
+    examples: Sequence[Example], label2id: dict[str, int], source: str | Path
+) -> list[int]:
     """Each example's label number.
 
     Raises:
@@ -168,8 +181,12 @@ class Encoded:
     truncated: bool
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str | None], max_length: int) -> list[Encoded]:
-    """Each text, or text and pair, as the tokenizer frames it, of ``max_length`` tokens at most; of a pair the longer text is cut."""
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str | None], max_length: int
+) -> list[Encoded]:
+    """Each text, or text and pair, as the tokenizer frames it, of ``max_length`` tokens at most; of
+    a pair the longer text is cut.
+    """
     special = SpecialIds(tokenizer)
     firsts = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     seconds = tokenizer.encode_batch_fast([pair or "" for pair in pairs], add_special_tokens=False)

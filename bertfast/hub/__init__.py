@@ -1,6 +1,14 @@
 """Hugging Face folders in and out."""
 
-from .checkpoint import load, load_config, load_weights, make_folder, read_weights, save_pretrained, write_atomically
+from .checkpoint import (
+    load,
+    load_config,
+    load_weights,
+    make_folder,
+    read_weights,
+    save_pretrained,
+    write_atomically,
+)
 from .tokenizer import check_tokenizer_fits, load_tokenizer
 
 __all__ = [

@@ -1,7 +1,8 @@
-"""Live models of `transformers` on our encoder: the forward of each base model of the family is exchanged in place, its parameters are used as they are.
+"""Live models of `transformers` on our encoder: the forward of each base model of the family is
+exchanged in place, its parameters are used as they are.
 
-Nothing is registered with the modules, so parameters, names and checkpoints stay what they were. A call that our encoder cannot serve goes to the original
-forward, and the first of its kind says so.
+Nothing is registered with the modules, so parameters, names and checkpoints stay what they were. A
+call that our encoder cannot serve goes to the original forward, and the first of its kind says so.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class _Member:
         folder: of its modelling file.
         name: of its class.
         output: the class of what it returns.
-        dropouts: of the embeddings: paths and the fields of our configuration that stand for their rates.
+        dropouts: of the embeddings: paths and the fields of our configuration that stand for their
+            rates.
         block_dropouts: the same below a layer.
         activation: path of a layer's activation.
     """
@@ -55,7 +57,11 @@ class _Member:
 
 
 _EMBEDDINGS = {"embeddings.dropout": _HIDDEN}
-_BLOCK = {"attention.self.dropout": _ATTENTION, "attention.output.dropout": _HIDDEN, "output.dropout": _HIDDEN}
+_BLOCK = {
+    "attention.self.dropout": _ATTENTION,
+    "attention.output.dropout": _HIDDEN,
+    "output.dropout": _HIDDEN,
+}
 _POOLED = "BaseModelOutputWithPoolingAndCrossAttentions"
 _MEMBERS = {
     "bert": _Member("bert", "BertModel", _POOLED, _EMBEDDINGS, _BLOCK),
@@ -77,7 +83,9 @@ _MEMBERS = {
         {"attention.dropout": _ATTENTION, "ffn.dropout": _HIDDEN},
         "ffn.activation",
     ),
-    "electra": _Member("electra", "ElectraModel", "BaseModelOutputWithPastAndCrossAttentions", _EMBEDDINGS, _BLOCK),
+    "electra": _Member(
+        "electra", "ElectraModel", "BaseModelOutputWithPastAndCrossAttentions", _EMBEDDINGS, _BLOCK
+    ),
     "deberta-v2": _Member(
         "deberta_v2",
         "DebertaV2Model",
@@ -96,7 +104,8 @@ _MEMBERS = {
 }
 _KINDS = {(member.home, member.name): kind for kind, member in _MEMBERS.items()}
 
-# Arguments of the base models that our encoder takes, and those that mean nothing to an encoder of padded input.
+# Arguments of the base models that our encoder takes, and those that mean nothing to an encoder of
+# padded input.
 _SERVED = {
     "input_ids",
     "attention_mask",
@@ -120,30 +129,44 @@ _LABELS = ("labels", "start_positions")  # of a head, of which a loss follows
 _HEAD_FIELDS = ("tie_word_embeddings", "id2label", "label2id", "num_labels", "problem_type")
 _HEAD_PREFIXES = ("classifier_", "summary_", "pooler_")
 # Heads of `transformers` that read each token by itself, none the first in particular.
-_PER_TOKEN_HEADS = ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering", "ElectraForPreTraining")
-# Hooks of adapter libraries and of `transformers` itself that a packed call may leave out, or run on a leaf.
+_PER_TOKEN_HEADS = (
+    "ForMaskedLM",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ElectraForPreTraining",
+)
+# Hooks of adapter libraries and of `transformers` itself that a packed call may leave out, or run
+# on a leaf.
 _KNOWN_HOOKS = ("make_inputs_require_grad", "output_capturing_hook")
 
 
 def accelerate(model: Any) -> Any:
-    """Runs the encoders in a live model of `transformers` with bertfast's kernels, in place, for inference and training; returns the model.
+    """Runs the encoders in a live model of `transformers` with bertfast's kernels, in place, for
+    inference and training; returns the model.
 
-    Served are BERT (MiniLM too), RoBERTa, XLM-RoBERTa, ALBERT, DistilBERT, ELECTRA, DeBERTa v2 and v3 and ModernBERT, wherever their base models stand
-    below ``model``: in one with a task head, a `peft.PeftModel`, a `sentence_transformers.SentenceTransformer`. Parameters, their names and what
-    `save_pretrained` writes stay as they are, so an optimizer that holds the parameters keeps working. `restore` undoes it.
+    Served are BERT (MiniLM too), RoBERTa, XLM-RoBERTa, ALBERT, DistilBERT, ELECTRA, DeBERTa v2 and
+    v3 and ModernBERT, wherever their base models stand below ``model``: in one with a task head, a
+    `peft.PeftModel`, a `sentence_transformers.SentenceTransformer`. Parameters, their names and
+    what `save_pretrained` writes stay as they are, so an optimizer that holds the parameters keeps
+    working. `restore` undoes it.
 
-    Outputs are those of the original but at padding, where they are zeros, unless a head or its loss reads them. A call that cannot be served (attention
-    weights are wanted, masks between pairs of tokens, caches, hooks on inner modules, ...) runs the original, which a warning says once. Dropout in
-    training has the rates of the model's `torch.nn.Dropout` modules and other random bits than the original.
+    Outputs are those of the original but at padding, where they are zeros, unless a head or its
+    loss reads them. A call that cannot be served (attention weights are wanted, masks between pairs
+    of tokens, caches, hooks on inner modules, ...) runs the original, which a warning says once.
+    Dropout in training has the rates of the model's `torch.nn.Dropout` modules and other random
+    bits than the original.
 
     Args:
         model: any `torch.nn.Module`.
 
     Raises:
-        BertfastError: no encoder in it can be served. Where only some can, a warning names the others and why.
+        BertfastError: no encoder in it can be served. Where only some can, a warning names the
+            others and why.
     """
     if not isinstance(model, nn.Module):
-        raise BertfastError(f"accelerate takes a model of transformers (a torch.nn.Module); this is a {type(model)}")
+        raise BertfastError(
+            f"accelerate takes a model of transformers (a torch.nn.Module); this is a {type(model)}"
+        )
     served, refused = 0, []
     for name, module in list(model.named_modules()):
         kind = _kind(module)
@@ -160,7 +183,9 @@ def accelerate(model: Any) -> Any:
     if not served:
         supported = ", ".join(member.name for member in _MEMBERS.values())
         found = "; ".join(refused) or f"no base model of the family in this {type(model).__name__}"
-        raise BertfastError(f"nothing to accelerate: {found}. Supported are transformers' {supported}")
+        raise BertfastError(
+            f"nothing to accelerate: {found}. Supported are transformers' {supported}"
+        )
     if refused:
         warnings.warn(f"bertfast leaves untouched {'; '.join(refused)}", stacklevel=2)
     _attach_heads(model)
@@ -168,7 +193,9 @@ def accelerate(model: Any) -> Any:
 
 
 def restore(model: Any) -> Any:
-    """Gives every module below ``model`` that `accelerate` changed its own forward back; returns the model."""
+    """Gives every module below ``model`` that `accelerate` changed its own forward back; returns
+    the model.
+    """
     for module in model.modules():
         state = module.__dict__.get(_STATE)
         if state is None:
@@ -202,15 +229,21 @@ def _own_forward(module: nn.Module) -> str | None:
 
 
 def _exchange(module: nn.Module, state: _Base | _Head, make: Callable[[Any], Any]) -> None:
-    """Puts our forward before the class's. As a bound method it is copied with the module; pickled, it gives the class's own."""
+    """Puts our forward before the class's. As a bound method it is copied with the module; pickled,
+    it gives the class's own.
+    """
     state.previous = module.__dict__.get("forward")
     object.__setattr__(module, _STATE, state)
     object.__setattr__(module, "forward", MethodType(make(type(module).forward), module))
-    object.__setattr__(module, "_replicate_for_data_parallel", MethodType(_replicate_for_data_parallel, module))
+    object.__setattr__(
+        module, "_replicate_for_data_parallel", MethodType(_replicate_for_data_parallel, module)
+    )
 
 
 def _is_exchanged(module: nn.Module) -> bool:
-    """Whether our forward is in place; someone may have put another before it, and pickling drops it."""
+    """Whether our forward is in place; someone may have put another before it, and pickling drops
+    it.
+    """
     if _STATE not in module.__dict__:
         return False
     make = _base_forward if _is_base(module) else _head_forward
@@ -218,7 +251,9 @@ def _is_exchanged(module: nn.Module) -> bool:
 
 
 def _replicate_for_data_parallel(module: nn.Module) -> nn.Module:
-    """`torch.nn.DataParallel` copies instance attributes as they are: our forward would run on the first device's weights."""
+    """`torch.nn.DataParallel` copies instance attributes as they are: our forward would run on the
+    first device's weights.
+    """
     replica = type(module)._replicate_for_data_parallel(module)
     for name in ("forward", "_replicate_for_data_parallel", _STATE):
         replica.__dict__.pop(name, None)
@@ -240,7 +275,9 @@ def _base_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _serve(state: _Base, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _serve(
+    state: _Base, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """What the base model returns to these arguments; None for the original to run."""
     given = _by_name(original, args, kwargs)
     if given is None:
@@ -255,7 +292,9 @@ def _serve(state: _Base, original: Callable[..., Any], args: tuple[Any, ...], kw
 
 @cache
 def _head_forward(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of a model with a head: the original's, after a word to its encoder on what the loss reads."""
+    """The forward of a model with a head: the original's, after a word to its encoder on what the
+    loss reads.
+    """
     announce = torch.compiler.disable(_announce)
     names, _ = _parameters(original)
     before = min(names.index(name) for name in _LABELS if name in names)
@@ -263,7 +302,9 @@ def _head_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.__dict__.get(_STATE)
-        if state is not None and (len(args) > before or any(kwargs.get(name) is not None for name in _LABELS)):
+        if state is not None and (
+            len(args) > before or any(kwargs.get(name) is not None for name in _LABELS)
+        ):
             announce(self, original, args, kwargs)
         if state is None or state.previous is None:
             return original(self, *args, **kwargs)
@@ -272,7 +313,9 @@ def _head_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _announce(head: nn.Module, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _announce(
+    head: nn.Module, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """Tells the encoders below whether the loss of this call is of outputs at padding too."""
     given = _by_name(original, args, kwargs)
     reads = given is not None and _loss_reads_padding(head, given)
@@ -289,8 +332,12 @@ def _parameters(function: Callable[..., Any]) -> tuple[tuple[str, ...], bool]:
     return names, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _by_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """The arguments of a call by name; None where the call is in error, which the original then says."""
+def _by_name(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The arguments of a call by name; None where the call is in error, which the original then
+    says.
+    """
     names, open_ended = _parameters(function)
     positional = dict(zip(names, args, strict=False))
     wrong = len(args) > len(names) or positional.keys() & kwargs.keys()
@@ -314,7 +361,9 @@ class _Head:
 
 
 def _attach_heads(model: nn.Module) -> None:
-    """Tells each encoder whether the modules right above it read its first column, and has them announce what their losses read."""
+    """Tells each encoder whether the modules right above it read its first column, and has them
+    announce what their losses read.
+    """
     above: dict[_Base, list[nn.Module]] = {
         module.__dict__[_STATE]: [] for module in model.modules() if _is_base(module)
     }
@@ -322,24 +371,36 @@ def _attach_heads(model: nn.Module) -> None:
         bases = [child.__dict__[_STATE] for child in module.children() if _is_base(child)]
         for base in bases:
             above[base].append(module)
-        if bases and set(_LABELS) & set(_parameters(type(module).forward)[0]) and not _is_exchanged(module):
+        if (
+            bases
+            and set(_LABELS) & set(_parameters(type(module).forward)[0])
+            and not _is_exchanged(module)
+        ):
             _exchange(module, _Head(), _head_forward)
     for base, heads in above.items():
         base.head_reads_first = not heads or not all(_is_per_token(type(head)) for head in heads)
 
 
 def _is_per_token(head: type[nn.Module]) -> bool:
-    return head.__module__.startswith("transformers.models.") and head.__name__.endswith(_PER_TOKEN_HEADS)
+    return head.__module__.startswith("transformers.models.") and head.__name__.endswith(
+        _PER_TOKEN_HEADS
+    )
 
 
 def _loss_reads_padding(head: nn.Module, given: dict[str, Any]) -> bool:
-    """Whether a head's loss is of outputs at padding too: a span's softmax runs over them, and a label may stand there."""
+    """Whether a head's loss is of outputs at padding too: a span's softmax runs over them, and a
+    label may stand there.
+    """
     mask, labels = given.get("attention_mask"), given.get("labels")
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return False
     if given.get("start_positions") is not None and given.get("end_positions") is not None:
         return True
-    if not isinstance(labels, Tensor) or labels.shape != mask.shape or type(head).__name__ == "ElectraForPreTraining":
+    if (
+        not isinstance(labels, Tensor)
+        or labels.shape != mask.shape
+        or type(head).__name__ == "ElectraForPreTraining"
+    ):
         return False
     return bool(((labels != IGNORE_INDEX) & (mask == 0).to(labels.device)).any())
 
@@ -368,19 +429,30 @@ class _Base:
         try:
             config = _config(self.base, self.kind)
             self.trouble = _misfit(self.base, config)
-        except (BertfastError, AttributeError) as error:  # the latter of a module that is not where it should be
+        except (
+            BertfastError,
+            AttributeError,
+        ) as error:  # the latter of a module that is not where it should be
             self.trouble = str(error)
         if self.trouble is None:
             self._config = config
             self.encoder = Encoder(config, self.base)
-            self._dropouts = [(View(self.base, {path: path}), path, name) for path, name in member.dropouts.items()]
-            blocks = {LAYOUTS[self.kind].block(index, config) for index in range(num_blocks(config))}
+            self._dropouts = [
+                (View(self.base, {path: path}), path, name)
+                for path, name in member.dropouts.items()
+            ]
+            blocks = {
+                LAYOUTS[self.kind].block(index, config) for index in range(num_blocks(config))
+            }
             for block in sorted(blocks):
                 root = self.base.get_submodule(block)
                 self._dropouts += [
-                    (View(root, {path: path}), path, name) for path, name in member.block_dropouts.items()
+                    (View(root, {path: path}), path, name)
+                    for path, name in member.block_dropouts.items()
                 ]
-            leaves = {f"{block}.{path}" for block in blocks for path in LAYOUTS[self.kind].parts.values()}
+            leaves = {
+                f"{block}.{path}" for block in blocks for path in LAYOUTS[self.kind].parts.values()
+            }
             leaves |= set(LAYOUTS[self.kind].encoder.values())
             for path, module in _inner(self.base, leaves):
                 if type(module).__module__ == member.home or isinstance(module, nn.ModuleList):
@@ -397,10 +469,15 @@ class _Base:
         if reason not in self._said:
             self._said.add(reason)
             name = type(self.base).__name__
-            warnings.warn(f"bertfast: the original forward of {name} runs where {reason}; said once", stacklevel=2)
+            warnings.warn(
+                f"bertfast: the original forward of {name} runs where {reason}; said once",
+                stacklevel=2,
+            )
 
     def _check(self, given: dict[str, Any]) -> tuple[Tensor | None, bool]:
-        """The mask, None where it hides nothing, and whether outputs at padding are wanted; raises `_Unserved`."""
+        """The mask, None where it hides nothing, and whether outputs at padding are wanted; raises
+        `_Unserved`.
+        """
         config = self.base.config
         loss_reads_padding, self.loss_reads_padding = self.loss_reads_padding, False
         if self._option(given, "output_attentions"):
@@ -412,7 +489,9 @@ class _Base:
             if getattr(config, name, False):
                 raise _Unserved(f"its config says {name}")
         self._check_modules()
-        ids, embeds, mask = (given.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask"))
+        ids, embeds, mask = (
+            given.get(name) for name in ("input_ids", "inputs_embeds", "attention_mask")
+        )
         first = ids if ids is not None else embeds
         if (
             (ids is None) == (embeds is None)
@@ -425,13 +504,23 @@ class _Base:
             value = given.get(name)
             if value is not None and tuple(value.shape) not in (shape, (1, shape[1]), shape[1:]):
                 raise _Unserved
-        ends_normed = not self._is_old_style and getattr(config, "tie_last_hidden_states", True) is not False
-        if self.kind == "modernbert" and not ends_normed and self._option(given, "output_hidden_states"):
+        ends_normed = (
+            not self._is_old_style and getattr(config, "tie_last_hidden_states", True) is not False
+        )
+        if (
+            self.kind == "modernbert"
+            and not ends_normed
+            and self._option(given, "output_hidden_states")
+        ):
             raise _Unserved("hidden states before the final norm are wanted")
         keep = False
         if mask is not None:
             if not isinstance(mask, Tensor) or mask.dim() != 2:
-                form = f"{mask.dim()} dimensions" if isinstance(mask, Tensor) else f"the type {type(mask).__name__}"
+                form = (
+                    f"{mask.dim()} dimensions"
+                    if isinstance(mask, Tensor)
+                    else f"the type {type(mask).__name__}"
+                )
                 raise _Unserved(f"attention_mask has {form}; served is (sequences, positions)")
             if tuple(mask.shape) not in (shape, (1, shape[1])):
                 raise _Unserved
@@ -446,7 +535,9 @@ class _Base:
         return mask, keep
 
     def _everyone_sees(self, mask: Tensor) -> bool:
-        """Whether what an output at padding is does not depend on the original's attention: some give the mean to what sees nothing, some zeros."""
+        """Whether what an output at padding is does not depend on the original's attention: some
+        give the mean to what sees nothing, some zeros.
+        """
         encoder_config = self.encoder.config
         if isinstance(encoder_config, DebertaV2Config):  # its padding sees nothing at all
             return True
@@ -456,7 +547,9 @@ class _Base:
         return bool(mask.any(1).all())
 
     def _check_modules(self) -> None:
-        """That the modules are those that the encoder was laid over, and that leaving out the calls of the inner ones is not noticed."""
+        """That the modules are those that the encoder was laid over, and that leaving out the calls
+        of the inner ones is not noticed.
+        """
         if self.trouble is not None or self._current_children() != self._children:
             self._build()
         if self.trouble is not None:
@@ -475,12 +568,15 @@ class _Base:
                 child._backward_pre_hooks,
             ):
                 if hooks and not all(
-                    any(n in getattr(h, "__qualname__", "") for n in _KNOWN_HOOKS) for h in hooks.values()
+                    any(n in getattr(h, "__qualname__", "") for n in _KNOWN_HOOKS)
+                    for h in hooks.values()
                 ):
                     raise _Unserved(f"an inner module ({name}) has hooks")
 
     def _rates(self) -> dict[str, float]:
-        """The rates at which the model's dropouts drop now, by field of our configuration; none when they do not."""
+        """The rates at which the model's dropouts drop now, by field of our configuration; none
+        when they do not.
+        """
         rates: dict[str, float] = {}
         for view, path, name in self._dropouts:
             module = getattr(view, path)
@@ -498,7 +594,9 @@ class _Base:
 
     @property
     def _is_old_style(self) -> bool:
-        """Whether the original takes its options as arguments of its own (`transformers` 4, and DeBERTa), not through decorators."""
+        """Whether the original takes its options as arguments of its own (`transformers` 4, and
+        DeBERTa), not through decorators.
+        """
         return "return_dict" in _parameters(type(self.base).forward)[0]
 
     def _option(self, given: dict[str, Any], name: str) -> Any:
@@ -536,7 +634,9 @@ class _Base:
         return self._output(given, last, encoder.pooled(encoded), states)
 
     def _selected(self, states: Any, wanted: Any) -> tuple[Tensor | None, ...]:
-        """Of (layers + 1) hidden states those that the caller asked for: a flag, or in `transformers` 5 also one index or several."""
+        """Of (layers + 1) hidden states those that the caller asked for: a flag, or in
+        `transformers` 5 also one index or several.
+        """
         config = self.encoder.config
         if self._is_old_style:
             if isinstance(config, AlbertConfig):  # one for each turn through a group
@@ -551,7 +651,9 @@ class _Base:
         }
         return tuple(state if index in chosen else None for index, state in enumerate(states))
 
-    def _output(self, given: dict[str, Any], last: Tensor, pooled: Tensor | None, states: Any) -> Any:
+    def _output(
+        self, given: dict[str, Any], last: Tensor, pooled: Tensor | None, states: Any
+    ) -> Any:
         import transformers.modeling_outputs
 
         config = self.base.config
@@ -565,18 +667,28 @@ class _Base:
             if as_dict is None:
                 as_dict = config.return_dict and not getattr(config, "torchscript", False)
             if not as_dict:
-                return (last, *([pooled] if pools else []), *([states] if states is not None else []))
+                return (
+                    last,
+                    *([pooled] if pools else []),
+                    *([states] if states is not None else []),
+                )
             return cls(**fields)
         output = cls(**fields)
-        return output.to_tuple() if given.get("return_dict", config.return_dict) is False else output
+        return (
+            output.to_tuple() if given.get("return_dict", config.return_dict) is False else output
+        )
 
     def _checkpoint(self) -> Callable[..., Any] | None:
-        """What recomputes a layer in the backward, where `gradient_checkpointing_enable` was called; without reentrance, whatever the model's own has."""
+        """What recomputes a layer in the backward, where `gradient_checkpointing_enable` was
+        called; without reentrance, whatever the model's own has.
+        """
         for module in self._containers:
             if module.__dict__.get("gradient_checkpointing") and module.training:
                 own = getattr(module, "_gradient_checkpointing_func", None)
                 options = own.keywords if isinstance(own, partial) else {}
-                return partial(torch.utils.checkpoint.checkpoint, **{**options, "use_reentrant": False})
+                return partial(
+                    torch.utils.checkpoint.checkpoint, **{**options, "use_reentrant": False}
+                )
         return None
 
 
@@ -589,13 +701,17 @@ def _config(base: Any, kind: str) -> EncoderConfig:
     values = {
         name: value
         for name, value in base.config.to_dict().items()
-        if name not in _HEAD_FIELDS and not name.startswith(_HEAD_PREFIXES) and "dropout" not in name
+        if name not in _HEAD_FIELDS
+        and not name.startswith(_HEAD_PREFIXES)
+        and "dropout" not in name
     }
     return EncoderConfig.from_dict({**values, "model_type": kind})
 
 
 def _misfit(base: nn.Module, config: EncoderConfig) -> str | None:
-    """Where the modules are not those that the configuration describes: pruned heads, removed layers, another activation."""
+    """Where the modules are not those that the configuration describes: pruned heads, removed
+    layers, another activation.
+    """
     layout = LAYOUTS[config.model_type]
     blocks = {layout.block(index, config) for index in range(num_blocks(config))}
     layers = len(base.get_submodule(layout.block(0, config).rpartition(".")[0])._modules)
@@ -614,7 +730,9 @@ def _misfit(base: nn.Module, config: EncoderConfig) -> str | None:
         if type(live) is not type(leaf):
             continue  # an adapter's, say
         rows = 1 if isinstance(leaf, nn.Embedding) else 0  # tables may have been resized
-        shapes = [{name: tuple(x.shape[rows:]) for name, x in m.named_parameters()} for m in (live, leaf)]
+        shapes = [
+            {name: tuple(x.shape[rows:]) for name, x in m.named_parameters()} for m in (live, leaf)
+        ]
         if shapes[0] != shapes[1]:
             return f"{path} has the shapes {shapes[0]} and its config asks for {shapes[1]}"
     from transformers.activations import ACT2FN
@@ -626,7 +744,9 @@ def _misfit(base: nn.Module, config: EncoderConfig) -> str | None:
     return None
 
 
-def _inner(module: nn.Module, leaves: set[str], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _inner(
+    module: nn.Module, leaves: set[str], prefix: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
     """The modules below one that are no leaves, with their paths."""
     for name, child in module._modules.items():
         path = f"{prefix}{name}"

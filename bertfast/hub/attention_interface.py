@@ -1,9 +1,12 @@
-"""The attention behind ``attn_implementation="bertfast"`` in transformers, for bidirectional models of any architecture.
+"""The attention behind ``attn_implementation="bertfast"`` in transformers, for bidirectional models
+of any architecture.
 
-transformers calls an attention function for each layer with padded (sequences, heads, positions, head_dim) tensors. Here the real tokens alone are
-packed, attended by `kernels.attention` and put back, with zeros at the padding. What that cannot serve is left to transformers' own
-``scaled_dot_product_attention``, call by call, and said once with the reason. As with that function the mask has the last word:
-a sliding window is read off the mask, not from the arguments that flash attention takes.
+transformers calls an attention function for each layer with padded (sequences, heads, positions,
+head_dim) tensors. Here the real tokens alone are packed, attended by `kernels.attention` and put
+back, with zeros at the padding. What that cannot serve is left to transformers' own
+``scaled_dot_product_attention``, call by call, and said once with the reason. As with that function
+the mask has the last word: a sliding window is read off the mask, not from the arguments that flash
+attention takes.
 
 Sources: "Attention Interface" and "Attention Mask Interface" in transformers' documentation.
 """
@@ -23,11 +26,19 @@ from bertfast import kernels
 from bertfast.errors import BertfastError
 from bertfast.kernels import dispatch
 
-MASKED = (
-    -1e4
-)  # at most this is added to a score that must not count: some models write -10000, others the dtype's minimum
-# Arguments of modules that take their keys from elsewhere: then the keys' padding is not the queries'.
-OTHER_STATES = {"key_value_states", "encoder_hidden_states", "cross_attention_states", "context", "queries", "query"}
+# at most this is added to a score that must not count: some models write -10000, others the dtype's
+# minimum
+MASKED = -1e4
+# Arguments of modules that take their keys from elsewhere: then the keys' padding is not the
+# queries'.
+OTHER_STATES = {
+    "key_value_states",
+    "encoder_hidden_states",
+    "cross_attention_states",
+    "context",
+    "queries",
+    "query",
+}
 
 
 class Packing(NamedTuple):
@@ -61,18 +72,22 @@ def attention(
 
     Args:
         module: the layer's attention module.
-        query, key, value: (sequences, heads, positions, head_dim); key and value may have fewer heads, each of which serves a group of the query's.
-        attention_mask: None; or (sequences, positions), nonzero for a real token; or (sequences or 1, heads or 1, positions or 1, positions), boolean
-            (True is seen) or added to the scores.
+        query, key, value: (sequences, heads, positions, head_dim); key and value may have fewer
+            heads, each of which serves a group of the query's.
+        attention_mask: None; or (sequences, positions), nonzero for a real token; or (sequences or
+            1, heads or 1, positions or 1, positions), boolean (True is seen) or added to the
+            scores.
         dropout: of the probabilities; the seed is drawn from torch's generator.
         scaling: of the scores; None is ``head_dim ** -0.5``.
         is_causal: None is ``module.is_causal``; of no effect where there is a mask.
 
     Returns:
-        (sequences, positions, heads, head_dim), zeros at the padding, and None in place of the probabilities.
+        (sequences, positions, heads, head_dim), zeros at the padding, and None in place of the
+        probabilities.
 
     Raises:
-        BertfastError: the model adds attention sinks or caps its scores, which neither this attention nor transformers' own computes.
+        BertfastError: the model adds attention sinks or caps its scores, which neither this
+            attention nor transformers' own computes.
     """
     for name in ("s_aux", "softcap"):
         if kwargs.get(name) is not None:
@@ -84,8 +99,12 @@ def attention(
     reason = _reason_against(module, query, key, value, attention_mask, causal, kwargs)
     packing = reason or _packing(attention_mask, query)
     if isinstance(packing, str):
-        _say(f"{type(module).__name__}: bertfast leaves this attention to transformers' sdpa: {packing}")
-        return _sdpa(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
+        _say(
+            f"{type(module).__name__}: bertfast leaves this attention to transformers' sdpa: {packing}"
+        )
+        return _sdpa(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+        )
 
     shape = (query.shape[0], query.shape[2])
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
@@ -107,15 +126,20 @@ def attention(
         seed=seed,
         window=packing.window,
     )
-    return out.unflatten(0, shape) if packing.rows is None else kernels.unpack(out, packing.rows, shape), None
+    return out.unflatten(0, shape) if packing.rows is None else kernels.unpack(
+        out, packing.rows, shape
+    ), None
 
 
 def attention_mask(**arguments: Any) -> Tensor | None:
-    """The mask that transformers makes once for all layers, as its ``AttentionMaskInterface`` calls for it.
+    """The mask that transformers makes once for all layers, as its ``AttentionMaskInterface`` calls
+    for it.
 
-    Of a padding mask alone this is a view, (sequences, 1, positions, positions) with no step between the queries, so that it takes no memory and
-    `attention` knows it without reading it; None where all tokens are real. Every other mask is the one made for sdpa; and a model that adds the
-    mask to its scores itself, calling no attention interface whatever was asked for, has the one to add.
+    Of a padding mask alone this is a view, (sequences, 1, positions, positions) with no step
+    between the queries, so that it takes no memory and `attention` knows it without reading it;
+    None where all tokens are real. Every other mask is the one made for sdpa; and a model that adds
+    the mask to its scores itself, calling no attention interface whatever was asked for, has the
+    one to add.
     """
     from transformers import masking_utils
 
@@ -144,17 +168,32 @@ _packages: dict[str, bool] = {}
 
 @torch.compiler.assume_constant_result
 def _hands_masks_on(package: str) -> bool:
-    """Whether the models of this package give their masks to an attention interface, so that sdpa's boolean ones fit."""
+    """Whether the models of this package give their masks to an attention interface, so that sdpa's
+    boolean ones fit.
+    """
     if package not in _packages:
-        models = [vars(module) for name, module in list(sys.modules.items()) if name.startswith(f"{package}.modeling")]
+        models = [
+            vars(module)
+            for name, module in list(sys.modules.items())
+            if name.startswith(f"{package}.modeling")
+        ]
         _packages[package] = any(
-            "ALL_ATTENTION_FUNCTIONS" in names and any(getattr(x, "_supports_sdpa", False) for x in names.values())
+            "ALL_ATTENTION_FUNCTIONS" in names
+            and any(getattr(x, "_supports_sdpa", False) for x in names.values())
             for names in models
         )
     return _packages[package]
 
 
-def _sdpa(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
+def _sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if mask is not None and tuple(mask.shape) == (key.shape[0], key.shape[2]):
@@ -174,7 +213,9 @@ def _reason_against(
     """Why the packed attention cannot serve this call, the mask's values aside; empty when it can."""
     sequences, heads, positions, head_dim = query.shape
     if key.shape[2] != positions or key.shape[0] != sequences:
-        return f"{positions} queries and {key.shape[2]} keys are no attention of a sequence to itself"
+        return (
+            f"{positions} queries and {key.shape[2]} keys are no attention of a sequence to itself"
+        )
     if mask is None and causal and positions > 1:
         return "it is causal"
     if mask is not None and _may_cross(module):
@@ -187,14 +228,18 @@ def _reason_against(
     if not query.dtype == key.dtype == value.dtype:
         return f"query, key and value are {query.dtype}, {key.dtype} and {value.dtype}"
     backend = "cpp" if query.device.type == "cpu" else "triton"
-    return "; ".join(dispatch.reasons_against(backend, "attention", query.device, query.dtype, head_dim))
+    return "; ".join(
+        dispatch.reasons_against(backend, "attention", query.device, query.dtype, head_dim)
+    )
 
 
 _crossing: dict[type, bool] = {}  # no functools.cache, which a compiled graph warns of
 
 
 def _may_cross(module: nn.Module) -> bool:
-    """Whether the module may attend from one sequence to another; encoders that share a class with their decoder say ``is_decoder``."""
+    """Whether the module may attend from one sequence to another; encoders that share a class with
+    their decoder say ``is_decoder``.
+    """
     kind = type(module)
     if kind not in _crossing:
         parameters = inspect.signature(kind.forward).parameters
@@ -202,7 +247,8 @@ def _may_cross(module: nn.Module) -> bool:
     return getattr(module, "is_decoder", _crossing[kind])
 
 
-# What was read off a mask, with the mask's version then: it is read once for all layers, and again if it was written to.
+# What was read off a mask, with the mask's version then: it is read once for all layers, and again
+# if it was written to.
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -227,8 +273,13 @@ def _packing(mask: Tensor | None, query: Tensor) -> Packing | str:
     version, packing = _known.get(mask, (None, None))
     if packing is not None and version == _version(mask):
         return packing
-    # Writes to a tensor made in inference mode leave no trace: only masks made for one call, by `attention_mask`, are remembered then.
-    return _read(mask, sequences, positions) if mask.is_inference() else _remember(mask, sequences, positions)
+    # Writes to a tensor made in inference mode leave no trace: only masks made for one call, by
+    # `attention_mask`, are remembered then.
+    return (
+        _read(mask, sequences, positions)
+        if mask.is_inference()
+        else _remember(mask, sequences, positions)
+    )
 
 
 def _read(mask: Tensor, sequences: int, positions: int) -> Packing | str:
@@ -255,7 +306,9 @@ def _read(mask: Tensor, sequences: int, positions: int) -> Packing | str:
 
 
 def _read_pairs(seen: Tensor) -> Packing | str:
-    """The same of (sequences, heads, queries, keys): a token is real if it sees itself, and sees all real ones or those within a window."""
+    """The same of (sequences, heads, queries, keys): a token is real if it sees itself, and sees
+    all real ones or those within a window.
+    """
     real = seen[:, 0].diagonal(dim1=1, dim2=2)
     position = torch.arange(real.shape[1], device=real.device)
     distance = (position[:, None] - position).abs()
@@ -277,7 +330,9 @@ def _read_pairs(seen: Tensor) -> Packing | str:
 
 
 def _pack(real: Tensor, window: int | None = None) -> Packing:
-    """Of the real tokens, (sequences, positions) bool. A graph that is traced gets fixed sizes, with slack for all the padding."""
+    """Of the real tokens, (sequences, positions) bool. A graph that is traced gets fixed sizes,
+    with slack for all the padding.
+    """
     sequences, positions = real.shape
     lengths = real.sum(1, dtype=torch.int32)
     cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
@@ -288,9 +343,13 @@ def _pack(real: Tensor, window: int | None = None) -> Packing:
             return Packing(None, cu_seqlens, max_seqlen, window)
         tokens, max_seqlen = sum(counts), max(counts)
     flat = real.flatten()
-    place = torch.where(flat, flat.cumsum(0) - 1, len(flat))  # in the packed batch; past its end for padding
+    place = torch.where(
+        flat, flat.cumsum(0) - 1, len(flat)
+    )  # in the packed batch; past its end for padding
     rows = torch.full((len(flat) + 1,), -1, device=real.device)
-    rows = rows.scatter(0, place, torch.arange(len(flat), device=real.device))[: min(tokens, len(flat))]
+    rows = rows.scatter(0, place, torch.arange(len(flat), device=real.device))[
+        : min(tokens, len(flat))
+    ]
     return Packing(rows, cu_seqlens, max_seqlen, window)
 
 
@@ -302,7 +361,8 @@ def _traced() -> bool:
 _said: set[str] = set()
 
 
-@torch.compiler.assume_constant_result  # so that a graph is traced through it, and the text said as that is done
+# so that a graph is traced through it, and the text said as that is done
+@torch.compiler.assume_constant_result
 def _say(text: str) -> None:
     if text not in _said:
         _said.add(text)

@@ -20,7 +20,11 @@ from bertfast.model.models import MaskedLMModel
 WEIGHTS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
 RENAMED = ((".gamma", ".weight"), (".beta", ".bias"))  # names that old releases wrote
-BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids", "inv_freq")  # which hold nothing of their own
+BUFFERS = (
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+    "inv_freq",
+)  # which hold nothing of their own
 NAMED = 8  # problems that an error names; the rest it counts
 
 
@@ -32,23 +36,30 @@ def load_config(folder: str | Path) -> EncoderConfig:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BertfastError(f"{folder}: no such folder; a model folder holds config.json and {WEIGHTS}")
+        raise BertfastError(
+            f"{folder}: no such folder; a model folder holds config.json and {WEIGHTS}"
+        )
     return EncoderConfig.from_json_file(folder / "config.json")
 
 
 def load(path: str | Path) -> PreTrainedModel:
-    """The model in a Hugging Face folder, of the class that its config.json names (the bare encoder where it names none).
+    """The model in a Hugging Face folder, of the class that its config.json names (the bare encoder
+    where it names none).
 
     Raises:
         BertfastError: the folder cannot be read, or holds an architecture that is not supported.
     """
     config = load_config(path)
-    names = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("architectures")
+    names = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get(
+        "architectures"
+    )
     if not names:
         return member_class(config, "Model").from_pretrained(path, config=config)
     name = names[0] if isinstance(names, list) else names
     if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise BertfastError(f"{path}: architecture {name} is not supported; supported are {', '.join(ARCHITECTURES)}")
+        raise BertfastError(
+            f"{path}: architecture {name} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        )
     return ARCHITECTURES[name].from_pretrained(path, config=config)
 
 
@@ -74,14 +85,19 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise BertfastError(f"{path}: no such file") from None
     except Exception as error:  # torch raises many kinds for a bad file
-        raise BertfastError(f"{path}: cannot be read as plain weights; convert it to {WEIGHTS}") from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise BertfastError(
+            f"{path}: cannot be read as plain weights; convert it to {WEIGHTS}"
+        ) from error
+    if not isinstance(loaded, dict) or not all(
+        isinstance(value, Tensor) for value in loaded.values()
+    ):
         raise BertfastError(f"{path}: holds no plain weights; convert it to {WEIGHTS}")
     return loaded
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder: of its safetensors file, its shards, or a ``.bin`` that holds nothing else.
+    """The tensors of a folder: of its safetensors file, its shards, or a ``.bin`` that holds
+    nothing else.
 
     Raises:
         BertfastError: there are none, or a file cannot be read.
@@ -109,11 +125,15 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict
         weights |= read(index.parent / file)
     absent = [name for name in places if name not in weights]
     if absent:
-        raise BertfastError(f"{index}: names {absent[0]} in {places[absent[0]]}, which does not hold it")
+        raise BertfastError(
+            f"{index}: names {absent[0]} in {places[absent[0]]}, which does not hold it"
+        )
     return weights
 
 
-def _canonical(weights: dict[str, Tensor], model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
+def _canonical(
+    weights: dict[str, Tensor], model: PreTrainedModel, folder: Path
+) -> dict[str, Tensor]:
     """Current names with the encoder's prefix; copies of what is tied to another weight left out.
 
     Raises:
@@ -135,18 +155,25 @@ def _canonical(weights: dict[str, Tensor], model: PreTrainedModel, folder: Path)
         kept = result.setdefault(original, tied)
         same = kept.shape == tied.shape and torch.equal(kept, tied.to(kept.dtype))
         if not same and isinstance(model, MaskedLMModel):
-            raise BertfastError(f"{folder}: {copy} is not tied to {original}; such checkpoints are not supported")
+            raise BertfastError(
+                f"{folder}: {copy} is not tied to {original}; such checkpoints are not supported"
+            )
     return result
 
 
-def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: bool = False) -> list[str]:
-    """Reads a folder's weights into ``model``; returns the names of head weights that keep their initial values.
+def load_weights(
+    model: PreTrainedModel, folder: str | Path, *, new_head_ok: bool = False
+) -> list[str]:
+    """Reads a folder's weights into ``model``; returns the names of head weights that keep their
+    initial values.
 
-    A head that the model lacks is left out of the folder's weights; nothing of the encoder is ever left random. A model on the meta device gets its
-    memory once its weights are known to fit, and head weights of no particular values.
+    A head that the model lacks is left out of the folder's weights; nothing of the encoder is ever
+    left random. A model on the meta device gets its memory once its weights are known to fit, and
+    head weights of no particular values.
 
     Raises:
-        BertfastError: a file that cannot be read, or weights missing, unknown or of another shape: each is named.
+        BertfastError: a file that cannot be read, or weights missing, unknown or of another shape:
+            each is named.
     """
     folder = Path(folder)
     found = _canonical(read_weights(folder), model, folder)
@@ -157,7 +184,11 @@ def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: boo
     wanted = {prefix + name: name for name in own}
 
     missing = [name for name in wanted if name not in found]
-    kept = [name for name in missing if not name.startswith(base) or name.startswith(pooler)] if new_head_ok else []
+    kept = (
+        [name for name in missing if not name.startswith(base) or name.startswith(pooler)]
+        if new_head_ok
+        else []
+    )
     absent = [f"missing {name}" for name in missing if name not in kept]
     heads = layout.head_paths - {name.rpartition(".")[0] for name in wanted}
     if isinstance(model, MaskedLMModel):
@@ -180,12 +211,16 @@ def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: boo
     for name, target in wanted.items():
         if name in found and found[name].shape != own[target].shape:
             shapes = f"{tuple(found[name].shape)}, the config wants {tuple(own[target].shape)}"
-            if new_head_ok and name.rpartition(".")[0] in layout.head_paths - set(layout.lm.values()):
+            if new_head_ok and name.rpartition(".")[0] in layout.head_paths - set(
+                layout.lm.values()
+            ):
                 kept.append(name)
             else:
                 misshapen.append(f"{name} is {shapes}")
     if problems := [*misshapen, *unknown, *absent]:
-        shown = "; ".join(problems[:NAMED]) + (f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else "")
+        shown = "; ".join(problems[:NAMED]) + (
+            f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        )
         raise BertfastError(f"{folder}: the weights do not fit {type(model).__name__}: {shown}")
     if any(tensor.is_meta for tensor in own.values()):
         own = model.to_empty(device=torch.get_default_device()).state_dict()
@@ -197,10 +232,12 @@ def load_weights(model: PreTrainedModel, folder: str | Path, *, new_head_ok: boo
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write`` with a temporary path beside ``path``, flushes it to the disk and renames it: never half a file.
+    """Calls ``write`` with a temporary path beside ``path``, flushes it to the disk and renames it:
+    never half a file.
 
     Raises:
-        BertfastError: the disk is full or cannot be written to; what stood at ``path`` is left as it was.
+        BertfastError: the disk is full or cannot be written to; what stood at ``path`` is left as
+            it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -210,7 +247,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise BertfastError(f"{path}: cannot be written ({error}); what was there before is untouched") from error
+        raise BertfastError(
+            f"{path}: cannot be written ({error}); what was there before is untouched"
+        ) from error
 
 
 def make_folder(folder: Path) -> None:
@@ -231,7 +270,8 @@ def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
-    """Writes ``config.json`` and ``model.safetensors`` in Hugging Face's format, creating the folder.
+    """Writes ``config.json`` and ``model.safetensors`` in Hugging Face's format, creating the
+    folder.
 
     Raises:
         BertfastError: the folder cannot be written to.
@@ -239,6 +279,10 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
     folder = Path(folder)
     make_folder(folder)
     weights = plain(model.state_dict())
-    config = json.dumps(model.config.to_dict(type(model).__name__), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    config = (
+        json.dumps(model.config.to_dict(type(model).__name__), indent=2, ensure_ascii=False) + "\n"
+    )
+    write_atomically(
+        folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"})
+    )
     write_atomically(folder / "config.json", lambda path: path.write_text(config, encoding="utf-8"))

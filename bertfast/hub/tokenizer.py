@@ -24,7 +24,8 @@ from bertfast.errors import BertfastError
 ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
-# A SentencePiece model does not say how its tokenizer cleans and frames text: the class that the file is named for does.
+# A SentencePiece model does not say how its tokenizer cleans and frames text: the class that the
+# file is named for does.
 SENTENCEPIECE_FILES = {
     "spiece.model": "AlbertTokenizer",
     "spm.model": "DebertaV2Tokenizer",
@@ -42,15 +43,19 @@ BERT_SETTINGS = {
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of any member's folder, the same ids as `transformers`.
 
-    From ``tokenizer.json``; or else BERT's ``vocab.txt`` (lower-casing, unless the folder's tokenizer_config.json says otherwise), RoBERTa's
-    ``vocab.json`` and ``merges.txt``, or a SentencePiece model, which is read through `transformers`.
+    From ``tokenizer.json``; or else BERT's ``vocab.txt`` (lower-casing, unless the folder's
+    tokenizer_config.json says otherwise), RoBERTa's ``vocab.json`` and ``merges.txt``, or a
+    SentencePiece model, which is read through `transformers`.
 
     Raises:
-        BertfastError: the folder has none of these, the file cannot be read, or it is a SentencePiece model and the extra is not installed.
+        BertfastError: the folder has none of these, the file cannot be read, or it is a
+            SentencePiece model and the extra is not installed.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BertfastError(f"{folder}: no such folder; a tokenizer is a folder with tokenizer.json or vocab.txt")
+        raise BertfastError(
+            f"{folder}: no such folder; a tokenizer is a folder with tokenizer.json or vocab.txt"
+        )
     settings = _settings(folder)
     try:
         tokenizer = _read(folder, settings, special_names(folder))
@@ -82,7 +87,9 @@ def _read(folder: Path, settings: dict[str, Any], names: dict[str, str]) -> Toke
 
 
 def special_names(folder: str | Path) -> dict[str, str]:
-    """Role (``mask_token`` and the like) to token, as far as tokenizer_config.json and special_tokens_map.json say."""
+    """Role (``mask_token`` and the like) to token, as far as tokenizer_config.json and
+    special_tokens_map.json say.
+    """
     folder = Path(folder)
     said = {**_read_json(folder / "special_tokens_map.json"), **_settings(folder)}
     contents = {
@@ -94,11 +101,17 @@ def special_names(folder: str | Path) -> dict[str, str]:
 
 
 def special_tokens(tokenizer: Tokenizer, folder: str | Path | None = None) -> dict[str, int | None]:
-    """Role to id, None where there is no such token: by the folder's names, or else by the spellings of BERT and RoBERTa."""
+    """Role to id, None where there is no such token: by the folder's names, or else by the
+    spellings of BERT and RoBERTa.
+    """
     named = special_names(folder) if folder is not None else {}
     found = {}
     for role, *spellings in zip(ROLES, SPECIAL_TOKENS, ROBERTA_TOKENS, strict=True):
-        ids = [tokenizer.token_to_id(token) for token in (named.get(role), *spellings) if token is not None]
+        ids = [
+            tokenizer.token_to_id(token)
+            for token in (named.get(role), *spellings)
+            if token is not None
+        ]
         found[role] = next((index for index in ids if index is not None), None)
     return found
 
@@ -153,27 +166,39 @@ def _read_wordpiece(path: Path, settings: dict[str, Any], names: dict[str, str])
     return tokenizer
 
 
-def _read_byte_level_bpe(folder: Path, settings: dict[str, Any], names: dict[str, str]) -> Tokenizer:
+def _read_byte_level_bpe(
+    folder: Path, settings: dict[str, Any], names: dict[str, str]
+) -> Tokenizer:
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if not merges.is_file():
-        raise BertfastError(f"{folder}: holds vocab.json without merges.txt; a byte-level BPE is both")
+        raise BertfastError(
+            f"{folder}: holds vocab.json without merges.txt; a byte-level BPE is both"
+        )
     try:
         words, pairs = BPE.read_file(str(vocabulary), str(merges))
         return byte_level_bpe_tokenizer(
             words,
             pairs,
             str(vocabulary),
-            tuple(names.get(role, token) for role, token in zip(ROLES, ROBERTA_TOKENS, strict=True)),
+            tuple(
+                names.get(role, token) for role, token in zip(ROLES, ROBERTA_TOKENS, strict=True)
+            ),
             bool(settings.get("add_prefix_space", False)),
         )
     except BertfastError:
         raise
     except Exception as error:  # tokenizers raises bare Exceptions
-        raise BertfastError(f"{folder}: vocab.json and merges.txt cannot be read as a BPE ({error})") from error
+        raise BertfastError(
+            f"{folder}: vocab.json and merges.txt cannot be read as a BPE ({error})"
+        ) from error
 
 
 def _read_sentencepiece(path: Path, settings: dict[str, Any]) -> Tokenizer:
-    missing = [name for name in ("transformers", "sentencepiece", "google.protobuf") if not _installed(name)]
+    missing = [
+        name
+        for name in ("transformers", "sentencepiece", "google.protobuf")
+        if not _installed(name)
+    ]
     if missing:
         raise BertfastError(
             f"{path}: a SentencePiece model is read through transformers, and {', '.join(missing)} "
@@ -185,10 +210,14 @@ def _read_sentencepiece(path: Path, settings: dict[str, Any]) -> Tokenizer:
     name = name if name in SENTENCEPIECE_CLASSES else SENTENCEPIECE_FILES[path.name]
     try:
         # 4.x converts in the class whose name ends in Fast; to 5.x the two names are one class.
-        loaded = getattr(transformers, f"{name}Fast").from_pretrained(str(path.parent), local_files_only=True)
+        loaded = getattr(transformers, f"{name}Fast").from_pretrained(
+            str(path.parent), local_files_only=True
+        )
     except Exception as error:  # of the converter, of protobuf or of tokenizers
         reason = " ".join(str(error).split())[:200]
-        raise BertfastError(f"{path}: cannot be read as the SentencePiece model of a {name} ({reason})") from error
+        raise BertfastError(
+            f"{path}: cannot be read as the SentencePiece model of a {name} ({reason})"
+        ) from error
     return loaded.backend_tokenizer
 
 
@@ -200,20 +229,32 @@ def _installed(module: str) -> bool:
 
 
 def _add_tokens(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
-    """Adds the tokens that tokenizer_config.json lists beyond the vocabulary, where the ids come out as it says."""
+    """Adds the tokens that tokenizer_config.json lists beyond the vocabulary, where the ids come
+    out as it says.
+    """
     listed = settings.get("added_tokens_decoder")
-    for index, token in sorted(listed.items(), key=lambda item: int(item[0])) if isinstance(listed, dict) else ():
-        if tokenizer.token_to_id(token["content"]) is None and int(index) == tokenizer.get_vocab_size():
+    for index, token in (
+        sorted(listed.items(), key=lambda item: int(item[0])) if isinstance(listed, dict) else ()
+    ):
+        if (
+            tokenizer.token_to_id(token["content"]) is None
+            and int(index) == tokenizer.get_vocab_size()
+        ):
             flags = {
-                name: bool(token.get(name)) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
+                name: bool(token.get(name))
+                for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
             }
             tokenizer.add_tokens([AddedToken(token["content"], **flags)])
 
 
 def wordpiece_tokenizer(
-    vocabulary: dict[str, int], lowercase: bool, source: str = "vocabulary", names: Sequence[str] = SPECIAL_TOKENS
+    vocabulary: dict[str, int],
+    lowercase: bool,
+    source: str = "vocabulary",
+    names: Sequence[str] = SPECIAL_TOKENS,
 ) -> Tokenizer:
-    """BERT's tokenizer over this vocabulary. Devlin et al., section 3, and the released code's normalisation.
+    """BERT's tokenizer over this vocabulary. Devlin et al., section 3, and the released code's
+    normalisation.
 
     Args:
         vocabulary: token to id.
@@ -251,7 +292,8 @@ def byte_level_bpe_tokenizer(
     names: Sequence[str] = ROBERTA_TOKENS,
     add_prefix_space: bool = False,
 ) -> Tokenizer:
-    """RoBERTa's tokenizer over this vocabulary: <s> A </s></s> B </s>, one segment. Liu et al., section 4.4; Radford et al., "GPT-2", section 2.2.
+    """RoBERTa's tokenizer over this vocabulary: <s> A </s></s> B </s>, one segment. Liu et al.,
+    section 4.4; Radford et al., "GPT-2", section 2.2.
 
     Args:
         vocabulary: token to id.
@@ -270,7 +312,9 @@ def byte_level_bpe_tokenizer(
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = ByteLevelDecoder()
     # A word holds the space before it, so the mask, which stands for a word, takes that space up.
-    tokenizer.add_special_tokens([*others, AddedToken(mask, lstrip=True, normalized=False, special=True)])
+    tokenizer.add_special_tokens(
+        [*others, AddedToken(mask, lstrip=True, normalized=False, special=True)]
+    )
     tokenizer.post_processor = RobertaProcessing(
         (sep, vocabulary[sep]), (cls, vocabulary[cls]), add_prefix_space=add_prefix_space
     )
@@ -280,15 +324,21 @@ def byte_level_bpe_tokenizer(
 def _require(names: Sequence[str], vocabulary: dict[str, int], source: str) -> None:
     missing = [token for token in names if token not in vocabulary]
     if missing:
-        raise BertfastError(f"{source}: has no {', '.join(missing)}; its special tokens are to be {', '.join(names)}")
+        raise BertfastError(
+            f"{source}: has no {', '.join(missing)}; its special tokens are to be {', '.join(names)}"
+        )
 
 
-def check_tokenizer_fits(tokenizer: Tokenizer, config: EncoderConfig, source: str = "the tokenizer") -> None:
-    """Raises BertfastError if the tokenizer can give an id that the model's word embeddings do not have.
+def check_tokenizer_fits(
+    tokenizer: Tokenizer, config: EncoderConfig, source: str = "the tokenizer"
+) -> None:
+    """Raises BertfastError if the tokenizer can give an id that the model's word embeddings do not
+    have.
 
-    Says on standard error if a word of the tokenizer has the id that the model keeps for padding: that row is not trained, and a RoBERTa
-    in `transformers` counts no position there. It is no error, since such a checkpoint still gives the numbers that it gives. Another special
-    token may have that id, as in the published multilingual MiniLMs.
+    Says on standard error if a word of the tokenizer has the id that the model keeps for padding:
+    that row is not trained, and a RoBERTa in `transformers` counts no position there. It is no
+    error, since such a checkpoint still gives the numbers that it gives. Another special token may
+    have that id, as in the published multilingual MiniLMs.
     """
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= config.vocab_size:
@@ -298,7 +348,11 @@ def check_tokenizer_fits(tokenizer: Tokenizer, config: EncoderConfig, source: st
         )
     word = tokenizer.id_to_token(config.pad_token_id) if config.pad_token_id is not None else None
     added = tokenizer.get_added_tokens_decoder()
-    if word is not None and config.pad_token_id not in added and word not in (*SPECIAL_TOKENS, *ROBERTA_TOKENS):
+    if (
+        word is not None
+        and config.pad_token_id not in added
+        and word not in (*SPECIAL_TOKENS, *ROBERTA_TOKENS)
+    ):
         print(
             f"bertfast: {source} gives {word!r} the id {config.pad_token_id}, which the model keeps for padding "
             "(pad_token_id); is it the model's own tokenizer?",

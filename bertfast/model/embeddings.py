@@ -1,4 +1,6 @@
-"""The input: word, position and segment embeddings, summed, normalised, dropped out and, where the encoder is of another width, projected."""
+"""The input: word, position and segment embeddings, summed, normalised, dropped out and, where the
+encoder is of another width, projected.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def make_embeddings(config: EncoderConfig) -> dict[str, nn.Module]:
     }
     if config.model_type != "modernbert" and getattr(config, "position_biased_input", True):
         padding = config.position_offset - 1 if config.position_offset else None
-        leaves["position"] = nn.Embedding(config.max_position_embeddings, width, padding_idx=padding)
+        leaves["position"] = nn.Embedding(
+            config.max_position_embeddings, width, padding_idx=padding
+        )
     if config.type_vocab_size:
         leaves["segment"] = nn.Embedding(config.type_vocab_size, width)
     if config.model_type == "albert" or width != config.hidden_size:
@@ -59,11 +63,18 @@ def embed(
     inputs_embeds: Tensor | None = None,
     tied: Tensor | None = None,
 ) -> Tensor:
-    """(tokens,) ids, or (tokens, width) word embeddings in their place, to (tokens, hidden); no dropout where seed is None.
+    """(tokens,) ids, or (tokens, width) word embeddings in their place, to (tokens, hidden); no
+    dropout where seed is None.
 
-    ``tied`` is the word table as `tie` gives it, which takes a sparse gradient. Devlin et al., "BERT", figure 2; Lan et al., "ALBERT", section 3.1.
+    ``tied`` is the word table as `tie` gives it, which takes a sparse gradient. Devlin et al.,
+    "BERT", figure 2; Lan et al., "ALBERT", section 3.1.
     """
-    word, position, segment, layer_norm = parts.word, parts.position, parts.segment, parts.embedding_norm
+    word, position, segment, layer_norm = (
+        parts.word,
+        parts.position,
+        parts.segment,
+        parts.embedding_norm,
+    )
     for name, ids, table, limit in (
         ("input_ids", input_ids, word, "vocab_size"),
         ("token_type_ids", segment_ids, segment, "type_vocab_size"),
@@ -102,7 +113,9 @@ def embed(
 
 
 def _position_table(position: nn.Embedding) -> Tensor:
-    """RoBERTa's row for padding takes no gradient, as in `torch.nn.Embedding`; the fused op knows only the word table's."""
+    """RoBERTa's row for padding takes no gradient, as in `torch.nn.Embedding`; the fused op knows
+    only the word table's.
+    """
     table = position.weight
     if position.padding_idx is None or not (table.requires_grad and torch.is_grad_enabled()):
         return table

@@ -1,6 +1,8 @@
-"""The encoder of every member: what goes in is packed, run through the blocks, and comes out packed.
+"""The encoder of every member: what goes in is packed, run through the blocks, and comes out
+packed.
 
-An `Encoder` owns no weights. It reads them through views of a tree of modules, one of ours or a live model of `transformers`.
+An `Encoder` owns no weights. It reads them through views of a tree of modules, one of ours or a
+live model of `transformers`.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def make_tree(root: nn.Module, config: EncoderConfig, add_pooling_layer: bool) -
             leaves["relative_norm"] = layer_norm()
         if config.conv_kernel_size:
             size = config.conv_kernel_size
-            leaves["conv"] = nn.Conv1d(width, width, size, padding=size // 2, groups=config.conv_groups)
+            leaves["conv"] = nn.Conv1d(
+                width, width, size, padding=size // 2, groups=config.conv_groups
+            )
             leaves["conv_norm"] = layer_norm()
     if isinstance(config, ModernBertConfig):
         leaves["final_norm"] = layer_norm()
@@ -58,7 +62,11 @@ def make_tree(root: nn.Module, config: EncoderConfig, add_pooling_layer: bool) -
 
     blocks = [layout.block(index, config) for index in range(num_blocks(config))]
     for number, block in enumerate(dict.fromkeys(blocks)):  # shared layers are made once
-        inner = {**make_attention(config), "attention_norm": layer_norm(), "output_norm": layer_norm()}
+        inner = {
+            **make_attention(config),
+            "attention_norm": layer_norm(),
+            "output_norm": layer_norm(),
+        }
         if isinstance(config, ModernBertConfig):
             inner["up"] = nn.Linear(width, 2 * config.intermediate_size, bias=config.mlp_bias)
             inner["down"] = nn.Linear(config.intermediate_size, width, bias=config.mlp_bias)
@@ -78,12 +86,16 @@ def num_blocks(config: EncoderConfig) -> int:
 
 @dataclass
 class Encoded:
-    """What the encoder gives the heads: packed states, the first tokens' rows, and the way back to the padded form.
+    """What the encoder gives the heads: packed states, the first tokens' rows, and the way back to
+    the padded form.
 
     Attributes:
-        states: the embeddings' output and each block's, (tokens, hidden); not the last block's where only the rows below were wanted.
-        first: (sequences, hidden), each sequence's first token, where it was wanted; zeros for an empty one.
-        predicted: (masked, hidden), the last block's rows at the masked positions that `Encoder.encode` was given.
+        states: the embeddings' output and each block's, (tokens, hidden); not the last block's
+            where only the rows below were wanted.
+        first: (sequences, hidden), each sequence's first token, where it was wanted; zeros for an
+            empty one.
+        predicted: (masked, hidden), the last block's rows at the masked positions that
+            `Encoder.encode` was given.
         batch: what was encoded.
         padding: the way back, where the input was padded.
         head_seed: of the dropouts in a head, when training.
@@ -123,7 +135,8 @@ class Encoder:
         self.config = config
         self.parts = View(root, layout.encoder)
         self.blocks = [
-            View(root.get_submodule(layout.block(index, config)), layout.parts) for index in range(num_blocks(config))
+            View(root.get_submodule(layout.block(index, config)), layout.parts)
+            for index in range(num_blocks(config))
         ]
         self.checkpoint: Callable[..., Any] | None = (
             None  # like torch.utils.checkpoint.checkpoint: recompute a block in the backward
@@ -148,23 +161,25 @@ class Encoder:
         """Encodes a packed batch, or padded input, and leaves it packed.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as of `EncoderModel.forward`.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds: as of
+            `EncoderModel.forward`.
             training: whether dropouts drop.
             seed: of the dropouts; None draws one from torch's generator.
             read_first: whether `Encoded.first` is wanted.
             masked_positions: of a `PackedBatch`, whose rows `Encoded.predicted` is to hold.
-            every_row: False where the heads read the first tokens' rows and those at masked_positions alone; the last block then computes no
-                other past its attention.
+            every_row: False where the heads read the first tokens' rows and those at
+                masked_positions alone; the last block then computes no other past its attention.
             tied: an output layer reads `Encoded.table`.
-            keep_padding: compute the outputs at padding too, as Hugging Face's models do, where something reads them. Slow: attention then runs
-                in plain PyTorch.
+            keep_padding: compute the outputs at padding too, as Hugging Face's models do, where
+                something reads them. Slow: attention then runs in plain PyTorch.
         """
         batch, padding, embeds, sequences = self._inputs(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, keep_padding
         )
         seeds = self._site_seeds(seed, batch.segment_ids.device, training)
         table: Tensor = self.parts.word.weight
-        # On a GPU the pass that tying spares is nothing, and a sparse gradient would stall the queue.
+        # On a GPU the pass that tying spares is nothing, and a sparse gradient would stall the
+        # queue.
         tied = tied and embeds is None and table.requires_grad and torch.is_grad_enabled()
         tied = (
             tied
@@ -174,7 +189,14 @@ class Encoder:
         )
         inner, outer = tie(table) if tied else (None, table)
         x = embed(
-            self.parts, self.config, batch.input_ids, batch.segment_ids, sequences.position_ids, seeds[0], embeds, inner
+            self.parts,
+            self.config,
+            batch.input_ids,
+            batch.segment_ids,
+            sequences.position_ids,
+            seeds[0],
+            embeds,
+            inner,
         )
         if isinstance(self.config, DebertaV2Config):
             x = sequences.hide(x)
@@ -193,24 +215,35 @@ class Encoder:
         return Encoded(states, first, predicted, batch, padding, seeds[self._head_site], outer)
 
     def pooled(self, encoded: Encoded) -> Tensor | None:
-        """tanh(dense(first token)) of each sequence, where there is a pooler. Devlin et al., section 3 and the released code."""
+        """tanh(dense(first token)) of each sequence, where there is a pooler. Devlin et al.,
+        section 3 and the released code.
+        """
         return None if self.parts.pooler is None else torch.tanh(self.parts.pooler(encoded.first))
 
-    def _run(self, x: Tensor, sequences: Sequences, seeds: Seeds, rows: Sequence[Tensor] | None) -> list[Tensor]:
+    def _run(
+        self, x: Tensor, sequences: Sequences, seeds: Seeds, rows: Sequence[Tensor] | None
+    ) -> list[Tensor]:
         """The input and the output of each block, (tokens, hidden).
 
-        With ``rows``, indexes as `kernels.gather_rows` takes them, the last output has those rows alone, one index's after another's: past the
-        attention no token meets another, so the others are not computed.
+        With ``rows``, indexes as `kernels.gather_rows` takes them, the last output has those rows
+        alone, one index's after another's: past the attention no token meets another, so the others
+        are not computed.
         """
         config = self.config
         relative = relative_embeddings(self.parts, config)
-        run = self._pre_norm_block if isinstance(config, ModernBertConfig) else self._post_norm_block
+        run = (
+            self._pre_norm_block if isinstance(config, ModernBertConfig) else self._post_norm_block
+        )
         states, branch = [x], None
         for index, parts in enumerate(self.blocks):
             last = index == len(self.blocks) - 1
             own = seeds[1 + SITES_PER_LAYER * index : 1 + SITES_PER_LAYER * (index + 1)]
             position_seed = seeds[self._head_site + 1 + index] if relative is not None else None
-            distances = None if relative is None else dropout(relative, config.hidden_dropout_prob, position_seed)
+            distances = (
+                None
+                if relative is None
+                else dropout(relative, config.hidden_dropout_prob, position_seed)
+            )
             convolved = index == 0 and self.parts.conv is not None
             wanted = rows if last and not convolved else None
             call = run if self.checkpoint is None else self._checkpointed(run)
@@ -244,15 +277,28 @@ class Encoder:
         relative: Tensor | None,
         rows: Sequence[Tensor] | None,
     ) -> tuple[Tensor, None, None]:
-        """Attention and feed-forward, each with its residual and LayerNorm. Devlin et al., section 3."""
+        """Attention and feed-forward, each with its residual and LayerNorm. Devlin et al., section
+        3.
+        """
         config = self.config
         context = attend(parts, config, index, x, sequences, seeds[0], relative)
         if rows is not None:
-            context, x = (torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x))
+            context, x = (
+                torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x)
+            )
         branch_output = project(parts.attention_output, context)
-        x = norm_of_rows(parts.attention_norm, branch_output, x, config.attention_output_dropout, seeds[1], rows)
+        x = norm_of_rows(
+            parts.attention_norm, branch_output, x, config.attention_output_dropout, seeds[1], rows
+        )
         inner = activated(parts.up, x, config.hidden_act)
-        x = norm_of_rows(parts.output_norm, project(parts.down, inner), x, config.feed_forward_dropout, seeds[2], rows)
+        x = norm_of_rows(
+            parts.output_norm,
+            project(parts.down, inner),
+            x,
+            config.feed_forward_dropout,
+            seeds[2],
+            rows,
+        )
         return x, None, None
 
     def _pre_norm_block(
@@ -266,10 +312,12 @@ class Encoder:
         relative: Tensor | None,
         rows: Sequence[Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """LayerNorms before the attention and before the gated feed-forward. Warner et al., section 2.1.1.
+        """LayerNorms before the attention and before the gated feed-forward. Warner et al., section
+        2.1.1.
 
-        x is the residual stream and branch what is still to be added to it, which the next norm does on its way. Returned are these two and the
-        sum at the start, which is the output of the block before.
+        x is the residual stream and branch what is still to be added to it, which the next norm
+        does on its way. Returned are these two and the sum at the start, which is the output of the
+        block before.
         """
         config = self.config
         assert isinstance(config, ModernBertConfig)
@@ -277,14 +325,21 @@ class Encoder:
             normed = x
         else:
             normed, x = norm(
-                parts.attention_norm, x if branch is None else branch, None if branch is None else x, prenorm=True
+                parts.attention_norm,
+                x if branch is None else branch,
+                None if branch is None else x,
+                prenorm=True,
             )
         summed = x
         context = attend(parts, config, index, normed, sequences, seeds[0])
         if rows is not None:
-            context, x = (torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x))
+            context, x = (
+                torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x)
+            )
         output = project(parts.attention_output, context)
-        normed, x = norm(parts.output_norm, output, x, config.attention_output_dropout, seeds[1], prenorm=True)
+        normed, x = norm(
+            parts.output_norm, output, x, config.attention_output_dropout, seeds[1], prenorm=True
+        )
         inner = activated(parts.up, normed, config.hidden_act, gated=True)
         return x, project(parts.down, dropout(inner, config.mlp_dropout, seeds[2])), summed
 
@@ -297,12 +352,16 @@ class Encoder:
         inputs_embeds: Tensor | None,
         keep_padding: bool,
     ) -> tuple[PackedBatch, Padding | None, Tensor | None, Sequences]:
-        """The packed batch, how it was padded, the word embeddings that stand in for ids, and where the tokens stand."""
+        """The packed batch, how it was padded, the word embeddings that stand in for ids, and where
+        the tokens stand.
+        """
         offset = self.config.position_offset
         if isinstance(input_ids, PackedBatch):
             batch = input_ids
             batch.check()
-            if any(x is not None for x in (attention_mask, token_type_ids, position_ids, inputs_embeds)):
+            if any(
+                x is not None for x in (attention_mask, token_type_ids, position_ids, inputs_embeds)
+            ):
                 raise BertfastError(
                     "a PackedBatch carries its own segments, positions and boundaries; give nothing beside it"
                 )
@@ -312,11 +371,17 @@ class Encoder:
         given = input_ids if input_ids is not None else inputs_embeds
         if given is None or (input_ids is not None and inputs_embeds is not None):
             raise BertfastError("give either input_ids or inputs_embeds")
-        if input_ids is not None and (input_ids.is_floating_point() or input_ids.dtype == torch.bool):
-            raise BertfastError(f"input_ids are {input_ids.dtype}; they must be whole numbers (int64)")
+        if input_ids is not None and (
+            input_ids.is_floating_point() or input_ids.dtype == torch.bool
+        ):
+            raise BertfastError(
+                f"input_ids are {input_ids.dtype}; they must be whole numbers (int64)"
+            )
         width = self.config.embedding_width
         if inputs_embeds is not None and inputs_embeds.shape[-1] != width:
-            raise BertfastError(f"inputs_embeds have {inputs_embeds.shape[-1]} features and the model {width}")
+            raise BertfastError(
+                f"inputs_embeds have {inputs_embeds.shape[-1]} features and the model {width}"
+            )
         dims = 2 if input_ids is not None else 3
         if given.dim() != dims:
             raise BertfastError(
@@ -327,14 +392,18 @@ class Encoder:
         if position_ids is None:
             most = self.config.max_positions
             if most is not None and shape[1] > most:
-                raise BertfastError(f"the input has {shape[1]} positions and the model {most}; truncate it")
+                raise BertfastError(
+                    f"the input has {shape[1]} positions and the model {most}; truncate it"
+                )
             position_ids = self._default_positions(input_ids, shape, given.device)
         elif position_ids.numel():
             limit = int(position_ids.max()) + 1
         zeros = torch.zeros(shape, dtype=torch.int64, device=given.device)
         for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
             if ids is not None and tuple(ids.shape) not in (shape, (1, shape[1])):
-                raise BertfastError(f"{name} has shape {tuple(ids.shape)} and the input {shape}; they must be the same")
+                raise BertfastError(
+                    f"{name} has shape {tuple(ids.shape)} and the input {shape}; they must be the same"
+                )
         padding = Padding(shape, attention_mask, given.device, slack=given.device.type == "cpu")
         visible = None
         if keep_padding and padding.rows is not None:
@@ -343,7 +412,9 @@ class Encoder:
             padding = Padding(shape, None, given.device)
         batch = PackedBatch(
             input_ids=padding.pack(zeros if input_ids is None else input_ids),
-            segment_ids=padding.pack(zeros if token_type_ids is None else token_type_ids.expand(shape)),
+            segment_ids=padding.pack(
+                zeros if token_type_ids is None else token_type_ids.expand(shape)
+            ),
             position_ids=padding.pack(position_ids.expand(shape)),
             cu_seqlens=padding.cu_seqlens,
             max_seqlen=padding.max_seqlen,
@@ -358,10 +429,19 @@ class Encoder:
             shape[1],
             visible,
         )
-        return batch, padding, None if inputs_embeds is None else padding.pack(inputs_embeds), sequences
+        return (
+            batch,
+            padding,
+            None if inputs_embeds is None else padding.pack(inputs_embeds),
+            sequences,
+        )
 
-    def _default_positions(self, input_ids: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor:
-        """Columns, padding included, as Hugging Face counts; with RoBERTa's offset the padding ids are left out of the count."""
+    def _default_positions(
+        self, input_ids: Tensor | None, shape: tuple[int, int], device: torch.device
+    ) -> Tensor:
+        """Columns, padding included, as Hugging Face counts; with RoBERTa's offset the padding ids
+        are left out of the count.
+        """
         offset = self.config.position_offset
         if offset and input_ids is not None:
             real = input_ids.ne(offset - 1).long()
@@ -373,8 +453,8 @@ class Encoder:
         return 1 + SITES_PER_LAYER * len(self.blocks)
 
     def _site_seeds(self, seed: int | Tensor | None, device: torch.device, training: bool) -> Seeds:
-        """One seed for each place of dropout: the embeddings, three to a block, the head, and DeBERTa's distances and convolution; Nones when
-        not training."""
+        """One seed for each place of dropout: the embeddings, three to a block, the head, and
+        DeBERTa's distances and convolution; Nones when not training."""
         sites = self._head_site + 1
         if isinstance(self.config, DebertaV2Config):
             sites += len(self.blocks) + 1

@@ -1,4 +1,6 @@
-"""What stands on the encoder, written once for every member: which leaves a head has is its `Layout`'s to say."""
+"""What stands on the encoder, written once for every member: which leaves a head has is its
+`Layout`'s to say.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from .leaves import ACTIVATIONS, activated, dropout, norm
 
 
 class MLMHead:
-    """The masked-LM head: LN(act(dense(x))), and a decoder that is the word embedding table with a bias of its own.
+    """The masked-LM head: LN(act(dense(x))), and a decoder that is the word embedding table with a
+    bias of its own.
 
     Args:
         config: of the member.
@@ -27,7 +30,11 @@ class MLMHead:
 
     def __init__(self, config: EncoderConfig, root: nn.Module, paths: dict[str, str]) -> None:
         # Everyone but BERT's closest kin has the exact GELU whatever the encoder has.
-        self.activation = "gelu" if config.model_type in ("roberta", "xlm-roberta", "electra") else config.hidden_act
+        self.activation = (
+            "gelu"
+            if config.model_type in ("roberta", "xlm-roberta", "electra")
+            else config.hidden_act
+        )
         has_dense_bias = self.has_bias = True
         if isinstance(config, ModernBertConfig):
             self.activation = config.classifier_activation
@@ -35,7 +42,9 @@ class MLMHead:
         width = config.hidden_size if "lm_predictions" in paths["dense"] else config.embedding_width
         dense = nn.Linear(config.hidden_size, width, bias=has_dense_bias)
         place(root, paths["dense"], dense)
-        layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=getattr(config, "norm_bias", True))
+        layer_norm = nn.LayerNorm(
+            width, eps=config.layer_norm_eps, bias=getattr(config, "norm_bias", True)
+        )
         place(root, paths["norm"], layer_norm)
         if self.has_bias:
             place(root, paths["bias"], nn.Parameter(torch.zeros(config.vocab_size)))
@@ -52,17 +61,23 @@ class MLMHead:
         return self.parts.parameter("bias") if self.has_bias else None
 
     def loss(self, x: Tensor, table: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean loss at the masked positions, the count of right predictions, and the count of predictions.
+        """The mean loss at the masked positions, the count of right predictions, and the count of
+        predictions.
 
-        x (masked, hidden), table (vocab, width), labels (masked,): only these rows meet the vocabulary.
+        x (masked, hidden), table (vocab, width), labels (masked,): only these rows meet the
+        vocabulary.
         """
         return self.loss_of_rows(self.transform(x), table, labels)
 
-    def loss_of_rows(self, h: Tensor, table: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def loss_of_rows(
+        self, h: Tensor, table: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """`loss` of what `transform` gave."""
         if torch.is_autocast_enabled(h.device.type):
             h = h.to(torch.get_autocast_dtype(h.device.type))
-        loss, correct = kernels.linear_cross_entropy(h, self.cast(table, h), self.cast(self.bias, h), labels)
+        loss, correct = kernels.linear_cross_entropy(
+            h, self.cast(table, h), self.cast(self.bias, h), labels
+        )
         return loss, correct, (labels >= 0).sum()
 
     @staticmethod
@@ -76,7 +91,8 @@ class MLMHead:
 
 
 class FeatureHead:
-    """out(dropout(norm(act(dense(dropout(x)))))) of a feature each for a sequence or a token; what a member has none of is left out.
+    """out(dropout(norm(act(dense(dropout(x)))))) of a feature each for a sequence or a token; what
+    a member has none of is left out.
 
     Args:
         config: of the member.
@@ -86,7 +102,9 @@ class FeatureHead:
         kind: "sequence", "choice", "token" or "span", which differ in their dropouts.
     """
 
-    def __init__(self, config: EncoderConfig, root: nn.Module, paths: dict[str, str], outputs: int, kind: str) -> None:
+    def __init__(
+        self, config: EncoderConfig, root: nn.Module, paths: dict[str, str], outputs: int, kind: str
+    ) -> None:
         width = config.hidden_size
         self.activation, has_dense_bias = "tanh", True
         self.first_dropout, self.last_dropout = 0.0, config.head_dropout
@@ -101,14 +119,19 @@ class FeatureHead:
             if kind == "token":
                 self.last_dropout = config.hidden_dropout_prob
         elif isinstance(config, ElectraConfig) and kind == "choice":
-            self.activation, self.last_dropout = config.summary_activation or "", config.summary_last_dropout
+            self.activation, self.last_dropout = (
+                config.summary_activation or "",
+                config.summary_last_dropout,
+            )
             if not config.summary_use_proj:
                 paths = {"out": paths["out"]}
         elif kind == "sequence" and "dense" in paths:
             self.activation = "gelu" if isinstance(config, ElectraConfig) else "tanh"
             self.first_dropout = config.head_dropout
         # ELECTRA's activation stands without the layer too.
-        self.always_activated = isinstance(config, ElectraConfig) and kind == "choice" and bool(self.activation)
+        self.always_activated = (
+            isinstance(config, ElectraConfig) and kind == "choice" and bool(self.activation)
+        )
         if kind == "choice" and config.model_type in ("roberta", "xlm-roberta"):
             self.last_dropout = config.hidden_dropout_prob
         if kind == "span" and "dense" not in paths:
@@ -117,7 +140,9 @@ class FeatureHead:
         if "dense" in paths:
             place(root, paths["dense"], nn.Linear(width, width, bias=has_dense_bias))
         if "norm" in paths:
-            layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=getattr(config, "norm_bias", True))
+            layer_norm = nn.LayerNorm(
+                width, eps=config.layer_norm_eps, bias=getattr(config, "norm_bias", True)
+            )
             place(root, paths["norm"], layer_norm)
         place(root, paths["out"], nn.Linear(width, outputs))
         self.parts = View(root, paths)
@@ -126,7 +151,11 @@ class FeatureHead:
         """(rows, hidden) to (rows, outputs); no dropout where seed is None."""
         if self.parts.dense is not None:
             x = dropout(x, self.first_dropout, None if seed is None else seed + 1)
-            x = activated(self.parts.dense, x, self.activation) if self.activation else self.parts.dense(x)
+            x = (
+                activated(self.parts.dense, x, self.activation)
+                if self.activation
+                else self.parts.dense(x)
+            )
         elif self.always_activated:
             x = ACTIVATIONS[self.activation](x)
         if self.parts.norm is not None:
@@ -140,7 +169,10 @@ class DiscriminatorHead:
 
     def __init__(self, config: EncoderConfig, root: nn.Module) -> None:
         self.activation = config.hidden_act
-        paths = {"dense": "discriminator_predictions.dense", "out": "discriminator_predictions.dense_prediction"}
+        paths = {
+            "dense": "discriminator_predictions.dense",
+            "out": "discriminator_predictions.dense_prediction",
+        }
         place(root, paths["dense"], nn.Linear(config.hidden_size, config.hidden_size))
         place(root, paths["out"], nn.Linear(config.hidden_size, 1))
         self.parts = View(root, paths)
@@ -151,8 +183,10 @@ class DiscriminatorHead:
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: EncoderConfig) -> Tensor:
-    """What ``config.problem_type`` says; where that is None: squared error for one label, cross-entropy for integer labels, and for float labels
-    (sequences, labels) binary cross-entropy of each. DeBERTa tells the last two by their number, and has cross-entropy against the float ones.
+    """What ``config.problem_type`` says; where that is None: squared error for one label,
+    cross-entropy for integer labels, and for float labels (sequences, labels) binary cross-entropy
+    of each. DeBERTa tells the last two by their number, and has cross-entropy against the float
+    ones.
 
     Raises:
         BertfastError: labels of another shape.
@@ -163,16 +197,24 @@ def classification_loss(logits: Tensor, labels: Tensor, config: EncoderConfig) -
             kind = "regression"
         elif isinstance(config, DebertaV2Config):
             one_each = labels.numel() == logits.shape[0]
-            kind, labels = ("single_label_classification", labels.long()) if one_each else ("distributions", labels)
+            kind, labels = (
+                ("single_label_classification", labels.long())
+                if one_each
+                else ("distributions", labels)
+            )
         else:
             kind = ("multi" if labels.is_floating_point() else "single") + "_label_classification"
     shape = logits.shape[:1] if kind == "single_label_classification" else logits.shape
     if labels.numel() != shape.numel():
-        raise BertfastError(f"labels have shape {tuple(labels.shape)}; for {kind} they must be {tuple(shape)}")
+        raise BertfastError(
+            f"labels have shape {tuple(labels.shape)}; for {kind} they must be {tuple(shape)}"
+        )
     labels = labels.view(shape)
     if kind == "single_label_classification":
         return F.cross_entropy(logits, labels)
     labels = labels.to(logits.dtype)
     if kind == "regression":
         return F.mse_loss(logits, labels)
-    return (F.cross_entropy if kind == "distributions" else F.binary_cross_entropy_with_logits)(logits, labels)
+    return (F.cross_entropy if kind == "distributions" else F.binary_cross_entropy_with_logits)(
+        logits, labels
+    )

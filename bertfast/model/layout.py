@@ -1,8 +1,10 @@
-"""Where the modules of each member stand in its tree: Hugging Face's names for what the encoder calls by one name.
+"""Where the modules of each member stand in its tree: Hugging Face's names for what the encoder
+calls by one name.
 
-The encoder and the heads are written once, over a `View` of a tree of leaf modules (linear layers, norms, embedding tables). A model of ours makes
-its leaves at these places; the drop-in backend lays the same view over a live model of `transformers`. A leaf is looked up at each use, so one
-that was exchanged, by an adapter library say, takes part.
+The encoder and the heads are written once, over a `View` of a tree of leaf modules (linear layers,
+norms, embedding tables). A model of ours makes its leaves at these places; the drop-in backend lays
+the same view over a live model of `transformers`. A leaf is looked up at each use, so one that was
+exchanged, by an adapter library say, takes part.
 """
 
 from __future__ import annotations
@@ -71,10 +73,13 @@ class Layout:
         encoder: what stands outside the layers.
         block: path of a layer, from its number and the configuration.
         parts: of a layer, below it.
-        lm: of the masked-LM head: dense, norm, bias, and the decoders that `transformers` ties to them.
-        classifier, choice: of the heads over the first token, for whole inputs and for multiple choice.
+        lm: of the masked-LM head: dense, norm, bias, and the decoders that `transformers` ties to
+            them.
+        classifier, choice: of the heads over the first token, for whole inputs and for multiple
+            choice.
         tokens, span: of the heads over every token.
-        others: of heads that one class alone has, and of those that were published and are used no more.
+        others: of heads that one class alone has, and of those that were published and are used no
+            more.
     """
 
     base: str
@@ -90,13 +95,17 @@ class Layout:
 
     @property
     def head_paths(self) -> set[str]:
-        """Of every head that the member's checkpoints may have: what a model without that head leaves out."""
+        """Of every head that the member's checkpoints may have: what a model without that head
+        leaves out.
+        """
         heads = (self.lm, self.classifier, self.choice, self.tokens, self.span)
         return {path for head in heads for path in head.values()} | set(self.others)
 
 
 def _albert_block(index: int, config: EncoderConfig) -> str:
-    """Layers of one group share their weights, and a group may hold several layers, run one after another."""
+    """Layers of one group share their weights, and a group may hold several layers, run one after
+    another.
+    """
     assert isinstance(config, AlbertConfig)
     turn, inner = divmod(index, config.inner_group_num)
     group = int(turn / (config.num_hidden_layers / config.num_hidden_groups))
@@ -131,7 +140,12 @@ _ROBERTA = Layout(
     base="roberta",
     encoder=_EMBEDDINGS | _POOLER,
     parts=_BERT_PARTS,
-    lm={"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "bias": "lm_head.bias", "decoder": "lm_head.decoder"},
+    lm={
+        "dense": "lm_head.dense",
+        "norm": "lm_head.layer_norm",
+        "bias": "lm_head.bias",
+        "decoder": "lm_head.decoder",
+    },
     classifier=_DENSE_AND_OUT,
 )
 _MODERN_HEAD = {"dense": "head.dense", "norm": "head.norm", "out": "classifier"}
@@ -155,7 +169,8 @@ LAYOUTS: dict[str, Layout] = {
     "xlm-roberta": _ROBERTA,
     "albert": Layout(
         base="albert",
-        encoder=_EMBEDDINGS | {"pooler": "pooler", "projection": "encoder.embedding_hidden_mapping_in"},
+        encoder=_EMBEDDINGS
+        | {"pooler": "pooler", "projection": "encoder.embedding_hidden_mapping_in"},
         block=_albert_block,
         parts={
             "query": "attention.query",
@@ -242,7 +257,11 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "modernbert": Layout(
         base="model",
-        encoder={"word": "embeddings.tok_embeddings", "embedding_norm": "embeddings.norm", "final_norm": "final_norm"},
+        encoder={
+            "word": "embeddings.tok_embeddings",
+            "embedding_norm": "embeddings.norm",
+            "final_norm": "final_norm",
+        },
         block=lambda index, config: f"layers.{index}",
         parts={
             "attention_norm": "attn_norm",
@@ -252,7 +271,12 @@ LAYOUTS: dict[str, Layout] = {
             "up": "mlp.Wi",
             "down": "mlp.Wo",
         },
-        lm={"dense": "head.dense", "norm": "head.norm", "bias": "decoder.bias", "decoder": "decoder"},
+        lm={
+            "dense": "head.dense",
+            "norm": "head.norm",
+            "bias": "decoder.bias",
+            "decoder": "decoder",
+        },
         classifier=_MODERN_HEAD,
         choice=_MODERN_HEAD,
         tokens=_MODERN_HEAD,

@@ -1,4 +1,6 @@
-"""What is done with leaf modules: the fused ops where a leaf is PyTorch's own, and the leaf itself where someone has put another in its place."""
+"""What is done with leaf modules: the fused ops where a leaf is PyTorch's own, and the leaf itself
+where someone has put another in its place.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from torch import Tensor, nn
 from bertfast import kernels
 from bertfast.kernels.linear import can_fuse_gelu
 
-GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # and how `kernels.bias_gelu` calls them
+GELUS = {
+    "gelu": "none",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+}  # and how `kernels.bias_gelu` calls them
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     **{
         name: lambda x, form=form: kernels.bias_gelu(x, approximate=form)  # type: ignore[misc]
@@ -25,9 +31,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
-    """Whether a module is that of PyTorch with nothing hooked to it, so that its weights may be used without calling it."""
+    """Whether a module is that of PyTorch with nothing hooked to it, so that its weights may be
+    used without calling it.
+    """
     return type(module) is kind and not (
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 
@@ -50,7 +61,9 @@ def activated(module: Any, x: Tensor, activation: str, gated: bool = False) -> T
     if form is not None and is_plain(module, nn.Linear):
         if not gated and can_fuse_gelu(x, module.weight):
             return kernels.linear(x, module.weight, module.bias, gelu=form)
-        return kernels.bias_gelu(kernels.linear(x, module.weight), module.bias, approximate=form, gated=gated)
+        return kernels.bias_gelu(
+            kernels.linear(x, module.weight), module.bias, approximate=form, gated=gated
+        )
     x = project(module, x)
     if form is not None:
         return kernels.bias_gelu(x, approximate=form, gated=gated)
@@ -68,7 +81,9 @@ def norm(
     seed: Tensor | None = None,
     prenorm: bool = False,
 ) -> Any:  # a Tensor, or with prenorm a pair of them
-    """LayerNorm of dropout(x) + residual, with ``prenorm`` that sum too; no dropout where seed is None."""
+    """LayerNorm of dropout(x) + residual, with ``prenorm`` that sum too; no dropout where seed is
+    None.
+    """
     if residual is not None:
         x = x.to(residual.dtype)  # under autocast the residual stays in float32
     p = 0.0 if seed is None else dropout_p
@@ -97,8 +112,8 @@ def norm_of_rows(
     seed: Tensor | None,
     rows: Sequence[Tensor] | None,
 ) -> Tensor:
-    """`norm` of tokens that several indexes gave, ``rows``, one's after another's: the bits dropped of one's do not depend on how many tokens, or how
-    much slack, another has."""
+    """`norm` of tokens that several indexes gave, ``rows``, one's after another's: the bits dropped
+    of one's do not depend on how many tokens, or how much slack, another has."""
     if seed is None or rows is None or len(rows) == 1:
         return norm(module, x, residual, dropout_p, seed)
     sizes = [len(index) for index in rows]

@@ -1,4 +1,6 @@
-"""The models of each member under Hugging Face's names: one encoder, one set of heads, and a configuration that says the rest."""
+"""The models of each member under Hugging Face's names: one encoder, one set of heads, and a
+configuration that says the rest.
+"""
 
 from bertfast import config as c
 from bertfast.errors import BertfastError
@@ -340,7 +342,8 @@ ARCHITECTURES: dict[str, type[PreTrainedModel]] = {
 
 
 def member_class(config: c.EncoderConfig, head: str) -> type[PreTrainedModel]:
-    """The member's class with that head: ``member_class(RobertaConfig(), "ForMaskedLM")`` is `RobertaForMaskedLM`.
+    """The member's class with that head: ``member_class(RobertaConfig(), "ForMaskedLM")`` is
+    `RobertaForMaskedLM`.
 
     Raises:
         BertfastError: the member has no such head.

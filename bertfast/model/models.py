@@ -1,9 +1,11 @@
-"""The encoder and its heads as models, written once; `members.py` names them for each member of the family.
+"""The encoder and its heads as models, written once; `members.py` names them for each member of the
+family.
 
-Every model takes either a `PackedBatch` as its first argument, and then its outputs are packed and its labels come from the batch, or padded
-tensors under Hugging Face's argument names, and then its outputs have Hugging Face's shapes. Two differences from Hugging Face's
-models show with padded input: outputs at padding are zeros, and what reads the first token takes the first real one where they take column 0
-(another token only under left padding).
+Every model takes either a `PackedBatch` as its first argument, and then its outputs are packed and
+its labels come from the batch, or padded tensors under Hugging Face's argument names, and then its
+outputs have Hugging Face's shapes. Two differences from Hugging Face's models show with padded
+input: outputs at padding are zeros, and what reads the first token takes the first real one where
+they take column 0 (another token only under left padding).
 """
 
 from __future__ import annotations
@@ -40,10 +42,14 @@ from .outputs import (
 from .pooling import mean_pooled
 
 
-def initialize(model: nn.Module, config: EncoderConfig, only: Collection[str] | None = None) -> None:
-    """Truncated normal weights (two deviations), zero biases, LayerNorms of one, and zero padding rows, as published.
+def initialize(
+    model: nn.Module, config: EncoderConfig, only: Collection[str] | None = None
+) -> None:
+    """Truncated normal weights (two deviations), zero biases, LayerNorms of one, and zero padding
+    rows, as published.
 
-    ModernBERT's weights that end a residual branch have a smaller deviation, and its classifiers one of their own.
+    ModernBERT's weights that end a residual branch have a smaller deviation, and its classifiers
+    one of their own.
 
     Args:
         model: whose parameters are set.
@@ -66,7 +72,9 @@ def initialize(model: nn.Module, config: EncoderConfig, only: Collection[str] | 
                         deviation = config.residual_deviation
                     elif prefix == "classifier":
                         deviation = config.hidden_size**-0.5
-                nn.init.trunc_normal_(parameter, std=deviation, a=-cutoff * deviation, b=cutoff * deviation)
+                nn.init.trunc_normal_(
+                    parameter, std=deviation, a=-cutoff * deviation, b=cutoff * deviation
+                )
                 if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                     with torch.no_grad():
                         parameter[module.padding_idx].zero_()
@@ -104,9 +112,13 @@ class PreTrainedModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def gradient_checkpointing_enable(self) -> None:
-        """Keeps each block's input alone in the forward and computes the block again in the backward: less memory, a third more work."""
+        """Keeps each block's input alone in the forward and computes the block again in the
+        backward: less memory, a third more work.
+        """
         # Dropout is a function of seeds, so torch's generators need not be put back.
-        checkpoint = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False, preserve_rng_state=False)
+        checkpoint = partial(
+            torch.utils.checkpoint.checkpoint, use_reentrant=False, preserve_rng_state=False
+        )
         self.base.encoder_run.checkpoint = checkpoint
 
     def gradient_checkpointing_disable(self) -> None:
@@ -122,10 +134,12 @@ class PreTrainedModel(nn.Module):
         Args:
             folder: on this machine; nothing is downloaded.
             config: in place of the folder's, to give a new head its labels.
-            new_head_ok: let weights of this class's head that the folder lacks keep their initial values (fine-tuning).
+            new_head_ok: let weights of this class's head that the folder lacks keep their initial
+                values (fine-tuning).
 
         Raises:
-            BertfastError: the folder cannot be read, or a weight is missing, unknown or of another shape: each is named.
+            BertfastError: the folder cannot be read, or a weight is missing, unknown or of another
+                shape: each is named.
         """
         from bertfast.hub import load_config, load_weights
 
@@ -171,18 +185,23 @@ class EncoderModel(PreTrainedModel):
 
         Args:
             input_ids: a `PackedBatch`, or (sequences, positions) int64.
-            attention_mask: (sequences, positions), nonzero where a token is real, in any pattern; None for all.
+            attention_mask: (sequences, positions), nonzero where a token is real, in any pattern;
+                None for all.
             token_type_ids: like input_ids; None is zeros.
-            position_ids: like input_ids, or (1, positions), into the position table; None counts as Hugging Face does: columns, padding
-                included, and in RoBERTa the ids that are not padding.
-            inputs_embeds: (sequences, positions, width of the word embeddings) in place of input_ids.
+            position_ids: like input_ids, or (1, positions), into the position table; None counts as
+                Hugging Face does: columns, padding included, and in RoBERTa the ids that are not
+                padding.
+            inputs_embeds: (sequences, positions, width of the word embeddings) in place of
+                input_ids.
             output_hidden_states: also return the embeddings' output and each block's.
             seed: of the dropouts when training; None draws one from torch's generator.
 
         Raises:
             BertfastError: inputs that contradict one another or go beyond the configuration.
         """
-        encoded = self.encode(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed)
+        encoded = self.encode(
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed
+        )
         return BaseModelOutputWithPooling(
             last_hidden_state=encoded.outward(encoded.last),
             pooler_output=self.encoder_run.pooled(encoded),
@@ -206,7 +225,11 @@ class _HeadModel(PreTrainedModel):
         return getattr(self, self.layout.base)
 
     def _initialize_head(self) -> None:
-        own = [name for name, _ in self.named_parameters() if not name.startswith(f"{self.layout.base}.")]
+        own = [
+            name
+            for name, _ in self.named_parameters()
+            if not name.startswith(f"{self.layout.base}.")
+        ]
         initialize(self, self.config, only=own)
 
 
@@ -236,8 +259,12 @@ class MaskedLMModel(_HeadModel):
             paths = DEBERTA_LM
         self.mlm = MLMHead(config, self, paths)
 
-    def _encode(self, batch: Any, *inputs: Any, output_hidden_states: bool, seed: int | Tensor | None) -> Encoded:
-        """The encoder's output; of a packed batch with masked positions, only what the heads read of it."""
+    def _encode(
+        self, batch: Any, *inputs: Any, output_hidden_states: bool, seed: int | Tensor | None
+    ) -> Encoded:
+        """The encoder's output; of a packed batch with masked positions, only what the heads read
+        of it.
+        """
         if isinstance(batch, PackedBatch) and batch.masked_positions is not None:
             return self.encode_masked(batch, seed, *inputs, every_row=output_hidden_states)
         pooled = self.base.encoder_run.parts.pooler is not None
@@ -246,7 +273,9 @@ class MaskedLMModel(_HeadModel):
     def encode_masked(
         self, batch: PackedBatch, seed: int | Tensor | None, *inputs: Any, every_row: bool = False
     ) -> Encoded:
-        """What the heads read of a packed batch with masked positions; with ``every_row`` the last block's other rows too."""
+        """What the heads read of a packed batch with masked positions; with ``every_row`` the last
+        block's other rows too.
+        """
         return self.base.encode(
             batch,
             *inputs,
@@ -260,7 +289,9 @@ class MaskedLMModel(_HeadModel):
     def _predict(
         self, encoded: Encoded, labels: Tensor | None, return_logits: bool
     ) -> tuple[tuple[Tensor, Tensor, Tensor] | None, Tensor | None]:
-        """(loss, correct, count) if there are labels, and the logits if the input is padded and they are wanted."""
+        """(loss, correct, count) if there are labels, and the logits if the input is padded and
+        they are wanted.
+        """
         head, table, batch = self.mlm, encoded.table, encoded.batch
         if encoded.padding is None:
             _no_labels_beside(batch, labels)
@@ -304,10 +335,11 @@ class ForMaskedLM(MaskedLMModel):
     ) -> MaskedLMOutput:
         """Predicts masked tokens; arguments as of `EncoderModel.forward`.
 
-        From a `PackedBatch` with masked positions come the loss and the counts, and no logits are made. From one without, logits
-        (tokens, vocab). From padded input, logits (sequences, positions, vocab) unless ``return_logits`` is False, which spares
-        the vocabulary-sized work beyond the masked positions, and with ``labels`` (sequences, positions; -100 where nothing is
-        predicted; at padding they count for nothing) the mean loss.
+        From a `PackedBatch` with masked positions come the loss and the counts, and no logits are
+        made. From one without, logits (tokens, vocab). From padded input, logits (sequences,
+        positions, vocab) unless ``return_logits`` is False, which spares the vocabulary-sized work
+        beyond the masked positions, and with ``labels`` (sequences, positions; -100 where nothing
+        is predicted; at padding they count for nothing) the mean loss.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         encoded = self._encode(*inputs, output_hidden_states=output_hidden_states, seed=seed)
@@ -353,7 +385,9 @@ class _PairPreTraining(MaskedLMModel):
             pair_label = encoded.batch.next_sentence_labels
         pooled = self.base.encoder_run.pooled(encoded)
         assert pooled is not None
-        pair_logits = self.get_submodule(self.pair_path)(dropout(pooled, dropout_p, encoded.head_seed))
+        pair_logits = self.get_submodule(self.pair_path)(
+            dropout(pooled, dropout_p, encoded.head_seed)
+        )
         pair_loss = pair_correct = None
         if pair_label is not None:
             pair_loss = F.cross_entropy(pair_logits.float(), pair_label)
@@ -366,7 +400,11 @@ class _PairPreTraining(MaskedLMModel):
             mlm_loss=mlm_loss,
             mlm_correct=correct,
             mlm_count=count,
-            **{logits_name: pair_logits, f"{name}_loss": pair_loss, f"{name}_correct": pair_correct},
+            **{
+                logits_name: pair_logits,
+                f"{name}_loss": pair_loss,
+                f"{name}_correct": pair_correct,
+            },
         )
 
 
@@ -389,14 +427,17 @@ class NextSentencePreTraining(_PairPreTraining):
         return_logits: bool = True,
         seed: int | Tensor | None = None,
     ) -> BertForPreTrainingOutput:
-        """Predicts masked tokens and whether the second segment follows; arguments as of `ForMaskedLM.forward`.
+        """Predicts masked tokens and whether the second segment follows; arguments as of
+        `ForMaskedLM.forward`.
 
-        The loss is the sum of those there are labels for: ``labels`` and ``next_sentence_label`` (sequences,), 1 where the second segment is
-        random, or what the `PackedBatch` carries.
+        The loss is the sum of those there are labels for: ``labels`` and ``next_sentence_label``
+        (sequences,), 1 where the second segment is random, or what the `PackedBatch` carries.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         options = (output_hidden_states, return_logits, seed)
-        return self._pretrain(inputs, labels, next_sentence_label, *options, "nsp", "seq_relationship_logits", 0.0)
+        return self._pretrain(
+            inputs, labels, next_sentence_label, *options, "nsp", "seq_relationship_logits", 0.0
+        )
 
 
 class SentenceOrderPreTraining(_PairPreTraining):
@@ -418,15 +459,18 @@ class SentenceOrderPreTraining(_PairPreTraining):
         return_logits: bool = True,
         seed: int | Tensor | None = None,
     ) -> BertForPreTrainingOutput:
-        """Predicts masked tokens and whether the segments were swapped; arguments as of `ForMaskedLM.forward`.
+        """Predicts masked tokens and whether the segments were swapped; arguments as of
+        `ForMaskedLM.forward`.
 
-        The loss is the sum of those there are labels for: ``labels`` and ``sentence_order_label`` (sequences,), 1 where they were swapped, or what
-        the `PackedBatch` carries.
+        The loss is the sum of those there are labels for: ``labels`` and ``sentence_order_label``
+        (sequences,), 1 where they were swapped, or what the `PackedBatch` carries.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         options = (output_hidden_states, return_logits, seed)
         p = self.config.head_dropout
-        return self._pretrain(inputs, labels, sentence_order_label, *options, "sop", "sop_logits", p)
+        return self._pretrain(
+            inputs, labels, sentence_order_label, *options, "sop", "sop_logits", p
+        )
 
 
 class ReplacedTokenPreTraining(_HeadModel):
@@ -449,8 +493,9 @@ class ReplacedTokenPreTraining(_HeadModel):
         *,
         seed: int | Tensor | None = None,
     ) -> ElectraForPreTrainingOutput:
-        """Logits (sequences, positions), and with ``labels`` like them (1 replaced, 0 original), or ``token_labels`` of the `PackedBatch`, the mean
-        binary cross-entropy over the real tokens; arguments as of `EncoderModel.forward`."""
+        """Logits (sequences, positions), and with ``labels`` like them (1 replaced, 0 original), or
+        ``token_labels`` of the `PackedBatch`, the mean binary cross-entropy over the real tokens;
+        arguments as of `EncoderModel.forward`."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         encoded = self.base.encode(*inputs, seed=seed)
         _no_labels_beside(input_ids, labels)
@@ -458,10 +503,14 @@ class ReplacedTokenPreTraining(_HeadModel):
         packed = encoded.batch.token_labels if labels is None else _packed_labels(encoded, labels)
         if packed is not None:
             told = packed != IGNORE_INDEX
-            losses = F.binary_cross_entropy_with_logits(logits.float(), packed.clamp(min=0).float(), reduction="none")
+            losses = F.binary_cross_entropy_with_logits(
+                logits.float(), packed.clamp(min=0).float(), reduction="none"
+            )
             loss = torch.where(told, losses, 0.0).sum() / told.sum().clamp(min=1)
         return ElectraForPreTrainingOutput(
-            loss=loss, logits=encoded.outward(logits), hidden_states=encoded.hidden_states(output_hidden_states)
+            loss=loss,
+            logits=encoded.outward(logits),
+            hidden_states=encoded.hidden_states(output_hidden_states),
         )
 
 
@@ -476,14 +525,18 @@ class _SequenceHead(_HeadModel):
         return getattr(self.config, "classifier_pooling", "cls") == "mean"
 
     def features(self, encoded: Encoded) -> Tensor:
-        """(sequences, hidden), what `classify` takes: the last block's rows of the first tokens, or the mean over each sequence."""
+        """(sequences, hidden), what `classify` takes: the last block's rows of the first tokens, or
+        the mean over each sequence.
+        """
         if self.reads_every_row:
             return mean_pooled(encoded.last, encoded.batch.cu_seqlens)
         assert encoded.first is not None
         return encoded.first
 
     def classify(self, features: Tensor, seed: Tensor | None = None) -> Tensor:
-        """(sequences, hidden) to (sequences, outputs of the head), through the pooler where there is one; no dropout where seed is None."""
+        """(sequences, hidden) to (sequences, outputs of the head), through the pooler where there
+        is one; no dropout where seed is None.
+        """
         pooler = self.base.encoder_run.parts.pooler
         if pooler is not None:
             features = torch.tanh(pooler(features))
@@ -494,8 +547,12 @@ class ForSequenceClassification(_SequenceHead):
     """A class, several, or a number for each input. Devlin et al., section 4.1."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        super().__init__(config, add_pooling_layer="dense" not in LAYOUTS[config.model_type].classifier)
-        self.task_head = FeatureHead(config, self, self.layout.classifier, config.num_labels, "sequence")
+        super().__init__(
+            config, add_pooling_layer="dense" not in LAYOUTS[config.model_type].classifier
+        )
+        self.task_head = FeatureHead(
+            config, self, self.layout.classifier, config.num_labels, "sequence"
+        )
         self._initialize_head()
 
     def forward(
@@ -510,12 +567,15 @@ class ForSequenceClassification(_SequenceHead):
         *,
         seed: int | Tensor | None = None,
     ) -> SequenceClassifierOutput:
-        """Logits (sequences, labels), and the loss if there are ``labels`` (sequences,) or the `PackedBatch` carries them.
+        """Logits (sequences, labels), and the loss if there are ``labels`` (sequences,) or the
+        `PackedBatch` carries them.
 
         The loss is `classification_loss`'s. Other arguments as of `EncoderModel.forward`.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        encoded = self.base.encode(*inputs, seed=seed, every_row=self.reads_every_row or output_hidden_states)
+        encoded = self.base.encode(
+            *inputs, seed=seed, every_row=self.reads_every_row or output_hidden_states
+        )
         logits = self.classify(self.features(encoded), encoded.head_seed)
         if isinstance(input_ids, PackedBatch):
             _no_labels_beside(input_ids, labels)
@@ -548,10 +608,12 @@ class ForMultipleChoice(_SequenceHead):
         num_choices: int | None = None,
         seed: int | Tensor | None = None,
     ) -> MultipleChoiceModelOutput:
-        """Logits (questions, choices), and with ``labels`` (questions,), the right choices, the mean cross-entropy.
+        """Logits (questions, choices), and with ``labels`` (questions,), the right choices, the
+        mean cross-entropy.
 
-        Inputs are (questions, choices, positions); a `PackedBatch` holds the choices of a question one after another, ``num_choices`` of them
-        each. Other arguments as of `EncoderModel.forward`.
+        Inputs are (questions, choices, positions); a `PackedBatch` holds the choices of a question
+        one after another, ``num_choices`` of them each. Other arguments as of
+        `EncoderModel.forward`.
         """
         every_row = self.reads_every_row or output_hidden_states
         if isinstance(input_ids, PackedBatch):
@@ -563,7 +625,9 @@ class ForMultipleChoice(_SequenceHead):
         else:
             given = input_ids if input_ids is not None else inputs_embeds
             if given is None or given.dim() < 3:
-                raise BertfastError("the input of multiple choice must be (questions, choices, positions)")
+                raise BertfastError(
+                    "the input of multiple choice must be (questions, choices, positions)"
+                )
             num_choices = given.shape[1]
             ids = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
             flat = (None if x is None else x.flatten(0, 1) if x.dim() > 2 else x for x in ids)
@@ -596,8 +660,9 @@ class ForTokenClassification(_HeadModel):
         *,
         seed: int | Tensor | None = None,
     ) -> TokenClassifierOutput:
-        """Logits (sequences, positions, labels), and with ``labels`` (sequences, positions), -100 where there is none, or ``token_labels`` of the
-        `PackedBatch` the mean cross-entropy; labels at padding count for nothing. Other arguments as of `EncoderModel.forward`."""
+        """Logits (sequences, positions, labels), and with ``labels`` (sequences, positions), -100
+        where there is none, or ``token_labels`` of the `PackedBatch` the mean cross-entropy; labels
+        at padding count for nothing. Other arguments as of `EncoderModel.forward`."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         encoded = self.base.encode(*inputs, seed=seed)
         _no_labels_beside(input_ids, labels)
@@ -631,12 +696,14 @@ class ForQuestionAnswering(_HeadModel):
         *,
         seed: int | Tensor | None = None,
     ) -> QuestionAnsweringModelOutput:
-        """Start and end logits (sequences, positions), and with ``start_positions`` and ``end_positions`` (sequences,), or those of the
-        `PackedBatch`, the mean of the two cross-entropies.
+        """Start and end logits (sequences, positions), and with ``start_positions`` and
+        ``end_positions`` (sequences,), or those of the `PackedBatch`, the mean of the two
+        cross-entropies.
 
-        A place outside the input counts for nothing. From a `PackedBatch` the softmax is over a sequence's tokens. From padded input it is over its
-        padding too, as in `transformers`, which makes the loss depend on how the batch was padded, and slow; without labels the logits at padding
-        are the lowest finite number. Other arguments as of `EncoderModel.forward`.
+        A place outside the input counts for nothing. From a `PackedBatch` the softmax is over a
+        sequence's tokens. From padded input it is over its padding too, as in `transformers`, which
+        makes the loss depend on how the batch was padded, and slow; without labels the logits at
+        padding are the lowest finite number. Other arguments as of `EncoderModel.forward`.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         wanted = start_positions is not None and end_positions is not None
@@ -668,12 +735,20 @@ class ForQuestionAnswering(_HeadModel):
 
 
 def _over_places(logits: Tensor, rows: Tensor, shape: tuple[int, int]) -> tuple[Tensor, ...]:
-    """(tokens, 2) to two of (sequences, positions), the lowest finite number where there is no token."""
+    """(tokens, 2) to two of (sequences, positions), the lowest finite number where there is no
+    token.
+    """
     real = kernels.unpack(torch.ones_like(logits[:, :1]), rows, shape) != 0
-    return kernels.unpack(logits, rows, shape).masked_fill(~real, torch.finfo(logits.dtype).min).unbind(-1)
+    return (
+        kernels.unpack(logits, rows, shape)
+        .masked_fill(~real, torch.finfo(logits.dtype).min)
+        .unbind(-1)
+    )
 
 
 def _place_loss(logits: Tensor, places: Tensor) -> Tensor:
-    """Cross-entropy of (sequences, positions) logits against (sequences,) places; those outside count for nothing."""
+    """Cross-entropy of (sequences, positions) logits against (sequences,) places; those outside
+    count for nothing.
+    """
     inside = (places >= 0) & (places < logits.shape[1])
     return F.cross_entropy(logits.float(), torch.where(inside, places, IGNORE_INDEX))

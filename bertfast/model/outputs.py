@@ -1,6 +1,7 @@
 """What the models return, under Hugging Face's field names.
 
-From a packed batch the per-token tensors are (tokens, ...); from padded input they are (sequences, positions, ...) with zeros at the padding.
+From a packed batch the per-token tensors are (tokens, ...); from padded input they are (sequences,
+positions, ...) with zeros at the padding.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from torch import Tensor
 
 @dataclass
 class ModelOutput:
-    """Fields by attribute, by name (``output["loss"]``) or by place among those that are set (``output[0]``)."""
+    """Fields by attribute, by name (``output["loss"]``) or by place among those that are set
+    (``output[0]``).
+    """
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are set, in order."""
@@ -23,7 +26,9 @@ class ModelOutput:
     def detach(self) -> Self:
         """The tensors with no way back to what made them; without hidden states."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{name: x.detach() if isinstance(x, Tensor) else None for name, x in values.items()})
+        return type(self)(
+            **{name: x.detach() if isinstance(x, Tensor) else None for name, x in values.items()}
+        )
 
     def __getitem__(self, key: str | int) -> Any:
         return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
@@ -40,8 +45,8 @@ class BaseModelOutputWithPooling(ModelOutput):
 
 @dataclass
 class BertForPreTrainingOutput(ModelOutput):
-    """Of `BertForPreTraining` and `AlbertForPreTraining`; ``mlm_correct`` of ``mlm_count`` predictions are right, and ``nsp_correct`` or
-    ``sop_correct`` of the sequences."""
+    """Of `BertForPreTraining` and `AlbertForPreTraining`; ``mlm_correct`` of ``mlm_count``
+    predictions are right, and ``nsp_correct`` or ``sop_correct`` of the sequences."""
 
     loss: Tensor | None = None
     prediction_logits: Tensor | None = None
@@ -59,7 +64,9 @@ class BertForPreTrainingOutput(ModelOutput):
 
 @dataclass
 class ElectraForPreTrainingOutput(ModelOutput):
-    """Of `ElectraForPreTraining`; logits (sequences, positions), above 0 where a token looks replaced."""
+    """Of `ElectraForPreTraining`; logits (sequences, positions), above 0 where a token looks
+    replaced.
+    """
 
     loss: Tensor | None = None
     logits: Tensor | None = None

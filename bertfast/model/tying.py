@@ -1,7 +1,9 @@
 """One gradient for a table that is both the word embeddings and the output layer.
 
-The output layer's gradient is dense, the embeddings' one touches only the rows of the tokens that occur. Left to itself autograd adds the two out of
-place, which is a pass over two more tensors of the vocabulary's size. Here the dense one waits until the rows are there, and they are added to it in place.
+The output layer's gradient is dense, the embeddings' one touches only the rows of the tokens that
+occur. Left to itself autograd adds the two out of place, which is a pass over two more tensors of
+the vocabulary's size. Here the dense one waits until the rows are there, and they are added to it
+in place.
 """
 
 from __future__ import annotations
@@ -51,9 +53,11 @@ class _Output(torch.autograd.Function):
 
 
 def tie(table: Tensor) -> tuple[Tensor, Tensor]:
-    """(vocab, hidden) as the embeddings, and as the output layer, of one forward read it; the same values, one gradient.
+    """(vocab, hidden) as the embeddings, and as the output layer, of one forward read it; the same
+    values, one gradient.
 
-    The embeddings' gradient may be sparse: the table's is dense all the same, also where the output layer takes no part in a backward.
+    The embeddings' gradient may be sparse: the table's is dense all the same, also where the output
+    layer takes no part in a backward.
     """
     meeting = _Meeting()
     return _Embeddings.apply(table, meeting), _Output.apply(table, meeting)

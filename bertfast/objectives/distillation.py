@@ -1,7 +1,8 @@
 """Distillation's losses. Sanh et al., "DistilBERT", section 3, and the released ``distiller.py``.
 
-The student learns from the teacher's softened distribution at the masked positions (``--restrict_ce_to_mask`` in the released code, whose
-default takes every token), from the masked words themselves, and from the direction of the teacher's last hidden states.
+The student learns from the teacher's softened distribution at the masked positions
+(``--restrict_ce_to_mask`` in the released code, whose default takes every token), from the masked
+words themselves, and from the direction of the teacher's last hidden states.
 """
 
 from __future__ import annotations
@@ -31,16 +32,19 @@ def distillation_loss(
     counted: Tensor,
     temperature: float = TEMPERATURE,
 ) -> Tensor:
-    """T² KL(softmax(teacher's logits / T) ‖ softmax(student's logits / T)), the mean over the rows that count.
+    """T² KL(softmax(teacher's logits / T) ‖ softmax(student's logits / T)), the mean over the rows
+    that count.
 
-    Logits are rows tableᵀ + bias, made a block of rows at a time, so that neither side's stand in memory whole. Gradients go to the
-    student's three tensors; they are made on the way, while a block's logits are at hand.
+    Logits are rows tableᵀ + bias, made a block of rows at a time, so that neither side's stand in
+    memory whole. Gradients go to the student's three tensors; they are made on the way, while a
+    block's logits are at hand.
 
     Args:
         rows: (masked, hidden) of the student, floating point.
         table: (vocab, hidden) of the same dtype.
         bias: (vocab,) of the same dtype, or None.
-        teacher_rows, teacher_table, teacher_bias: the teacher's, which may have another width and dtype.
+        teacher_rows, teacher_table, teacher_bias: the teacher's, which may have another width and
+            dtype.
         counted: (masked,) bool, false for slack.
         temperature: T, above 0.
 
@@ -54,8 +58,14 @@ def distillation_loss(
         raise BertfastError(
             f"the teacher's vocabulary has {len(teacher_table)} entries and the student's {len(table)}; both must have the same"
         )
-    teacher = (teacher_rows.detach(), teacher_table.detach(), None if teacher_bias is None else teacher_bias.detach())
-    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (rows, table, bias))
+    teacher = (
+        teacher_rows.detach(),
+        teacher_table.detach(),
+        None if teacher_bias is None else teacher_bias.detach(),
+    )
+    wanted = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (rows, table, bias)
+    )
     loss: Tensor = _SoftTargets.apply(rows, table, bias, teacher, counted, temperature, wanted)
     return loss
 
@@ -76,10 +86,17 @@ class _SoftTargets(torch.autograd.Function):
         scale = counted.to(wide) * temperature**2 / counted.sum().clamp(min=1)
         loss = torch.zeros((), dtype=wide, device=rows.device)
         drows = torch.empty_like(rows)
-        dtable, dbias = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (table, table[:, 0]))
+        dtable, dbias = (
+            torch.zeros(x.shape, dtype=wide, device=x.device) for x in (table, table[:, 0])
+        )
         with torch.autocast(rows.device.type, enabled=False):
             for block in row_blocks(rows.shape[0], table.shape[0], 2 * wide.itemsize):
-                targets = F.linear(teacher[0][block], *teacher[1:]).to(wide).div_(temperature).log_softmax(1)
+                targets = (
+                    F.linear(teacher[0][block], *teacher[1:])
+                    .to(wide)
+                    .div_(temperature)
+                    .log_softmax(1)
+                )
                 logs = F.linear(rows[block], table, bias).to(wide).div_(temperature).log_softmax(1)
                 shares = targets.exp()
                 loss += targets.sub_(logs).mul_(shares).sum(1) @ scale[block]
@@ -90,7 +107,9 @@ class _SoftTargets(torch.autograd.Function):
                     torch.mm(dlogits, table, out=drows[block])
                     dtable += dlogits.T @ rows[block]
         if wanted:
-            ctx.save_for_backward(drows, dtable.to(table.dtype), None if bias is None else dbias.to(bias.dtype))
+            ctx.save_for_backward(
+                drows, dtable.to(table.dtype), None if bias is None else dbias.to(bias.dtype)
+            )
         return loss
 
     @staticmethod
@@ -100,7 +119,8 @@ class _SoftTargets(torch.autograd.Function):
 
 
 def cosine_loss(hidden: Tensor, teacher_hidden: Tensor, batch: PackedBatch) -> Tensor:
-    """The mean of 1 - cos(student's, teacher's) over the last hidden states (tokens, hidden) of all tokens that are not slack.
+    """The mean of 1 - cos(student's, teacher's) over the last hidden states (tokens, hidden) of all
+    tokens that are not slack.
 
     Raises:
         BertfastError: the two have other widths.
@@ -112,12 +132,15 @@ def cosine_loss(hidden: Tensor, teacher_hidden: Tensor, batch: PackedBatch) -> T
         )
     wide = torch.promote_types(hidden.dtype, torch.float32)
     real = torch.arange(batch.num_tokens, device=hidden.device) < batch.cu_seqlens[-1]
-    losses = F.cosine_embedding_loss(hidden.to(wide), teacher_hidden.to(wide), real.to(wide), reduction="none")
+    losses = F.cosine_embedding_loss(
+        hidden.to(wide), teacher_hidden.to(wide), real.to(wide), reduction="none"
+    )
     return torch.where(real, losses, 0.0).sum() / real.sum().clamp(min=1)
 
 
 def teacher_layers(student: int, teacher: int) -> list[int]:
-    """Which of the teacher's layers each of the student's starts from, evenly spread from the first to the last.
+    """Which of the teacher's layers each of the student's starts from, evenly spread from the first
+    to the last.
 
     For 6 of 12 it is 0, 2, 4, 7, 9, 11, as in the released ``extract_distilbert.py``.
 
@@ -125,6 +148,8 @@ def teacher_layers(student: int, teacher: int) -> list[int]:
         BertfastError: the student has more layers than the teacher.
     """
     if student > teacher:
-        raise BertfastError(f"the student has {student} layers and the teacher {teacher}; it must not have more")
+        raise BertfastError(
+            f"the student has {student} layers and the teacher {teacher}; it must not have more"
+        )
     steps = max(student - 1, 1)
     return [(2 * layer * (teacher - 1) + steps) // (2 * steps) for layer in range(student)]

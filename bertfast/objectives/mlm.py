@@ -1,7 +1,8 @@
 """Masked-token selection, by tokens, whole words or spans of words.
 
-Sources: Devlin et al., "BERT", section 3.1 and appendix A.1; whole words: the BERT repository's README of 2019 and its
-``create_pretraining_data.py``; spans: Joshi et al., "SpanBERT", section 3.1, and the released ``masking.py``.
+Sources: Devlin et al., "BERT", section 3.1 and appendix A.1; whole words: the BERT repository's
+README of 2019 and its ``create_pretraining_data.py``; spans: Joshi et al., "SpanBERT", section 3.1,
+and the released ``masking.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ WORD_RANGE = 1 << 32  # of a Philox word
 
 
 def most_masked(words: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(sequences,) how many tokens `mask_tokens` chooses at most of so many that are not special; exactly, if by single tokens."""
+    """(sequences,) how many tokens `mask_tokens` chooses at most of so many that are not special;
+    exactly, if by single tokens.
+    """
     return np.minimum(np.maximum(np.round(words * MASK_RATE).astype(np.int64), 1), words)
 
 
@@ -37,37 +40,48 @@ def mask_tokens(
     masked_share: float = MASKED_SHARE,
     random_share: float = RANDOM_SHARE,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Chooses tokens to predict and hides them: 80 % become [MASK], 10 % a random word, 10 % stay, or other shares.
+    """Chooses tokens to predict and hides them: 80 % become [MASK], 10 % a random word, 10 % stay,
+    or other shares.
 
-    In each sequence 15 % of the tokens that are not special may be chosen, rounded, at least one where there is one. Words are
-    taken in the order of their first tokens' first Philox words, and one that the rest of the budget cannot hold is passed over, so that words of
-    several tokens can leave some of it unused. What becomes of a chosen token its other Philox words say, as in `kernels.mask_tokens`.
+    In each sequence 15 % of the tokens that are not special may be chosen, rounded, at least one
+    where there is one. Words are taken in the order of their first tokens' first Philox words, and
+    one that the rest of the budget cannot hold is passed over, so that words of several tokens can
+    leave some of it unused. What becomes of a chosen token its other Philox words say, as in
+    `kernels.mask_tokens`.
 
-    Of spans, the words in that order are where spans start, unless a span before has covered them; a span's length in words is geometric
-    with p = 0.2 given that it is 10 at most (3.8 in the mean), and it ends early at a special token, the sequence's end, or a word that
-    the budget cannot hold. Of the chosen tokens that adjoin, all become [MASK], or all random words, or all stay.
+    Of spans, the words in that order are where spans start, unless a span before has covered them;
+    a span's length in words is geometric with p = 0.2 given that it is 10 at most (3.8 in the
+    mean), and it ends early at a special token, the sequence's end, or a word that the budget
+    cannot hold. Of the chosen tokens that adjoin, all become [MASK], or all random words, or all
+    stay.
 
     Args:
         ids: (tokens,) int64 of the packed sequences, on any device, as the other tensors are.
         cu_seqlens: (sequences + 1,) int32 boundaries.
         special: (tokens,) bool, true where a token is never chosen.
-        replacements: int64 ids that a random replacement is drawn from; special tokens are not among them.
+        replacements: int64 ids that a random replacement is drawn from; special tokens are not
+            among them.
         mask_id: of [MASK].
         counters: (tokens,) int64, which with the seed alone decide the outcome, no two alike.
         seed: an int of 64 bits, or an int64 tensor of one element.
-        word_starts: (tokens,) bool, false where a token continues the word of the one before; no word goes across a special token or a
-            sequence's end. None: each token is a word.
+        word_starts: (tokens,) bool, false where a token continues the word of the one before; no
+            word goes across a special token or a sequence's end. None: each token is a word.
         spans: choose spans of words.
         masked_share, random_share: of the chosen tokens become [MASK], or a random word.
 
     Returns:
-        The ids with the chosen tokens hidden, their positions in ascending order, and the ids that stood there.
+        The ids with the chosen tokens hidden, their positions in ascending order, and the ids that
+        stood there.
     """
     seed = as_seed(seed, ids.device)
     tokens, sequences = ids.shape[0], cu_seqlens.shape[0] - 1
     starts = cu_seqlens.long()
-    sequence = torch.arange(sequences, device=ids.device).repeat_interleave(starts.diff(), output_size=tokens)
-    breaks = torch.cat([special.new_ones(1), special]).index_fill(0, starts, True)[:-1]  # nothing goes on to this token
+    sequence = torch.arange(sequences, device=ids.device).repeat_interleave(
+        starts.diff(), output_size=tokens
+    )
+    breaks = torch.cat([special.new_ones(1), special]).index_fill(0, starts, True)[
+        :-1
+    ]  # nothing goes on to this token
     choice, action, draw, extent = token_words(seed, counters)
 
     begins = ~special if word_starts is None else ~special & (word_starts | breaks)
@@ -103,10 +117,12 @@ def span_lengths(words: Tensor) -> Tensor:
 
 
 def _span_starts(order: Tensor, run: Tensor, length: Tensor) -> Tensor:
-    """(words,) int64: the word that starts the span which covers each word first, if all spans were taken.
+    """(words,) int64: the word that starts the span which covers each word first, if all spans were
+    taken.
 
-    order (words,): the words as spans are drawn at them; run (words,): alike for words that one span can cover; length (words,) of the
-    span at each word, which is drawn unless a span before has covered the word.
+    order (words,): the words as spans are drawn at them; run (words,): alike for words that one
+    span can cover; length (words,) of the span at each word, which is drawn unless a span before
+    has covered the word.
     """
     rank = order.argsort()
     distance = torch.arange(MAX_SPAN, device=order.device)[:, None]
@@ -116,7 +132,8 @@ def _span_starts(order: Tensor, run: Tensor, length: Tensor) -> Tensor:
     inside, back = back >= 0, back.clamp(min=0)
     reaches = inside & (run[back] == run) & (length[back] > distance)
     earlier = reaches & (rank[back] < rank)
-    # Whether a span is drawn hangs on earlier ones alone: each round settles those whose earlier ones are settled, and few rounds settle all.
+    # Whether a span is drawn hangs on earlier ones alone: each round settles those whose earlier
+    # ones are settled, and few rounds settle all.
     drawn = torch.ones_like(order, dtype=torch.bool)
     while not torch.equal(now := ~(earlier & drawn[back]).any(0), drawn):
         drawn = now
@@ -124,14 +141,19 @@ def _span_starts(order: Tensor, run: Tensor, length: Tensor) -> Tensor:
 
 
 def _take(order: Tensor, sequence: Tensor, sizes: Tensor, leader: Tensor, budget: Tensor) -> Tensor:
-    """(words,) bool: the words chosen when spans are taken in order, each up to the first word that its sequence's budget cannot hold.
+    """(words,) bool: the words chosen when spans are taken in order, each up to the first word that
+    its sequence's budget cannot hold.
 
-    sequence, sizes (in tokens) and leader (the word that starts the span) are of each word; order puts sequences one after another and
-    keeps a span together. A round takes spans until one is cut, and sorts out those whose first word no longer fits.
+    sequence, sizes (in tokens) and leader (the word that starts the span) are of each word; order
+    puts sequences one after another and keeps a span together. A round takes spans until one is
+    cut, and sorts out those whose first word no longer fits.
     """
     sequence, leader = sequence[order], leader[order]
     size, least = sizes[order], sizes[leader]
-    taken, done = torch.zeros_like(order, dtype=torch.bool), torch.zeros_like(order, dtype=torch.bool)
+    taken, done = (
+        torch.zeros_like(order, dtype=torch.bool),
+        torch.zeros_like(order, dtype=torch.bool),
+    )
     while (fits := ~done[leader] & (least <= budget[sequence])).any():
         running = (size * fits).cumsum(0)
         whole = torch.zeros_like(budget).index_add(0, sequence, size * fits)

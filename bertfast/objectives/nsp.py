@@ -1,4 +1,6 @@
-"""Next-sentence pairs. Devlin et al., "BERT", section 3.1, and the released ``create_pretraining_data.py``."""
+"""Next-sentence pairs. Devlin et al., "BERT", section 3.1, and the released
+``create_pretraining_data.py``.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ IS_NEXT, IS_RANDOM = 0, 1  # Hugging Face's labels
 
 @dataclass(frozen=True)
 class Spans:
-    """Examples as token spans of a store: segment A, segment B (empty where there is none) and the label of the pair: whether B is
-    random, or whether the two are swapped (`sop`).
+    """Examples as token spans of a store: segment A, segment B (empty where there is none) and the
+    label of the pair: whether B is random, or whether the two are swapped (`sop`).
 
     Each array is (examples,) int64.
     """
@@ -43,12 +45,16 @@ class Spans:
 
 
 def sentence_pairs(
-    sentences: NDArray[np.int64], documents: NDArray[np.int64], max_tokens: int, rng: np.random.Generator
+    sentences: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    max_tokens: int,
+    rng: np.random.Generator,
 ) -> Spans:
     """One pass over the corpus in pairs of segments of ``max_tokens`` tokens together at most.
 
-    Sentences of a document gather until the target length; they are split at a random place, and for half of the pairs the second
-    segment is replaced by one from another document, the sentences not used going back.
+    Sentences of a document gather until the target length; they are split at a random place, and
+    for half of the pairs the second segment is replaced by one from another document, the sentences
+    not used going back.
 
     Args:
         sentences: (sentences + 1,) offsets into the tokens.
@@ -83,7 +89,11 @@ def sentence_pairs(
                 b_last = b_first + 1
                 while b_last < other_last and sentences[b_last] - sentences[b_first] < room:
                     b_last += 1
-                b, label, start = (int(sentences[b_first]), int(sentences[b_last])), IS_RANDOM, split
+                b, label, start = (
+                    (int(sentences[b_first]), int(sentences[b_last])),
+                    IS_RANDOM,
+                    split,
+                )
             else:
                 b, label, start = (int(sentences[split]), int(sentences[end])), IS_NEXT, end
             rows.append((*truncate(a, b, max_tokens, rng), label))
@@ -96,9 +106,11 @@ def target_length(max_tokens: int, rng: np.random.Generator) -> int:
 
 
 def gather(sentences: NDArray[np.int64], start: int, last: int, target: int) -> int:
-    """The end of the run of sentences from ``start``, before ``last``, that first holds ``target`` tokens.
+    """The end of the run of sentences from ``start``, before ``last``, that first holds ``target``
+    tokens.
 
-    It is of two sentences even where one would fill the target: alone that one has no neighbour to be its partner.
+    It is of two sentences even where one would fill the target: alone that one has no neighbour to
+    be its partner.
     """
     end = start + 1
     while end < last and (end - start < 2 or sentences[end] - sentences[start] < target):
@@ -126,9 +138,13 @@ def truncate(
 
 
 def document_spans(
-    sentences: NDArray[np.int64], documents: NDArray[np.int64], max_tokens: int, rng: np.random.Generator
+    sentences: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    max_tokens: int,
+    rng: np.random.Generator,
 ) -> Spans:
-    """One pass over the corpus in single segments: runs of a document's tokens, ``max_tokens`` at most, from a random offset.
+    """One pass over the corpus in single segments: runs of a document's tokens, ``max_tokens`` at
+    most, from a random offset.
 
     For masked-LM alone. Liu et al., "RoBERTa", section 4.2 (doc-sentences).
     """

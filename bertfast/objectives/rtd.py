@@ -1,7 +1,9 @@
-"""Replaced-token detection. Clark et al., "ELECTRA", section 2 and appendix A, and the released ``pretrain_helpers.py``.
+"""Replaced-token detection. Clark et al., "ELECTRA", section 2 and appendix A, and the released
+``pretrain_helpers.py``.
 
-A small generator is trained as a masked language model; each masked token is replaced by one that is sampled from it, and the discriminator
-learns to tell of every token whether it is the original one.
+A small generator is trained as a masked language model; each masked token is replaced by one that
+is sampled from it, and the discriminator learns to tell of every token whether it is the original
+one.
 """
 
 from __future__ import annotations
@@ -14,17 +16,23 @@ from bertfast.kernels.linear_cross_entropy import row_blocks
 from bertfast.kernels.philox import LOW_32, as_seed, philox_4x32
 from bertfast.packed import IGNORE_INDEX, PackedBatch
 
-DISCRIMINATOR_WEIGHT = 50.0  # of its loss beside the generator's: the paper's lambda, section 2 and appendix A
+DISCRIMINATOR_WEIGHT = (
+    50.0  # of its loss beside the generator's: the paper's lambda, section 2 and appendix A
+)
 # Of the tokens that the generator is to predict; the released code leaves the rest as they are.
 MASKED_SHARE, RANDOM_SHARE = 0.85, 0.0
 
 
 @torch.no_grad()
-def sample_tokens(rows: Tensor, table: Tensor, bias: Tensor | None, seed: int | Tensor, counters: Tensor) -> Tensor:
-    """Ids drawn from softmax(rows tableᵀ + bias), a block of rows at a time, so that the logits never stand in memory whole.
+def sample_tokens(
+    rows: Tensor, table: Tensor, bias: Tensor | None, seed: int | Tensor, counters: Tensor
+) -> Tensor:
+    """Ids drawn from softmax(rows tableᵀ + bias), a block of rows at a time, so that the logits
+    never stand in memory whole.
 
-    One uniform number a row finds the id where the running sum of the probabilities first reaches it: what the released code's Gumbel noise on
-    every logit gives in distribution, for a vocabulary's part of the random bits.
+    One uniform number a row finds the id where the running sum of the probabilities first reaches
+    it: what the released code's Gumbel noise on every logit gives in distribution, for a
+    vocabulary's part of the random bits.
 
     Args:
         rows: (masked, hidden), floating point.
@@ -37,8 +45,11 @@ def sample_tokens(rows: Tensor, table: Tensor, bias: Tensor | None, seed: int | 
         (masked,) int64.
     """
     low, high = counters & LOW_32, counters >> 32 & LOW_32
-    # Words under the counter 2, which neither dropout (0) nor masking (1) takes under the same seed.
-    word = philox_4x32(as_seed(seed, rows.device), low, high, torch.zeros_like(low), torch.full_like(low, 2))[0]
+    # Words under the counter 2, which neither dropout (0) nor masking (1) takes under the same
+    # seed.
+    word = philox_4x32(
+        as_seed(seed, rows.device), low, high, torch.zeros_like(low), torch.full_like(low, 2)
+    )[0]
     share = (
         (word >> 8) + 1
     ) * 2.0**-24  # in (0, 1], exact in float32: never before the first id that has any probability
@@ -49,8 +60,11 @@ def sample_tokens(rows: Tensor, table: Tensor, bias: Tensor | None, seed: int | 
             running = logits.to(torch.promote_types(logits.dtype, torch.float32))
             running.sub_(running.amax(1, keepdim=True)).exp_().cumsum_(1)
             wanted = share[block, None].to(running.dtype) * running[:, -1:]
-            # The bound is for logits that are not numbers: the step will be refused for its loss, but first the id is looked up.
-            sampled[block] = torch.searchsorted(running, wanted).squeeze(1).clamp(max=table.shape[0] - 1)
+            # The bound is for logits that are not numbers: the step will be refused for its loss,
+            # but first the id is looked up.
+            sampled[block] = (
+                torch.searchsorted(running, wanted).squeeze(1).clamp(max=table.shape[0] - 1)
+            )
     return sampled
 
 
@@ -62,8 +76,8 @@ def discriminator_inputs(batch: PackedBatch, sampled: Tensor) -> tuple[Tensor, T
         sampled: (masked,) int64 ids for these positions.
 
     Returns:
-        (tokens,) int64 ids, the original ones but for the sampled; and (tokens,) int64 labels: 1 where the id is not the original one, 0
-        where it is, sampled or not, and -100 for slack.
+        (tokens,) int64 ids, the original ones but for the sampled; and (tokens,) int64 labels: 1
+        where the id is not the original one, 0 where it is, sampled or not, and -100 for slack.
     """
     assert batch.masked_positions is not None
     assert batch.masked_labels is not None
@@ -71,6 +85,8 @@ def discriminator_inputs(batch: PackedBatch, sampled: Tensor) -> tuple[Tensor, T
     # Slack positions, -1, write to a place past the tokens.
     places = torch.where(batch.masked_positions < 0, tokens, batch.masked_positions)
     ids = F.pad(batch.input_ids, (0, 1)).index_copy(0, places, sampled)[:tokens]
-    replaced = torch.zeros_like(F.pad(ids, (0, 1))).index_copy(0, places, (sampled != batch.masked_labels).long())
+    replaced = torch.zeros_like(F.pad(ids, (0, 1))).index_copy(
+        0, places, (sampled != batch.masked_labels).long()
+    )
     real = torch.arange(tokens, device=ids.device) < batch.cu_seqlens[-1]
     return ids, torch.where(real, replaced[:tokens], IGNORE_INDEX)

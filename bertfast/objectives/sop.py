@@ -1,4 +1,6 @@
-"""Sentence-order pairs. Lan et al., "ALBERT", section 3.1, and the released ``create_pretraining_data.py``."""
+"""Sentence-order pairs. Lan et al., "ALBERT", section 3.1, and the released
+``create_pretraining_data.py``.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,18 @@ IN_ORDER, SWAPPED = 0, 1  # Hugging Face's labels
 
 
 def ordered_pairs(
-    sentences: NDArray[np.int64], documents: NDArray[np.int64], max_tokens: int, rng: np.random.Generator
+    sentences: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    max_tokens: int,
+    rng: np.random.Generator,
 ) -> Spans:
-    """One pass over the corpus in pairs of consecutive segments of a document, half of them in the wrong order.
+    """One pass over the corpus in pairs of consecutive segments of a document, half of them in the
+    wrong order.
 
-    Sentences gather as for next-sentence pairs and are split at a random place. A last sentence that would stand alone joins the
-    run before it; a document of one sentence is split within it, and one of a single token makes no pair. What is too long loses tokens
-    at either end of its longer segment, by chance, so that where a segment is cut does not tell the order.
+    Sentences gather as for next-sentence pairs and are split at a random place. A last sentence
+    that would stand alone joins the run before it; a document of one sentence is split within it,
+    and one of a single token makes no pair. What is too long loses tokens at either end of its
+    longer segment, by chance, so that where a segment is cut does not tell the order.
 
     Args:
         sentences: (sentences + 1,) offsets into the tokens.
@@ -48,7 +55,9 @@ def ordered_pairs(
                 break
             pair = (low, split), (split, high)
             label = SWAPPED if rng.random() < SWAPPED_RATE else IN_ORDER
-            rows.append((*truncate(*(pair[::-1] if label == SWAPPED else pair), max_tokens, rng), label))
+            rows.append(
+                (*truncate(*(pair[::-1] if label == SWAPPED else pair), max_tokens, rng), label)
+            )
             start = end
     if not rows:
         raise BertfastError(

@@ -1,7 +1,8 @@
 """Checkpoints that a kill at any instant leaves whole.
 
-A checkpoint is a folder ``checkpoints/step-N`` in Hugging Face's format with the training state beside the weights. It is written under another name, flushed to the disk
-and renamed; only then are older ones removed. The run's own ``model.safetensors`` is a link to the newest one.
+A checkpoint is a folder ``checkpoints/step-N`` in Hugging Face's format with the training state
+beside the weights. It is written under another name, flushed to the disk and renamed; only then are
+older ones removed. The run's own ``model.safetensors`` is a link to the newest one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ KEEP = 2
 
 @dataclass
 class TrainingState:
-    """What a resume needs: weights by name, for each model by its folder; AdamW's moments by parameter name; and plain values."""
+    """What a resume needs: weights by name, for each model by its folder; AdamW's moments by
+    parameter name; and plain values.
+    """
 
     weights: dict[str, dict[str, Tensor]]
     moments: dict[str, Tensor]
@@ -50,7 +53,10 @@ def optimizer_tensors(
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: Iterable[str], weights: Iterable[Tensor], tensors: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    names: Iterable[str],
+    weights: Iterable[Tensor],
+    tensors: dict[str, Tensor],
 ) -> None:
     """The inverse of `optimizer_tensors`.
 
@@ -60,11 +66,15 @@ def restore_optimizer(
     for name, weight in zip(names, weights, strict=True):
         try:
             optimizer.state[weight] = {
-                kind: tensors[f"{kind}.{name}"].to(weight.device if kind != "step" else "cpu").clone()
+                kind: tensors[f"{kind}.{name}"]
+                .to(weight.device if kind != "step" else "cpu")
+                .clone()
                 for kind in ("step", "exp_avg", "exp_avg_sq")
             }
         except KeyError as error:
-            raise BertfastError(f"the training state has no {error}; it belongs to another model") from error
+            raise BertfastError(
+                f"the training state has no {error}; it belongs to another model"
+            ) from error
 
 
 def save_checkpoint(
@@ -81,7 +91,8 @@ def save_checkpoint(
         run: the run's folder.
         step: N.
         model_files: small text files by path (config.json and the tokenizer's).
-        weights: of each model, float32, by name; the model by its folder below the checkpoint's, "" for that itself.
+        weights: of each model, float32, by name; the model by its folder below the checkpoint's, ""
+            for that itself.
         moments: of the optimizer, as `optimizer_tensors` gives them.
         values: plain JSON values.
 
@@ -96,7 +107,10 @@ def save_checkpoint(
             (temporary / place).mkdir(parents=True)
             save_file(plain(own), temporary / place / WEIGHTS, metadata={"format": "pt"})
         save_file(plain(moments), temporary / STATE_TENSORS)
-        for name, text in {**model_files, STATE_VALUES: json.dumps({"step": step, **values}, indent=2)}.items():
+        for name, text in {
+            **model_files,
+            STATE_VALUES: json.dumps({"step": step, **values}, indent=2),
+        }.items():
             (temporary / name).write_text(text, encoding="utf-8")
         for path in [*temporary.rglob("*"), temporary]:
             _flush(path)
@@ -111,7 +125,10 @@ def save_checkpoint(
         ) from error
     for place in weights:
         make_folder(run / place)
-        write_atomically(run / place / WEIGHTS, lambda path, place=place: _link_or_copy(folder / place / WEIGHTS, path))  # type: ignore[misc]
+        write_atomically(
+            run / place / WEIGHTS,
+            lambda path, place=place: _link_or_copy(folder / place / WEIGHTS, path),  # type: ignore[misc]
+        )
     for old in checkpoints(run)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -145,9 +162,9 @@ def load_checkpoint(folder: Path) -> TrainingState:
         raise BertfastError(
             f"{path}: is no training state ({error}); delete {folder} to resume from the checkpoint before it"
         ) from error
-    weights = {"" if path.parent == folder else path.parent.name: path for path in folder.rglob(WEIGHTS)} or {
-        "": folder / WEIGHTS
-    }
+    weights = {
+        "" if path.parent == folder else path.parent.name: path for path in folder.rglob(WEIGHTS)
+    } or {"": folder / WEIGHTS}
     return TrainingState(
         {place: read_safetensors(path) for place, path in weights.items()},
         read_safetensors(folder / STATE_TENSORS),

@@ -1,4 +1,6 @@
-"""What a pretraining run is told, checked when it is made; ``config.yaml`` mirrors it field for field."""
+"""What a pretraining run is told, checked when it is made; ``config.yaml`` mirrors it field for
+field.
+"""
 
 from __future__ import annotations
 
@@ -23,25 +25,29 @@ class PretrainConfig:
         data: files of text (see `bertfast.data.readers`).
         tokenizer: folder of the tokenizer.
         out: folder of the run; it must not exist, unless the run is resumed.
-        model: a preset's name, or a config.json, for a new model of that shape over the tokenizer's words; or a folder in Hugging Face's format
-            to go on training from.
-        objective: "mlm", "mlm+nsp" (is the second segment the next or a random one), "mlm+sop" (are the two swapped), "rtd" (ELECTRA's
-            replaced-token detection) or "distill" (from a teacher).
-        teacher: folder in Hugging Face's format, of the model to distill from; with "distill" alone.
+        model: a preset's name, or a config.json, for a new model of that shape over the tokenizer's
+            words; or a folder in Hugging Face's format to go on training from.
+        objective: "mlm", "mlm+nsp" (is the second segment the next or a random one), "mlm+sop" (are
+            the two swapped), "rtd" (ELECTRA's replaced-token detection) or "distill" (from a
+            teacher).
+        teacher: folder in Hugging Face's format, of the model to distill from; with "distill"
+            alone.
         generator_size: width of the generator beside the discriminator's, with "rtd".
         masking: "dynamic" (new each epoch) or "static".
-        mask_unit: what is hidden together: "token", "whole-word" or "span" (of whole words, as in SpanBERT).
+        mask_unit: what is hidden together: "token", "whole-word" or "span" (of whole words, as in
+            SpanBERT).
         steps: optimizer updates.
         batch_tokens: tokens of a batch at most; of one part of it under accumulation.
         seq_len: tokens of a sequence at most, special tokens included.
         lr: peak learning rate of AdamW.
-        warmup: updates over which the rate rises; it then falls linearly to zero at ``steps``. None is 1000, or a tenth of ``steps`` if
-            that is less.
+        warmup: updates over which the rate rises; it then falls linearly to zero at ``steps``. None
+            is 1000, or a tenth of ``steps`` if that is less.
         weight_decay: not of biases and norms.
         clip_norm: the joint norm that gradients are scaled down to.
         accumulation: batches whose gradients are averaged for one update.
         precision: "fp32", or "bf16" with float32 master weights.
-        cuda_graph: send each update to the GPU as one CUDA graph, batches padded to fixed sizes; not with accumulation. None: wherever it can be.
+        cuda_graph: send each update to the GPU as one CUDA graph, batches padded to fixed sizes;
+            not with accumulation. None: wherever it can be.
         seed: of the weights, the data order, the masks and the dropout.
         checkpoint_every: updates; one more is written at the end.
         log_every: updates that a logged line averages over.
@@ -76,7 +82,14 @@ class PretrainConfig:
         object.__setattr__(self, "data", tuple(str(path) for path in self.data))
         if not self.data:
             raise BertfastError("data names no file")
-        for name in ("steps", "batch_tokens", "seq_len", "accumulation", "checkpoint_every", "log_every"):
+        for name in (
+            "steps",
+            "batch_tokens",
+            "seq_len",
+            "accumulation",
+            "checkpoint_every",
+            "log_every",
+        ):
             _whole(name, getattr(self, name), 1)
         if self.warmup is None:
             object.__setattr__(self, "warmup", min(1000, self.steps // 10))
@@ -84,7 +97,9 @@ class PretrainConfig:
         if _whole("seed", self.seed, 0) >= 2**63:
             raise BertfastError(f"seed is {self.seed}; it must be below 2^63")
         if warmup > self.steps:
-            raise BertfastError(f"warmup is {self.warmup} and steps {self.steps}; warmup must not go beyond them")
+            raise BertfastError(
+                f"warmup is {self.warmup} and steps {self.steps}; warmup must not go beyond them"
+            )
         for name in ("lr", "clip_norm"):
             _number(name, getattr(self, name), above=0)
         _number("weight_decay", self.weight_decay, least=0)
@@ -102,7 +117,9 @@ class PretrainConfig:
         if self.generator_size > 1:
             raise BertfastError(f"generator-size is {self.generator_size}; it must be at most 1")
         if self.objective == "distill" and not self.teacher:
-            raise BertfastError("objective is 'distill', which needs a teacher: the folder of a model; give --teacher")
+            raise BertfastError(
+                "objective is 'distill', which needs a teacher: the folder of a model; give --teacher"
+            )
         if self.teacher is not None:
             if self.objective != "distill":
                 raise BertfastError(
@@ -111,7 +128,9 @@ class PretrainConfig:
             if not Path(self.teacher).is_dir():
                 raise BertfastError(f"teacher is {self.teacher!r}; it must be a model's folder")
         if self.cuda_graph not in (None, True, False):
-            raise BertfastError(f"cuda-graph is {self.cuda_graph!r}; it must be true, false or left out")
+            raise BertfastError(
+                f"cuda-graph is {self.cuda_graph!r}; it must be true, false or left out"
+            )
         if self.cuda_graph and self.accumulation > 1:
             raise BertfastError(
                 f"cuda-graph is on and accumulation {self.accumulation}; a graph holds an update of one batch"
@@ -128,7 +147,9 @@ class PretrainConfig:
     @property
     def starts_random(self) -> bool:
         """Whether the model is named by its shape alone."""
-        return self.model in PRESETS or (self.model.endswith(".json") and Path(self.model).is_file())
+        return self.model in PRESETS or (
+            self.model.endswith(".json") and Path(self.model).is_file()
+        )
 
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""
@@ -146,14 +167,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BertfastError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BertfastError(f"{path}: is not to be read as YAML ({' '.join(str(error).split())})") from error
+        raise BertfastError(
+            f"{path}: is not to be read as YAML ({' '.join(str(error).split())})"
+        ) from error
     if not isinstance(values, dict):
         raise BertfastError(f"{path}: must hold a mapping of fields to values")
     known = [f.name for f in fields(PretrainConfig)]
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     unknown = [name for name in values if name not in known]
     if unknown:
-        raise BertfastError(f"{path}: no such field: {', '.join(unknown)}; there are {', '.join(known)}")
+        raise BertfastError(
+            f"{path}: no such field: {', '.join(unknown)}; there are {', '.join(known)}"
+        )
     if "data" in values:
         data = [values["data"]] if isinstance(values["data"], str) else values["data"] or []
         if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
@@ -168,17 +193,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             try:
                 values[name] = float(values[name])
             except ValueError:
-                raise BertfastError(f"{path}: {name} is {values[name]!r}; it must be a number") from None
+                raise BertfastError(
+                    f"{path}: {name} is {values[name]!r}; it must be a number"
+                ) from None
     return values
 
 
 def _whole(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BertfastError(f"{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {least}")
+        raise BertfastError(
+            f"{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {least}"
+        )
     return value
 
 
-def _number(name: str, value: object, above: float | None = None, least: float | None = None) -> None:
+def _number(
+    name: str, value: object, above: float | None = None, least: float | None = None
+) -> None:
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and value < float("inf")
     if good and above is not None:
         good = value > above  # type: ignore[operator]

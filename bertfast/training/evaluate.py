@@ -22,7 +22,9 @@ class Scores:
 
 
 def score(predicted: Sequence[int], labels: Sequence[int], num_labels: int) -> Scores:
-    """Scores of predictions; a label that occurs neither in them nor in the data does not enter macro F1, as in scikit-learn."""
+    """Scores of predictions; a label that occurs neither in them nor in the data does not enter
+    macro F1, as in scikit-learn.
+    """
     confusion = np.zeros((num_labels, num_labels), np.int64)
     np.add.at(confusion, (np.asarray(labels), np.asarray(predicted)), 1)
     right = np.diag(confusion)
@@ -41,19 +43,27 @@ def evaluate(
     """Scores the classifier in ``folder`` on a labelled file.
 
     Returns:
-        accuracy, macro_f1, examples, truncated (how many inputs were cut), max_length (at how many tokens).
+        accuracy, macro_f1, examples, truncated (how many inputs were cut), max_length (at how many
+        tokens).
 
     Raises:
-        BertfastError: no classifier there, a file that cannot be used, or a label that training did not see.
+        BertfastError: no classifier there, a file that cannot be used, or a label that training did
+            not see.
     """
     from .predict import Classifier
 
     classifier = Classifier(folder)
-    examples = tasks.read_task(data, text_column, pair_column or classifier.pair_column, label_column)
+    examples = tasks.read_task(
+        data, text_column, pair_column or classifier.pair_column, label_column
+    )
     label2id = classifier.model.config.label2id
     labels = tasks.encode_labels(examples, label2id, data)
-    predictions = classifier.predict([example.text for example in examples], [example.pair for example in examples])
-    scores = score([label2id[item.label] for item in predictions], labels, classifier.model.config.num_labels)
+    predictions = classifier.predict(
+        [example.text for example in examples], [example.pair for example in examples]
+    )
+    scores = score(
+        [label2id[item.label] for item in predictions], labels, classifier.model.config.num_labels
+    )
     return {
         "accuracy": scores.accuracy,
         "macro_f1": scores.macro_f1,

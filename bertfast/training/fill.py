@@ -44,7 +44,8 @@ class MaskFiller:
 
     @torch.no_grad()
     def fill(self, text: str, top: int = 5) -> tuple[list[list[Filler]], bool]:
-        """For each mask its ``top`` likeliest words, and whether the text was cut at the model's positions.
+        """For each mask its ``top`` likeliest words, and whether the text was cut at the model's
+        positions.
 
         A mask is the tokenizer's own mask token (<mask>), or [MASK].
 
@@ -52,30 +53,44 @@ class MaskFiller:
             BertfastError: the text has no mask, or none before the cut; or ``top`` is out of range.
         """
         if not 1 <= top <= self.model.config.vocab_size:
-            raise BertfastError(f"top is {top}; it must be from 1 to {self.model.config.vocab_size}")
+            raise BertfastError(
+                f"top is {top}; it must be from 1 to {self.model.config.vocab_size}"
+            )
         mask, frame = str(self.tokenizer.id_to_token(self.special.mask)), self.special.single
         text = text.replace("[MASK]", mask)
         if mask not in text:
-            raise BertfastError(f"the text has no {mask} to fill; write {mask} where a word is to go")
+            raise BertfastError(
+                f"the text has no {mask} to fill; write {mask} where a word is to go"
+            )
         limit = self.model.config.max_length
         tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
         truncated = len(tokens) > limit - frame.added
         tokens = tokens[: limit - frame.added]
         places = [place for place, index in enumerate(tokens) if index == self.special.mask]
         if not places:
-            raise BertfastError(f"every {mask} is beyond the model's {limit} positions; shorten the text")
-        batch = PackedBatch.from_sequences([[index for part in frame.around(tokens) for index in part]])
+            raise BertfastError(
+                f"every {mask} is beyond the model's {limit} positions; shorten the text"
+            )
+        batch = PackedBatch.from_sequences(
+            [[index for part in frame.around(tokens) for index in part]]
+        )
         hidden = self.model.base(batch).last_hidden_state[batch.input_ids == self.special.mask]
         logits = self.model.word_logits(hidden)
         values, words = logits.float().softmax(-1).topk(top)
         result = []
-        for place, probabilities, candidates in zip(places, values.tolist(), words.tolist(), strict=True):
+        for place, probabilities, candidates in zip(
+            places, values.tolist(), words.tolist(), strict=True
+        ):
             fillers = []
             for probability, word in zip(probabilities, candidates, strict=True):
                 # A special token is shown by its name, so that it is not lost from the text.
                 shown = self._decode([*tokens[:place], word, *tokens[place + 1 :]])
                 fillers.append(
-                    Filler(self._decode([word]) or str(self.tokenizer.id_to_token(word)), probability, shown)
+                    Filler(
+                        self._decode([word]) or str(self.tokenizer.id_to_token(word)),
+                        probability,
+                        shown,
+                    )
                 )
             result.append(fillers)
         return result, truncated

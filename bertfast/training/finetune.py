@@ -1,4 +1,6 @@
-"""Fine-tuning for classification: labelled texts and a pretrained encoder in, a classifier with all it needs out."""
+"""Fine-tuning for classification: labelled texts and a pretrained encoder in, a classifier with all
+it needs out.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ from bertfast.config import EncoderConfig
 from bertfast.data import tasks
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
-from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, load_weights, save_pretrained
+from bertfast.hub import (
+    check_tokenizer_fits,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    save_pretrained,
+)
 from bertfast.model import member_class
 from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
@@ -50,12 +58,14 @@ class FinetuneConfig:
         out: folder of the result; it must not exist.
         task: "classification".
         text_column, pair_column, label_column: None for the defaults.
-        freeze_encoder: train the classifier alone, on the encoder's pooled output; with a pooler that the model lacked, train that too.
+        freeze_encoder: train the classifier alone, on the encoder's pooled output; with a pooler
+            that the model lacked, train that too.
         from_scratch: keep the model's shape and tokenizer but none of its weights.
         epochs: passes over the training data.
         lr: peak learning rate; None is 5e-5, or 1e-2 when the encoder is frozen.
         batch_size: examples of an update.
-        max_length: tokens of an example at most, in training and in later predictions; None is the model's positions.
+        max_length: tokens of an example at most, in training and in later predictions; None is the
+            model's positions.
         precision: "fp32", or "bf16" with float32 master weights.
         seed: of the new weights, the order and the dropout.
     """
@@ -90,12 +100,20 @@ class FinetuneConfig:
             object.__setattr__(self, "lr", 1e-2 if self.freeze_encoder else 5e-5)
         if not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
             raise BertfastError(f"lr is {self.lr!r}; it must be a number above 0")
-        if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 4):
-            raise BertfastError(f"max-length is {self.max_length!r}; it must be a whole number of at least 4")
+        if self.max_length is not None and (
+            not isinstance(self.max_length, int) or self.max_length < 4
+        ):
+            raise BertfastError(
+                f"max-length is {self.max_length!r}; it must be a whole number of at least 4"
+            )
         if self.precision not in PRECISIONS:
-            raise BertfastError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+            raise BertfastError(
+                f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}"
+            )
         if self.freeze_encoder and self.from_scratch:
-            raise BertfastError("freeze-encoder and from-scratch together would train a classifier on a random encoder")
+            raise BertfastError(
+                "freeze-encoder and from-scratch together would train a classifier on a random encoder"
+            )
 
 
 @dataclass(frozen=True)
@@ -109,7 +127,9 @@ class FinetuneResult:
     history: list[dict[str, Any]]
 
 
-def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | Path, **options: Any) -> FinetuneResult:
+def finetune(
+    model: str | Path, train: str | Path, dev: str | Path, out: str | Path, **options: Any
+) -> FinetuneResult:
     """Fine-tunes a classifier; the command ``bertfast finetune`` as a function.
 
     Args:
@@ -119,9 +139,12 @@ def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | P
         options: the other fields of `FinetuneConfig`.
 
     Raises:
-        BertfastError: an option, a file or a folder cannot be used, or the loss became NaN; nothing is left behind.
+        BertfastError: an option, a file or a folder cannot be used, or the loss became NaN; nothing
+            is left behind.
     """
-    config = FinetuneConfig(model=str(model), train=str(train), dev=str(dev), out=str(out), **options)
+    config = FinetuneConfig(
+        model=str(model), train=str(train), dev=str(dev), out=str(out), **options
+    )
     target = Path(config.out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BertfastError(f"{config.out}: exists already; choose another --out")
@@ -129,13 +152,17 @@ def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | P
     train_examples = tasks.read_task(config.train, *columns)
     dev_examples = tasks.read_task(config.dev, *columns)
     labels = tasks.label_names(train_examples)
-    shape = replace(load_config(config.model).with_labels(labels), problem_type="single_label_classification")
+    shape = replace(
+        load_config(config.model).with_labels(labels), problem_type="single_label_classification"
+    )
     tokenizer = load_tokenizer(config.model)
     check_tokenizer_fits(tokenizer, shape, f"{config.model}: the tokenizer")
     special = SpecialIds(tokenizer, config.model)
     max_length = config.max_length or shape.max_length
     if max_length > shape.max_length:
-        raise BertfastError(f"max-length is {max_length} and the model has {shape.max_length} positions")
+        raise BertfastError(
+            f"max-length is {max_length} and the model has {shape.max_length} positions"
+        )
     train_data = _Data(train_examples, tokenizer, shape, max_length, config.train)
     dev_data = _Data(dev_examples, tokenizer, shape, max_length, config.dev)
 
@@ -146,7 +173,8 @@ def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | P
         new = load_weights(classifier, config.model, new_head_ok=True)
         if new:
             print(
-                f"bertfast: {config.model} does not have {', '.join(new)}; trained from random weights", file=sys.stderr
+                f"bertfast: {config.model} does not have {', '.join(new)}; trained from random weights",
+                file=sys.stderr,
             )
         if config.freeze_encoder:
             # A random pooler that stayed as it is would blur what the encoder knows.
@@ -161,7 +189,9 @@ def finetune(model: str | Path, train: str | Path, dev: str | Path, out: str | P
         classifier.float().load_state_dict(weights)
         summary = _summary(config, train_data, dev_data, max_length, history, best, seconds)
         _fill_folder(folder, classifier, tokenizer, special, config, summary, max_length)
-    return FinetuneResult(Path(config.out), best["dev_accuracy"], best["dev_macro_f1"], best["epoch"], history)
+    return FinetuneResult(
+        Path(config.out), best["dev_accuracy"], best["dev_macro_f1"], best["epoch"], history
+    )
 
 
 def _summary(
@@ -181,7 +211,11 @@ def _summary(
         "seconds": seconds,
         "train_examples": len(train_data),
         "dev_examples": len(dev_data),
-        "truncated": {"train": train_data.truncated, "dev": dev_data.truncated, "max_length": max_length},
+        "truncated": {
+            "train": train_data.truncated,
+            "dev": dev_data.truncated,
+            "max_length": max_length,
+        },
         "settings": asdict(config),
         "epochs": history,
     }
@@ -199,7 +233,10 @@ class _Data:
         source: str,
     ) -> None:
         self.labels = tasks.encode_labels(examples, shape.label2id, source)
-        texts, pairs = [example.text for example in examples], [example.pair for example in examples]
+        texts, pairs = (
+            [example.text for example in examples],
+            [example.pair for example in examples],
+        )
         self.inputs = tasks.encode(tokenizer, texts, pairs, max_length)
         self.truncated = sum(item.truncated for item in self.inputs)
         if self.truncated:
@@ -234,7 +271,11 @@ def batches_by_tokens(inputs: Sequence[tasks.Encoded], tokens: int) -> list[list
 
 
 def _train(
-    config: FinetuneConfig, model: ForSequenceClassification, train: _Data, dev: _Data, device: torch.device
+    config: FinetuneConfig,
+    model: ForSequenceClassification,
+    train: _Data,
+    dev: _Data,
+    device: torch.device,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Tensor]]:
     """Every epoch's numbers, the best one's, and its weights in float32."""
     keep_freed_memory()
@@ -242,7 +283,8 @@ def _train(
     firsts: Tensor | None = None
     dev_firsts: Tensor | None = None
     if config.freeze_encoder:
-        # The encoder never changes, so its outputs are computed once; without dropout, as at prediction.
+        # The encoder never changes, so its outputs are computed once; without dropout, as at
+        # prediction.
         firsts, dev_firsts = (_first_states(model, data, device) for data in (train, dev))
     assert config.lr is not None
     optimizer = build_optimizer(masters, config.lr)
@@ -289,8 +331,13 @@ def _train(
             history.append(line)
             if not best or line["dev_accuracy"] > best["dev_accuracy"]:
                 best = line
-                best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-                best_weights |= {name: tensor.cpu().clone() for name, tensor in masters.named().items()}
+                best_weights = {
+                    name: tensor.detach().cpu().clone()
+                    for name, tensor in model.state_dict().items()
+                }
+                best_weights |= {
+                    name: tensor.cpu().clone() for name, tensor in masters.named().items()
+                }
     return history, best, {name: tensor.float() for name, tensor in best_weights.items()}
 
 
@@ -305,12 +352,17 @@ def _first_states(model: ForSequenceClassification, data: _Data, device: torch.d
     return torch.cat(outputs)
 
 
-def _score(model: ForSequenceClassification, dev: _Data, firsts: Tensor | None, device: torch.device) -> Scores:
+def _score(
+    model: ForSequenceClassification, dev: _Data, firsts: Tensor | None, device: torch.device
+) -> Scores:
     model.eval()
     if firsts is not None:
         logits = model.classify(firsts)
     else:
-        parts = [model(dev.batch(rows).to(device)).logits for rows in batches_by_tokens(dev.inputs, EVAL_TOKENS)]
+        parts = [
+            model(dev.batch(rows).to(device)).logits
+            for rows in batches_by_tokens(dev.inputs, EVAL_TOKENS)
+        ]
         logits = torch.cat(parts)
     return score(logits.argmax(-1).tolist(), dev.labels, model.config.num_labels)
 
@@ -319,7 +371,8 @@ def _score(model: ForSequenceClassification, dev: _Data, firsts: Tensor | None, 
 def _new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill that becomes ``target`` at the end: that is there whole or not at all.
 
-    It is made at once, so that a place that cannot be written to is found before the training and not after it.
+    It is made at once, so that a place that cannot be written to is found before the training and
+    not after it.
     """
     folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -345,7 +398,9 @@ def _fill_folder(
     max_length: int,
 ) -> None:
     save_pretrained(model, folder)
-    save_tokenizer(tokenizer, folder, max_length, special, segments=model.config.type_vocab_size > 1)
+    save_tokenizer(
+        tokenizer, folder, max_length, special, segments=model.config.type_vocab_size > 1
+    )
     names = list(model.config.id2label.values())
     texts = {
         "labels.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n",

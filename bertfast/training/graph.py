@@ -1,9 +1,10 @@
 """A whole training step as one CUDA graph.
 
-The launches of a step's kernels, some two thousand for BERT-base, are recorded once and then sent to the GPU by one call, so that short steps no longer
-wait for the host. Every shape and address is then fixed: batches are padded to a budget (`PackedBatch.pad_to`) and copied into place, what
-changes from step to step (batch, dropout seed, learning rate, the optimizer's age) is read from the device, and gradients and activations live in the
-graph's own memory.
+The launches of a step's kernels, some two thousand for BERT-base, are recorded once and then sent
+to the GPU by one call, so that short steps no longer wait for the host. Every shape and address is
+then fixed: batches are padded to a budget (`PackedBatch.pad_to`) and copied into place, what
+changes from step to step (batch, dropout seed, learning rate, the optimizer's age) is read from the
+device, and gradients and activations live in the graph's own memory.
 
 Source: PyTorch's notes on CUDA semantics, "CUDA Graphs", whole-network capture.
 """
@@ -20,15 +21,16 @@ from bertfast.packed import Budget, PackedBatch
 
 from .optimizer import AdamW, clip_gradients
 
-# Steps before the capture, in which kernels are compiled and loaded and libraries take their workspaces: none of that can be recorded.
+# Steps before the capture, in which kernels are compiled and loaded and libraries take their
+# workspaces: none of that can be recorded.
 WARMUP = 3
 
 
 class GraphedStep:
     """Forward, backward, clipping and update of a batch in one call.
 
-    The first calls on a GPU train too, launch by launch, and the one after them records and replays. On the CPU every call runs the
-    same code as it is, which is for tests.
+    The first calls on a GPU train too, launch by launch, and the one after them records and
+    replays. On the CPU every call runs the same code as it is, which is for tests.
 
     Args:
         model: whose dropouts, if it trains, take the seed given with each batch.
@@ -46,7 +48,12 @@ class GraphedStep:
         budget: Budget,
         device: torch.device,
     ) -> None:
-        self.model, self.optimizer, self.clip_norm, self.budget = model, optimizer, clip_norm, budget
+        self.model, self.optimizer, self.clip_norm, self.budget = (
+            model,
+            optimizer,
+            clip_norm,
+            budget,
+        )
         self.batch: PackedBatch | None = None
         self.seed = torch.zeros(1, dtype=torch.int64, device=device)
         self.rate = torch.zeros((), device=device)
@@ -54,7 +61,8 @@ class GraphedStep:
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.result: tuple[Any, Tensor]
-        # Warm-up and capture share a stream, and so a library's workspaces; the default one cannot be captured.
+        # Warm-up and capture share a stream, and so a library's workspaces; the default one cannot
+        # be captured.
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: PackedBatch, seed: int, rate: float, age: int) -> tuple[Any, Tensor]:
@@ -67,7 +75,8 @@ class GraphedStep:
             age: how many updates this makes for the parameters, all of which have had one less.
 
         Returns:
-            The model's output for the padded batch, detached, and the norm of the gradients before clipping; both change at the next call.
+            The model's output for the padded batch, detached, and the norm of the gradients before
+            clipping; both change at the next call.
 
         Raises:
             BertfastError: the batch exceeds the budget, or the step cannot be captured.

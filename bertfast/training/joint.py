@@ -1,6 +1,8 @@
-"""Pretraining of two models at once: ELECTRA's generator and discriminator, DistilBERT's student under its teacher.
+"""Pretraining of two models at once: ELECTRA's generator and discriminator, DistilBERT's student
+under its teacher.
 
-Each is a module that `bertfast.training.pretrain` steps like any other: called with a packed batch and a seed, it returns the loss with its parts.
+Each is a module that `bertfast.training.pretrain` steps like any other: called with a packed batch
+and a seed, it returns the loss with its parts.
 """
 
 from __future__ import annotations
@@ -32,12 +34,17 @@ from bertfast.objectives.rtd import DISCRIMINATOR_WEIGHT, discriminator_inputs, 
 from bertfast.packed import IGNORE_INDEX, PackedBatch
 
 GENERATOR = "generator"  # its folder in a run's, which is the discriminator's
-SAMPLING, DISCRIMINATOR = 0x5851F42D4C957F2D, 0x14057B7EF767814F  # apart from the seeds of the generator's dropouts
+SAMPLING, DISCRIMINATOR = (
+    0x5851F42D4C957F2D,
+    0x14057B7EF767814F,
+)  # apart from the seeds of the generator's dropouts
 
 
 @dataclass
 class ReplacedTokenOutput(ModelOutput):
-    """The sum of the generator's loss and the weighted one of the discriminator; ``rtd_correct`` of ``rtd_count`` tokens are told rightly."""
+    """The sum of the generator's loss and the weighted one of the discriminator; ``rtd_correct`` of
+    ``rtd_count`` tokens are told rightly.
+    """
 
     loss: Tensor
     mlm_loss: Tensor
@@ -49,7 +56,8 @@ class ReplacedTokenOutput(ModelOutput):
 
 
 class ReplacedTokenDetection(nn.Module):
-    """A discriminator and the generator that it learns from, which share their embeddings. Clark et al., "ELECTRA", sections 2 and 3.2.
+    """A discriminator and the generator that it learns from, which share their embeddings. Clark et
+    al., "ELECTRA", sections 2 and 3.2.
 
     Args:
         discriminator: whose embeddings the generator takes over.
@@ -70,12 +78,19 @@ class ReplacedTokenDetection(nn.Module):
         encoded = generator.encode_masked(batch, seed)
         assert encoded.predicted is not None
         rows = generator.mlm.transform(encoded.predicted)
-        mlm_loss, mlm_correct, mlm_count = generator.mlm.loss_of_rows(rows, encoded.table, batch.masked_labels)
+        mlm_loss, mlm_correct, mlm_count = generator.mlm.loss_of_rows(
+            rows, encoded.table, batch.masked_labels
+        )
         number = torch.arange(len(rows), device=rows.device)
-        table, bias = generator.mlm.cast(encoded.table, rows), generator.mlm.cast(generator.mlm.bias, rows)
+        table, bias = (
+            generator.mlm.cast(encoded.table, rows),
+            generator.mlm.cast(generator.mlm.bias, rows),
+        )
         sampled = sample_tokens(rows, table, bias, seed + SAMPLING, number)
         ids, labels = discriminator_inputs(batch, sampled)
-        read = replace(batch, input_ids=ids, token_labels=labels, masked_positions=None, masked_labels=None)
+        read = replace(
+            batch, input_ids=ids, token_labels=labels, masked_positions=None, masked_labels=None
+        )
         told = self.discriminator(read, seed=seed + DISCRIMINATOR)
         counted = labels != IGNORE_INDEX
         return ReplacedTokenOutput(
@@ -90,7 +105,9 @@ class ReplacedTokenDetection(nn.Module):
 
 
 def generator_config(config: ElectraConfig, size: float) -> ElectraConfig:
-    """A generator of this share of the discriminator's width, the embeddings being the same. Clark et al., section 3.2: a quarter to a half is best."""
+    """A generator of this share of the discriminator's width, the embeddings being the same. Clark
+    et al., section 3.2: a quarter to a half is best.
+    """
     heads = max(1, round(config.num_attention_heads * size))
     return replace(
         config,
@@ -113,7 +130,8 @@ class DistillationOutput(ModelOutput):
 
 
 class Distillation(nn.Module):
-    """A student that learns from a teacher's predictions and hidden states. Sanh et al., "DistilBERT", section 3.
+    """A student that learns from a teacher's predictions and hidden states. Sanh et al.,
+    "DistilBERT", section 3.
 
     The teacher is no part of the module's parameters; it goes where the module goes.
 
@@ -148,7 +166,9 @@ class Distillation(nn.Module):
         encoded = student.encode_masked(batch, seed, every_row=True)
         assert encoded.predicted is not None
         rows = student.mlm.transform(encoded.predicted)
-        mlm_loss, correct, count = student.mlm.loss_of_rows(rows, encoded.table, batch.masked_labels)
+        mlm_loss, correct, count = student.mlm.loss_of_rows(
+            rows, encoded.table, batch.masked_labels
+        )
         with torch.no_grad():
             told = teacher.encode_masked(batch, None, every_row=True)
             assert told.predicted is not None
@@ -179,9 +199,11 @@ class Distillation(nn.Module):
 
 @torch.no_grad()
 def start_from_teacher(student: MaskedLMModel, teacher: MaskedLMModel) -> bool:
-    """Copies the teacher's embeddings, some of its layers, evenly spread, and its masked-LM head into the student; whether the shapes let it.
+    """Copies the teacher's embeddings, some of its layers, evenly spread, and its masked-LM head
+    into the student; whether the shapes let it.
 
-    The two may be of different members: what one has and the other has not is left out. Positions are copied from the first token's on.
+    The two may be of different members: what one has and the other has not is left out. Positions
+    are copied from the first token's on.
     """
     mine, theirs = student.base.encoder_run, teacher.base.encoder_run
     if len(mine.blocks) > len(theirs.blocks):
@@ -214,7 +236,11 @@ def _shared_leaves(mine: View, theirs: View) -> list[tuple[str, Tensor, Tensor]]
         own, other = getattr(mine, name), getattr(theirs, name)
         if own is not None and other is not None:
             others = dict(other.named_parameters())
-            found += [(name, parameter, others[key]) for key, parameter in own.named_parameters() if key in others]
+            found += [
+                (name, parameter, others[key])
+                for key, parameter in own.named_parameters()
+                if key in others
+            ]
     return found
 
 

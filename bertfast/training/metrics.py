@@ -18,7 +18,8 @@ FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends one JSON object a logged step to ``metrics.jsonl``, and the same numbers to TensorBoard.
+    """Appends one JSON object a logged step to ``metrics.jsonl``, and the same numbers to
+    TensorBoard.
 
     Args:
         folder: of the run.
@@ -28,7 +29,11 @@ class MetricsLog:
     def __init__(self, folder: Path, start_step: int = 0) -> None:
         self.path = folder / FILE
         if self.path.exists():
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= start_step]
+            kept = [
+                line
+                for line in self.path.read_text(encoding="utf-8").splitlines()
+                if _step(line) <= start_step
+            ]
             text = "".join(f"{line}\n" for line in kept)
             write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
@@ -86,7 +91,8 @@ def _event_writer(folder: Path, start_step: int) -> Any:
 
 
 class LiveBar:
-    """A bar with the latest numbers and the time left; on something other than a terminal, a line every ten seconds.
+    """A bar with the latest numbers and the time left; on something other than a terminal, a line
+    every ten seconds.
 
     Args:
         total: steps.

@@ -17,23 +17,32 @@ BETAS, EPSILON = (0.9, 0.999), 1e-6  # Devlin et al., "BERT", appendix A.2
 
 
 class AdamW(torch.optim.Optimizer):
-    """AdamW whose clipping, update and bfloat16 copy are one pass over the weights (`kernels.adamw`).
+    """AdamW whose clipping, update and bfloat16 copy are one pass over the weights
+    (`kernels.adamw`).
 
     Args:
-        groups: of float32 parameters, as torch's optimizers take them; each with its ``weight_decay``.
+        groups: of float32 parameters, as torch's optimizers take them; each with its
+            ``weight_decay``.
         lr: the learning rate.
-        lower: for float32 masters, each one's parameter in bfloat16: where the master has no gradient of its own, that parameter's is read, and
-            the new weights are written to it too.
+        lower: for float32 masters, each one's parameter in bfloat16: where the master has no
+            gradient of its own, that parameter's is read, and the new weights are written to it
+            too.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, lower: dict[Tensor, Tensor] | None = None) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, lower: dict[Tensor, Tensor] | None = None
+    ) -> None:
         super().__init__(groups, {"lr": lr, "betas": BETAS, "eps": EPSILON, "weight_decay": 0.0})
         self.lower = lower or {}
         self.gradient_scale: float | Tensor = 1.0
 
     def gradient(self, weight: Tensor) -> Tensor | None:
         """What the next step reads for a weight."""
-        return weight.grad if weight.grad is not None or weight not in self.lower else self.lower[weight].grad
+        return (
+            weight.grad
+            if weight.grad is not None or weight not in self.lower
+            else self.lower[weight].grad
+        )
 
     def gradients(self) -> list[Tensor]:
         """What the next step reads, in the order of the groups' parameters."""
@@ -42,15 +51,21 @@ class AdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None, *, lr: Tensor | None = None, age: Tensor | None = None
+        self,
+        closure: Callable[[], float] | None = None,
+        *,
+        lr: Tensor | None = None,
+        age: Tensor | None = None,
     ) -> float | None:
-        """Updates every parameter that has a gradient, which is multiplied by ``gradient_scale`` first, for this step alone.
+        """Updates every parameter that has a gradient, which is multiplied by ``gradient_scale``
+        first, for this step alone.
 
         Args:
             closure: makes the gradients anew and returns the loss.
-            lr: in place of the groups' rates, for a CUDA graph: on the weights' device, read at each replay.
-            age: likewise, how many updates this makes for each parameter, in place of their own counts. A replay does not change
-                those: `count` does.
+            lr: in place of the groups' rates, for a CUDA graph: on the weights' device, read at
+                each replay.
+            age: likewise, how many updates this makes for each parameter, in place of their own
+                counts. A replay does not change those: `count` does.
         """
         loss = None
         if closure is not None:
@@ -58,7 +73,9 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             # One call for the tensors of one age and one gradient dtype: nearly always all of them.
-            batches: dict[tuple[int | Tensor, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(list)
+            batches: dict[tuple[int | Tensor, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(
+                list
+            )
             for weight in group["params"]:
                 gradient = self.gradient(weight)
                 if gradient is None:
@@ -66,11 +83,16 @@ class AdamW(torch.optim.Optimizer):
                 state = self.state[weight]
                 if not state:
                     state["step"] = torch.zeros(())
-                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+                    state["exp_avg"], state["exp_avg_sq"] = (
+                        torch.zeros_like(weight),
+                        torch.zeros_like(weight),
+                    )
                 state["step"] += 1
                 row = (weight, gradient, state["exp_avg"], state["exp_avg_sq"])
                 copy = (self.lower[weight],) if weight in self.lower else ()
-                batches[int(state["step"]) if age is None else age, gradient.dtype].append(row + copy)
+                batches[int(state["step"]) if age is None else age, gradient.dtype].append(
+                    row + copy
+                )
             for (step, _), rows in batches.items():
                 kernels.adamw(
                     *zip(*rows, strict=True),
@@ -85,7 +107,9 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
     def count(self) -> None:
-        """Counts one more update of every parameter that had any: what a replayed `step` does not do."""
+        """Counts one more update of every parameter that had any: what a replayed `step` does not
+        do.
+        """
         torch._foreach_add_([state["step"] for state in self.state.values()], 1)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -99,7 +123,8 @@ def build_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.01) -> 
     """AdamW over the parameters that require gradients, without decay on biases and norms.
 
     Args:
-        model: its parameters of one dimension (biases, LayerNorm weights) are not decayed; or the `Masters` of a model.
+        model: its parameters of one dimension (biases, LayerNorm weights) are not decayed; or the
+            `Masters` of a model.
         lr: the peak rate.
         weight_decay: of the others, decoupled (Loshchilov and Hutter, 2019).
     """
@@ -109,12 +134,16 @@ def build_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.01) -> 
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
     return AdamW(
-        [group for group in groups if group["params"]], lr, model.lower if isinstance(model, Masters) else None
+        [group for group in groups if group["params"]],
+        lr,
+        model.lower if isinstance(model, Masters) else None,
     )
 
 
 def linear_schedule(step: int, warmup: int, total: int) -> float:
-    """The share of the peak rate for the update with index ``step``: up over ``warmup`` updates, then down to 0 at ``total``."""
+    """The share of the peak rate for the update with index ``step``: up over ``warmup`` updates,
+    then down to 0 at ``total``.
+    """
     if step < warmup:
         return (step + 1) / warmup
     return max(0.0, (total - step) / max(total - warmup, 1))
@@ -127,7 +156,9 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clip_gradients(optimizer: AdamW, max_norm: float) -> Tensor:
-    """Lets the next step scale the gradients down to a joint norm of ``max_norm`` where they exceed it; returns the norm they have."""
+    """Lets the next step scale the gradients down to a joint norm of ``max_norm`` where they exceed
+    it; returns the norm they have.
+    """
     norm = kernels.gradient_norm(optimizer.gradients())
     optimizer.gradient_scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     return norm

@@ -1,4 +1,6 @@
-"""bfloat16 training: the model computes in bfloat16, the optimizer keeps and updates float32 masters of its weights."""
+"""bfloat16 training: the model computes in bfloat16, the optimizer keeps and updates float32
+masters of its weights.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ PRECISIONS = ("fp32", "bf16")
 class Masters(nn.Module):
     """Float32 copies of a model's parameters, under the same names; the optimizer works on these.
 
-    In fp32 they are the model's parameters themselves, and nothing is copied. In bf16 the model itself is cast; the optimizer reads its
-    gradients and writes the new weights to it (``lower``). Only gradients of several parts are added up in float32, by `accumulate`.
+    In fp32 they are the model's parameters themselves, and nothing is copied. In bf16 the model
+    itself is cast; the optimizer reads its gradients and writes the new weights to it (``lower``).
+    Only gradients of several parts are added up in float32, by `accumulate`.
 
     Args:
         model: in float32.
@@ -50,7 +53,9 @@ class Masters(nn.Module):
             torch._foreach_copy_(list(self.lower.values()), list(self.lower))
 
     def of(self, model: nn.Module) -> dict[str, Tensor]:
-        """The masters of a part of the model by that part's names, shared parameters under each of theirs."""
+        """The masters of a part of the model by that part's names, shared parameters under each of
+        theirs.
+        """
         return {
             name: self.by_parameter[parameter].detach()
             for name, parameter in model.named_parameters(remove_duplicate=False)

@@ -33,11 +33,13 @@ class Classifier:
     """A classification model with its tokenizer.
 
     Attributes:
-        max_length: tokens of an input at most: the tokenizer's ``model_max_length``, the model's positions where that is more or absent.
+        max_length: tokens of an input at most: the tokenizer's ``model_max_length``, the model's
+            positions where that is more or absent.
         pair_column: of the second text, where training had one.
 
     Args:
-        folder: as `bertfast finetune` wrote it, or any folder of a ForSequenceClassification model with a tokenizer.
+        folder: as `bertfast finetune` wrote it, or any folder of a ForSequenceClassification model
+            with a tokenizer.
 
     Raises:
         BertfastError: the folder cannot be read, or its model has no classification head.
@@ -49,9 +51,14 @@ class Classifier:
             raise BertfastError(
                 f"{folder}: is a {type(model).__name__}, which has no classification head; fine-tune it first (bertfast finetune)"
             )
-        if model.config.num_labels < 2 or model.config.problem_type not in (None, "single_label_classification"):
+        if model.config.num_labels < 2 or model.config.problem_type not in (
+            None,
+            "single_label_classification",
+        ):
             kind = model.config.problem_type or "regression"
-            raise BertfastError(f"{folder}: is a model for {kind}; one that chooses between labels is wanted")
+            raise BertfastError(
+                f"{folder}: is a model for {kind}; one that chooses between labels is wanted"
+            )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device)
         self.tokenizer = load_tokenizer(folder)
@@ -60,13 +67,21 @@ class Classifier:
         # What training cut texts to is what predictions cut them to.
         told = _read_json(Path(folder) / "tokenizer_config.json").get("model_max_length")
         positions = model.config.max_length
-        self.max_length = min(int(told), positions) if isinstance(told, (int, float)) and told >= 4 else positions
+        self.max_length = (
+            min(int(told), positions) if isinstance(told, (int, float)) and told >= 4 else positions
+        )
         settings = _read_json(Path(folder) / "metrics.json").get("settings")
-        self.pair_column: str | None = settings.get("pair_column") if isinstance(settings, dict) else None
+        self.pair_column: str | None = (
+            settings.get("pair_column") if isinstance(settings, dict) else None
+        )
 
     @torch.no_grad()
-    def predict(self, texts: Sequence[str], pairs: Sequence[str | None] | None = None) -> list[Prediction]:
-        """Labels texts, or pairs of texts, in their order; inputs beyond ``max_length`` tokens are cut."""
+    def predict(
+        self, texts: Sequence[str], pairs: Sequence[str | None] | None = None
+    ) -> list[Prediction]:
+        """Labels texts, or pairs of texts, in their order; inputs beyond ``max_length`` tokens are
+        cut.
+        """
         inputs = tasks.encode(self.tokenizer, texts, pairs or [None] * len(texts), self.max_length)
         # Alike lengths together: a batch then takes about the same time on every thread.
         order = sorted(range(len(inputs)), key=lambda row: len(inputs[row].ids))
@@ -74,7 +89,9 @@ class Classifier:
         start = 0
         while start < len(order):
             end, total = start, 0
-            while end < len(order) and (end == start or total + len(inputs[order[end]].ids) <= BATCH_TOKENS):
+            while end < len(order) and (
+                end == start or total + len(inputs[order[end]].ids) <= BATCH_TOKENS
+            ):
                 total += len(inputs[order[end]].ids)
                 end += 1
             rows = order[start:end]
@@ -83,8 +100,12 @@ class Classifier:
             )
             probabilities = self.model(batch.to(self.device)).logits.float().softmax(-1).cpu()
             for row, values in zip(rows, probabilities.tolist(), strict=True):
-                named = {self.model.config.id2label[index]: value for index, value in enumerate(values)}
-                result[row] = Prediction(max(named, key=lambda name: named[name]), named, inputs[row].truncated)
+                named = {
+                    self.model.config.id2label[index]: value for index, value in enumerate(values)
+                }
+                result[row] = Prediction(
+                    max(named, key=lambda name: named[name]), named, inputs[row].truncated
+                )
             start = end
         return [prediction for prediction in result if prediction is not None]
 

@@ -63,11 +63,20 @@ from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rat
 from .precision import Masters
 from .seeds import dropout_seed
 
-TASKS = ("mlm", "nsp", "sop", "rtd", "soft", "cosine")  # whose losses and counts a model's output may have
+TASKS = (
+    "mlm",
+    "nsp",
+    "sop",
+    "rtd",
+    "soft",
+    "cosine",
+)  # whose losses and counts a model's output may have
 
 
 class Interrupted(Exception):
-    """The run was told to stop (Ctrl-C, SIGTERM); it wrote a checkpoint first. Its argument is the signal's number."""
+    """The run was told to stop (Ctrl-C, SIGTERM); it wrote a checkpoint first. Its argument is the
+    signal's number.
+    """
 
 
 @dataclass(frozen=True)
@@ -94,19 +103,23 @@ def pretrain(
         data: files of text.
         tokenizer: folder of the tokenizer.
         out: folder of the run.
-        resume: go on from the run's last checkpoint (from step 0 where there is none), to the same losses bit for bit.
+        resume: go on from the run's last checkpoint (from step 0 where there is none), to the same
+            losses bit for bit.
         on_log: called with each logged line.
         options: the other fields of `PretrainConfig`.
 
     Raises:
-        BertfastError: an option, a file or the folder cannot be used, or the loss became NaN; what was there is kept.
+        BertfastError: an option, a file or the folder cannot be used, or the loss became NaN; what
+            was there is kept.
         Interrupted: after a checkpoint, on SIGINT or SIGTERM.
     """
     config = PretrainConfig(data=tuple(data), tokenizer=str(tokenizer), out=str(out), **options)
     run = Path(config.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.cuda_graph and device.type != "cuda":
-        raise BertfastError("cuda-graph needs a GPU that PyTorch can use, and there is none here; leave it out")
+        raise BertfastError(
+            "cuda-graph needs a GPU that PyTorch can use, and there is none here; leave it out"
+        )
     words = load_tokenizer(config.tokenizer)
     model = _build_model(config, words)
     fresh = _claim(run, config, resume)
@@ -114,7 +127,9 @@ def pretrain(
         try:
             batches = _prepare(config, run, model, words, device)
         except BertfastError:
-            if fresh:  # nothing was trained: leave no folder that would stand in the way of the next try
+            if (
+                fresh
+            ):  # nothing was trained: leave no folder that would stand in the way of the next try
                 shutil.rmtree(run)
             raise
         return _Trainer(config, run, model.to(device), batches, device, on_log).train(resume)
@@ -131,9 +146,18 @@ def _prepare(
     clean(run)
     special = SpecialIds(words, config.tokenizer)
     for place, saved in saved_models(model).items():
-        save_tokenizer(words, run / place, saved.config.max_length, special, segments=saved.config.type_vocab_size > 1)
+        save_tokenizer(
+            words,
+            run / place,
+            saved.config.max_length,
+            special,
+            segments=saved.config.type_vocab_size > 1,
+        )
         text = json.dumps(saved.config.to_dict(type(saved).__name__), indent=2) + "\n"
-        write_atomically(run / place / "config.json", lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        write_atomically(
+            run / place / "config.json",
+            lambda path, text=text: path.write_text(text, encoding="utf-8"),  # type: ignore[misc]
+        )
     vocab_size = saved_models(model)[""].config.vocab_size
     batches = Batches(
         TokenStore.build(config.data, words, run / "tokens", config.text_field),
@@ -164,13 +188,23 @@ class _Trainer:
         device: torch.device,
         on_log: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        self.config, self.run, self.model, self.batches, self.device = config, run, model.train(), batches, device
+        self.config, self.run, self.model, self.batches, self.device = (
+            config,
+            run,
+            model.train(),
+            batches,
+            device,
+        )
         self.on_log = on_log
         self.masters = Masters(model, config.precision)
         self.optimizer = build_optimizer(self.masters, config.lr, config.weight_decay)
         self.graphed = None
-        if config.cuda_graph or (config.cuda_graph is None and device.type == "cuda" and config.accumulation == 1):
-            self.graphed = GraphedStep(model, self.optimizer, config.clip_norm, batches.budget(), device)
+        if config.cuda_graph or (
+            config.cuda_graph is None and device.type == "cuda" and config.accumulation == 1
+        ):
+            self.graphed = GraphedStep(
+                model, self.optimizer, config.clip_norm, batches.budget(), device
+            )
         self.tokens, self.seconds = 0, 0.0
         self.window = _Window()
         self.last: dict[str, Any] = {}
@@ -198,7 +232,9 @@ class _Trainer:
                 if done % config.log_every == 0 or done == config.steps:
                     now = time.monotonic()
                     self.seconds += now - clock
-                    line = window.flush(now - clock, rate, float(norm), self.tokens, epoch, self.seconds)
+                    line = window.flush(
+                        now - clock, rate, float(norm), self.tokens, epoch, self.seconds
+                    )
                     clock = now
                     log.write(done, line)
                     self.last = {"step": done, **line}
@@ -214,8 +250,12 @@ class _Trainer:
         log.close()
         return PretrainResult(self.run, config.steps, self.last)
 
-    def _update(self, step: int, rate: float, parts: Iterator[tuple[int, PackedBatch]]) -> tuple[int, Tensor, Tensor]:
-        """The epoch, the loss of the last part, and the gradients' norm, of the update with index ``step``."""
+    def _update(
+        self, step: int, rate: float, parts: Iterator[tuple[int, PackedBatch]]
+    ) -> tuple[int, Tensor, Tensor]:
+        """The epoch, the loss of the last part, and the gradients' norm, of the update with index
+        ``step``.
+        """
         config = self.config
         for part in range(config.accumulation):
             epoch, batch = next(parts)
@@ -240,7 +280,9 @@ class _Trainer:
         if math.isfinite(float(norm)) and math.isfinite(float(loss)):
             return
         kept = checkpoints(self.run)
-        where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
+        where = (
+            f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
+        )
         raise BertfastError(
             f"step {step}: the loss is {float(loss)} and the gradient norm {float(norm)}; stopped, {where}. "
             "A lower --lr or a longer --warmup may help"
@@ -248,19 +290,30 @@ class _Trainer:
 
     def _save(self, step: int) -> None:
         models = saved_models(self.model)
-        paths = [Path(place) / name for place in models for name in (*TOKENIZER_FILES, "config.json")]
+        paths = [
+            Path(place) / name for place in models for name in (*TOKENIZER_FILES, "config.json")
+        ]
         files = {
-            str(path): (self.run / path).read_text(encoding="utf-8") for path in paths if (self.run / path).is_file()
+            str(path): (self.run / path).read_text(encoding="utf-8")
+            for path in paths
+            if (self.run / path).is_file()
         }
         weights = {place: self.masters.of(model) for place, model in models.items()}
         moments = optimizer_tensors(self.optimizer, self.masters.names, self.masters.weights)
-        values = {"tokens": self.tokens, "seconds": self.seconds, "window": self.window.state(), "last": self.last}
+        values = {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "window": self.window.state(),
+            "last": self.last,
+        }
         save_checkpoint(self.run, step, files, weights, moments, values)
 
     def _restore(self) -> int:
         found = checkpoints(self.run)
         if not found:
-            print(f"bertfast: {self.run} has no checkpoint yet; starting from step 0", file=sys.stderr)
+            print(
+                f"bertfast: {self.run} has no checkpoint yet; starting from step 0", file=sys.stderr
+            )
             return 0
         state = load_checkpoint(found[-1])
         with torch.no_grad():
@@ -274,14 +327,19 @@ class _Trainer:
                     weight.copy_(kept[name])
         self.masters.refresh()
         restore_optimizer(self.optimizer, self.masters.names, self.masters.weights, state.moments)
-        self.tokens, self.seconds = int(state.values.get("tokens", 0)), float(state.values.get("seconds", 0.0))
+        self.tokens, self.seconds = (
+            int(state.values.get("tokens", 0)),
+            float(state.values.get("seconds", 0.0)),
+        )
         self.window.restore(state.values.get("window", {}))
         self.last = state.values.get("last", {})
         return int(state.values["step"])
 
 
 class _Window:
-    """Sums over the steps since the last logged line; they stay on the device until the line is written."""
+    """Sums over the steps since the last logged line; they stay on the device until the line is
+    written.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -302,8 +360,13 @@ class _Window:
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        self.sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state.get("sums", {}).items()}
-        self.parts, self.tokens, self.sequences = (state.get(name, 0) for name in ("parts", "tokens", "sequences"))
+        self.sums = {
+            name: torch.tensor(value, dtype=torch.float64)
+            for name, value in state.get("sums", {}).items()
+        }
+        self.parts, self.tokens, self.sequences = (
+            state.get(name, 0) for name in ("parts", "tokens", "sequences")
+        )
         self.elapsed = state.get("elapsed", 0.0)
 
     def add(self, output: Any, tokens: int, sequences: int) -> None:
@@ -312,7 +375,9 @@ class _Window:
             value = getattr(output, name, None)
             if value is not None:
                 value = value.detach().double()
-                self.sums[name] = value + self.sums[name].to(value.device) if name in self.sums else value
+                self.sums[name] = (
+                    value + self.sums[name].to(value.device) if name in self.sums else value
+                )
         self.parts += 1
         self.tokens += tokens
         self.unread += tokens
@@ -334,7 +399,9 @@ class _Window:
             if f"{task}_loss" in sums:
                 line[f"{task}_loss"] = sums[f"{task}_loss"] / self.parts
             if f"{task}_correct" in sums:
-                line[f"{task}_accuracy"] = sums[f"{task}_correct"] / max(sums.get(f"{task}_count", self.sequences), 1)
+                line[f"{task}_accuracy"] = sums[f"{task}_correct"] / max(
+                    sums.get(f"{task}_count", self.sequences), 1
+                )
         line |= {
             "tokens_per_second": self.tokens / elapsed if elapsed > 0 else 0.0,
             "learning_rate": rate,
@@ -353,8 +420,13 @@ def _numbers(line: dict[str, Any]) -> str:
 
 def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> nn.Module:
     torch.manual_seed(config.seed)
-    entries = max(tokenizer.get_vocab().values()) + 1  # published vocabularies have ids without a token
-    own: dict[str, Any] = {"vocab_size": entries, "pad_token_id": SpecialIds(tokenizer, config.tokenizer).pad}
+    entries = (
+        max(tokenizer.get_vocab().values()) + 1
+    )  # published vocabularies have ids without a token
+    own: dict[str, Any] = {
+        "vocab_size": entries,
+        "pad_token_id": SpecialIds(tokenizer, config.tokenizer).pad,
+    }
     if config.model in PRESETS:
         shape = EncoderConfig.preset(config.model, **own)
     elif config.starts_random:
@@ -362,11 +434,15 @@ def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> nn.Module:
     else:
         shape = load_config(config.model)
     if config.seq_len > shape.max_length:
-        raise BertfastError(f"seq-len is {config.seq_len} and the model has {shape.max_length} positions")
+        raise BertfastError(
+            f"seq-len is {config.seq_len} and the model has {shape.max_length} positions"
+        )
     check_tokenizer_fits(tokenizer, shape, config.tokenizer)
     if config.objective == "rtd":
         return _detection(config, shape)
-    head = {"mlm+nsp": "BertForPreTraining", "mlm+sop": "AlbertForPreTraining"}.get(config.objective)
+    head = {"mlm+nsp": "BertForPreTraining", "mlm+sop": "AlbertForPreTraining"}.get(
+        config.objective
+    )
     if head and not isinstance(shape, ARCHITECTURES[head].config_class):
         raise _wrong_member(config, shape, head)
     model = (ARCHITECTURES[head] if head else member_class(shape, "ForMaskedLM"))(shape)
@@ -417,7 +493,9 @@ def _detection(config: PretrainConfig, shape: EncoderConfig) -> ReplacedTokenDet
 
 
 def _wrong_member(config: PretrainConfig, shape: EncoderConfig, head: str) -> BertfastError:
-    fitting = [name for name, (cls, _) in PRESETS.items() if cls is ARCHITECTURES[head].config_class]
+    fitting = [
+        name for name, (cls, _) in PRESETS.items() if cls is ARCHITECTURES[head].config_class
+    ]
     return BertfastError(
         f"objective is {config.objective!r}, whose head is {head}'s, and {config.model} is a {shape.model_type} model; "
         f"take one of {', '.join(fitting)}, or another --objective"
@@ -425,15 +503,23 @@ def _wrong_member(config: PretrainConfig, shape: EncoderConfig, head: str) -> Be
 
 
 def _claim(run: Path, config: PretrainConfig, resume: bool) -> bool:
-    """Makes the run's folder and returns True, or checks that this run may go on in it and returns False."""
+    """Makes the run's folder and returns True, or checks that this run may go on in it and returns
+    False.
+    """
     # Hidden files are what a run killed in its first moments leaves.
-    occupied = run.exists() and (not run.is_dir() or any(not path.name.startswith(".") for path in run.iterdir()))
+    occupied = run.exists() and (
+        not run.is_dir() or any(not path.name.startswith(".") for path in run.iterdir())
+    )
     if not occupied:
         make_folder(run)
-        write_atomically(run / "config.yaml", lambda path: path.write_text(config.to_yaml(), encoding="utf-8"))
+        write_atomically(
+            run / "config.yaml", lambda path: path.write_text(config.to_yaml(), encoding="utf-8")
+        )
         return True
     if not resume:
-        raise BertfastError(f"{run}: exists already; choose another --out, or add --resume to go on with that run")
+        raise BertfastError(
+            f"{run}: exists already; choose another --out, or add --resume to go on with that run"
+        )
     try:
         saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         if not isinstance(saved, dict):
@@ -464,7 +550,9 @@ def _locked(run: Path) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM put their number into, so that the step ends and a checkpoint is written."""
+    """A list that SIGINT and SIGTERM put their number into, so that the step ends and a checkpoint
+    is written.
+    """
     caught: list[int] = []
 
     def handler(number: int, _frame: object) -> None:
@@ -473,7 +561,9 @@ def _signals() -> Iterator[list[int]]:
         caught.append(number)
 
     try:
-        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+        }
     except ValueError:  # not in the main thread: the program around decides
         yield caught
         return

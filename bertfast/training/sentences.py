@@ -1,4 +1,6 @@
-"""Sentence embeddings: one vector a text, from a folder of sentence-transformers or a plain encoder's. Reimers and Gurevych, "Sentence-BERT", 2019."""
+"""Sentence embeddings: one vector a text, from a folder of sentence-transformers or a plain
+encoder's. Reimers and Gurevych, "Sentence-BERT", 2019.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from torch import Tensor, nn
 
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
-from bertfast.hub import check_tokenizer_fits, load_config, load_tokenizer, make_folder, read_weights, write_atomically
+from bertfast.hub import (
+    check_tokenizer_fits,
+    load_config,
+    load_tokenizer,
+    make_folder,
+    read_weights,
+    write_atomically,
+)
 from bertfast.kernels.linear import constant_weights
 from bertfast.model import member_class
 from bertfast.model.models import EncoderModel
@@ -29,11 +38,13 @@ from bertfast.packed import PackedBatch
 
 from .metrics import LiveBar
 
-# Tokens of a batch: on a CPU as many as keep a layer's tensors in the caches, on a GPU as many as fill it.
+# Tokens of a batch: on a CPU as many as keep a layer's tensors in the caches, on a GPU as many as
+# fill it.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 TEXTS = 16384  # tokenized at once
 MANY = 16384  # tokens from which on it pays to bring the weights into another form first
-# How old releases of sentence-transformers name the ways to pool, each a flag, in the order in which the vectors stand.
+# How old releases of sentence-transformers name the ways to pool, each a flag, in the order in
+# which the vectors stand.
 FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -42,8 +53,12 @@ FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-ACTIVATIONS = {cls.__name__: cls for cls in (nn.Tanh, nn.Identity, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid)}
-VECTOR = "sentence_embedding"  # sentence-transformers' name of what the modules past the pooling work on
+ACTIVATIONS = {
+    cls.__name__: cls for cls in (nn.Tanh, nn.Identity, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid)
+}
+VECTOR = (
+    "sentence_embedding"  # sentence-transformers' name of what the modules past the pooling work on
+)
 
 
 class Normalize(nn.Module):
@@ -57,7 +72,14 @@ class Normalize(nn.Module):
 class Dense(nn.Module):
     """act(linear(x)), and with ``residual`` x, projected where the widths differ, on top."""
 
-    def __init__(self, width: int, out: int, bias: bool = True, activation: str = "Tanh", residual: bool = False):
+    def __init__(
+        self,
+        width: int,
+        out: int,
+        bias: bool = True,
+        activation: str = "Tanh",
+        residual: bool = False,
+    ):
         super().__init__()
         self.linear = nn.Linear(width, out, bias=bias)
         self.activation = ACTIVATIONS[activation]()
@@ -98,7 +120,8 @@ class SentenceEncoder(nn.Module):
     Args:
         encoder: of any member.
         tokenizer: that gives its ids.
-        pooling: one or several of `bertfast.model.pooling.MODES`, whose vectors then stand one beside the other.
+        pooling: one or several of `bertfast.model.pooling.MODES`, whose vectors then stand one
+            beside the other.
         steps: `Dense` and `Normalize` modules that follow.
         max_length: as above; None is the model's positions.
         prompts: as above.
@@ -159,9 +182,11 @@ class SentenceEncoder(nn.Module):
         skip: int = 0,
         seed: int | Tensor | None = None,
     ) -> Tensor:
-        """(sequences, width) of a packed batch or of padded input, with gradients; arguments as of `EncoderModel.forward`.
+        """(sequences, width) of a packed batch or of padded input, with gradients; arguments as of
+        `EncoderModel.forward`.
 
-        ``skip`` tokens at the start of each sequence, a prompt's, are read but not pooled. An empty sequence's tokens pool to zeros.
+        ``skip`` tokens at the start of each sequence, a prompt's, are read but not pooled. An empty
+        sequence's tokens pool to zeros.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if self.pooling == ("cls",) and not skip:
@@ -185,16 +210,21 @@ class SentenceEncoder(nn.Module):
         prompt_name: str | None = None,
         show_progress: bool = False,
     ) -> NDArray[np.float32]:
-        """The vectors of texts, (texts, width) float32 in their order; (width,) of a text by itself.
+        """The vectors of texts, (texts, width) float32 in their order; (width,) of a text by
+        itself.
 
-        Texts are cut at ``max_length`` tokens and packed by length, longest first, with no padding between them.
+        Texts are cut at ``max_length`` tokens and packed by length, longest first, with no padding
+        between them.
 
         Args:
             texts: one or several.
-            batch_size: texts of a batch at most; None is as many as fill a number of tokens that suits the device.
-            normalize: make every vector's length 1, which a folder's Normalize does without being asked.
+            batch_size: texts of a batch at most; None is as many as fill a number of tokens that
+                suits the device.
+            normalize: make every vector's length 1, which a folder's Normalize does without being
+                asked.
             prompt: put before each text.
-            prompt_name: the one of ``prompts`` to put there; None is the default prompt, if there is one.
+            prompt_name: the one of ``prompts`` to put there; None is the default prompt, if there
+                is one.
             show_progress: on standard error.
 
         Raises:
@@ -202,28 +232,40 @@ class SentenceEncoder(nn.Module):
         """
         single = isinstance(texts, str)
         tokens = self.tokenize([texts] if isinstance(texts, str) else texts, prompt, prompt_name)
-        vectors = self.encode_tokens(tokens, batch_size=batch_size, normalize=normalize, show_progress=show_progress)
+        vectors = self.encode_tokens(
+            tokens, batch_size=batch_size, normalize=normalize, show_progress=show_progress
+        )
         return vectors[0] if single else vectors
 
-    def tokenize(self, texts: Sequence[str], prompt: str | None = None, prompt_name: str | None = None) -> Tokenized:
+    def tokenize(
+        self, texts: Sequence[str], prompt: str | None = None, prompt_name: str | None = None
+    ) -> Tokenized:
         """The ids of texts; arguments and errors as of `encode`."""
         texts, before = list(texts), self._prompt(prompt, prompt_name)
         for number, text in enumerate(texts):
             if not isinstance(text, str):
-                raise BertfastError(f"text {number} is a {type(text).__name__}; every text must be a string")
+                raise BertfastError(
+                    f"text {number} is a {type(text).__name__}; every text must be a string"
+                )
         added = self.tokenizer.num_special_tokens_to_add(is_pair=False)
         if self.max_length < max(added, 1):
-            raise BertfastError(f"max_length is {self.max_length}; the special tokens alone are {added}")
+            raise BertfastError(
+                f"max_length is {self.max_length}; the special tokens alone are {added}"
+            )
         rows: list[NDArray[np.int32]] = []
         cut = 0
         self.tokenizer.enable_truncation(self.max_length)
         try:
             for start in range(0, len(texts), TEXTS):
-                for encoding in self.tokenizer.encode_batch_fast([before + t for t in texts[start : start + TEXTS]]):
+                for encoding in self.tokenizer.encode_batch_fast(
+                    [before + t for t in texts[start : start + TEXTS]]
+                ):
                     rows.append(np.array(encoding.ids, dtype=np.int32))
                     cut += bool(encoding.overflowing)
         except TypeError as error:
-            raise BertfastError("a text holds half of a surrogate pair, which is no character") from error
+            raise BertfastError(
+                "a text holds half of a surrogate pair, which is no character"
+            ) from error
         finally:
             self.tokenizer.no_truncation()
         return Tokenized(rows, 0 if self.include_prompt else self._prompt_length(before), cut)
@@ -248,10 +290,18 @@ class SentenceEncoder(nn.Module):
         try:
             many = sum(map(len, rows)) >= MANY
             progress = LiveBar(len(rows), label="embed") if show_progress else nullcontext()
-            with torch.inference_mode(), constant_weights() if many else nullcontext(), progress as bar:
+            with (
+                torch.inference_mode(),
+                constant_weights() if many else nullcontext(),
+                progress as bar,
+            ):
                 for chosen in _batches([len(row) for row in rows], batch_size or len(rows), budget):
-                    out = self(_packed([rows[place] for place in chosen]).to(device), skip=tokens.skip)[:, :width]
-                    vectors[chosen] = (F.normalize(out, dim=-1) if normalize else out).float().cpu().numpy()
+                    out = self(
+                        _packed([rows[place] for place in chosen]).to(device), skip=tokens.skip
+                    )[:, :width]
+                    vectors[chosen] = (
+                        (F.normalize(out, dim=-1) if normalize else out).float().cpu().numpy()
+                    )
                     done += len(chosen)
                     if bar is not None:
                         bar.advance(done, "")
@@ -260,7 +310,9 @@ class SentenceEncoder(nn.Module):
         return vectors
 
     def _pooling_settings(self) -> dict[str, Any]:
-        """Flags, which every release reads, where the vectors stand in their order; or else a list, which the newest do."""
+        """Flags, which every release reads, where the vectors stand in their order; or else a list,
+        which the newest do.
+        """
         if self.pooling == tuple(mode for mode in FLAGS.values() if mode in self.pooling):
             return {flag: mode in self.pooling for flag, mode in FLAGS.items()}
         return {"pooling_mode": list(self.pooling)}
@@ -277,28 +329,36 @@ class SentenceEncoder(nn.Module):
         return "" if name is None else self.prompts[name]
 
     def _prompt_length(self, prompt: str) -> int:
-        """Tokens of a prompt with what the tokenizer puts before it, and without what it puts after."""
+        """Tokens of a prompt with what the tokenizer puts before it, and without what it puts
+        after.
+        """
         if not prompt:
             return 0
         encoding = self.tokenizer.encode(prompt)
         return len(encoding.ids) - encoding.special_tokens_mask[-1]
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, pooling: str | Sequence[str] | None = None) -> Self:
-        """From a folder of sentence-transformers, of its first releases or its newest, or from a plain encoder's, on this machine.
+    def from_pretrained(
+        cls, folder: str | Path, *, pooling: str | Sequence[str] | None = None
+    ) -> Self:
+        """From a folder of sentence-transformers, of its first releases or its newest, or from a
+        plain encoder's, on this machine.
 
         Args:
             folder: with a modules.json; or with config.json, weights and a tokenizer.
             pooling: in place of the folder's; a plain encoder's is the mean.
 
         Raises:
-            BertfastError: the folder cannot be read, a weight is missing or misshapen, or a module is of an unsupported kind: each is named.
+            BertfastError: the folder cannot be read, a weight is missing or misshapen, or a module
+                is of an unsupported kind: each is named.
         """
         folder = Path(folder)
         (_, place), *modules = _read_modules(folder)
         config, told = load_config(place), _sentence_settings(place)
         # Of the encoder, the pooler alone may be missing, and no vector reads it.
-        encoder = member_class(config, "Model").from_pretrained(place, config=config, new_head_ok=True)
+        encoder = member_class(config, "Model").from_pretrained(
+            place, config=config, new_head_ok=True
+        )
         assert isinstance(encoder, EncoderModel)
         tokenizer = load_tokenizer(place)
         check_tokenizer_fits(tokenizer, config, f"{place}: the tokenizer")
@@ -311,14 +371,18 @@ class SentenceEncoder(nn.Module):
         if not isinstance(prompts, dict) or not all(
             isinstance(text, str | None) for text in (*prompts.values(), default)
         ):
-            raise BertfastError(f"{folder}: its config_sentence_transformers.json has prompts that are no text")
+            raise BertfastError(
+                f"{folder}: its config_sentence_transformers.json has prompts that are no text"
+            )
         found, include_prompt, steps = _read_steps(modules)
         return cls(
             encoder,
             tokenizer,
             pooling=pooling or found or "mean",
             steps=steps,
-            max_length=_whole(_told_length(place, told, config.max_length), f"{place}: the longest input"),
+            max_length=_whole(
+                _told_length(place, told, config.max_length), f"{place}: the longest input"
+            ),
             prompts={name: text or "" for name, text in prompts.items()},
             default_prompt=default,
             include_prompt=include_prompt,
@@ -338,7 +402,10 @@ class SentenceEncoder(nn.Module):
         save_tokenizer(self.tokenizer, folder, self.max_length, self.special, segments)
         modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
         objects: dict[str, Any] = {
-            "sentence_bert_config.json": {"max_seq_length": self.max_length, "do_lower_case": False},
+            "sentence_bert_config.json": {
+                "max_seq_length": self.max_length,
+                "do_lower_case": False,
+            },
             "config_sentence_transformers.json": {
                 "prompts": self.prompts,
                 "default_prompt_name": self.default_prompt,
@@ -356,19 +423,30 @@ class SentenceEncoder(nn.Module):
             objects[f"{name}/config.json"] = _dense_config(step) if isinstance(step, Dense) else {}
             make_folder(folder / name)
             if isinstance(step, Dense):
-                weights = {key: value.detach().cpu().contiguous() for key, value in step.state_dict().items()}
+                weights = {
+                    key: value.detach().cpu().contiguous()
+                    for key, value in step.state_dict().items()
+                }
                 write_atomically(
                     folder / name / "model.safetensors",
                     lambda path, weights=weights: save_file(weights, path),  # type: ignore[misc]
                 )
         make_folder(folder / "1_Pooling")
         objects["modules.json"] = [
-            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            {
+                "idx": number,
+                "name": str(number),
+                "path": path,
+                "type": f"sentence_transformers.models.{kind}",
+            }
             for number, (path, kind) in enumerate(modules)
         ]
         for file, values in objects.items():
             text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(folder / file, lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+            write_atomically(
+                folder / file,
+                lambda path, text=text: path.write_text(text, encoding="utf-8"),  # type: ignore[misc]
+            )
 
 
 def _past(x: Tensor, cu_seqlens: Tensor, skip: int) -> tuple[Tensor, Tensor]:
@@ -383,12 +461,18 @@ def _past(x: Tensor, cu_seqlens: Tensor, skip: int) -> tuple[Tensor, Tensor]:
 
 
 def _batches(lengths: Sequence[int], most: int, budget: int) -> Iterator[NDArray[np.int64]]:
-    """The places of sequences, longest first, in runs of at most so many and of so many tokens, one sequence at least."""
+    """The places of sequences, longest first, in runs of at most so many and of so many tokens, one
+    sequence at least.
+    """
     order = np.argsort([-length for length in lengths], kind="stable")
     start = 0
     while start < len(order):
         end, total = start, 0
-        while end < len(order) and end - start < most and (end == start or total + lengths[order[end]] <= budget):
+        while (
+            end < len(order)
+            and end - start < most
+            and (end == start or total + lengths[order[end]] <= budget)
+        ):
             total += lengths[order[end]]
             end += 1
         yield order[start:end]
@@ -440,34 +524,46 @@ def _read_modules(folder: Path) -> list[tuple[str, Path]]:
     try:
         modules = [(str(entry["type"]), folder / entry["path"]) for entry in listed]
     except (KeyError, TypeError) as error:
-        raise BertfastError(f"{folder / 'modules.json'}: is no list of modules, each with a type and a path") from error
+        raise BertfastError(
+            f"{folder / 'modules.json'}: is no list of modules, each with a type and a path"
+        ) from error
     for kind, place in modules:
         if not place.resolve().is_relative_to(folder.resolve()):
             raise BertfastError(f"{folder / 'modules.json'}: {place} is outside of the folder")
         if not kind.startswith("sentence_transformers."):
-            raise BertfastError(f"{folder}: the module {kind} is code of its own; sentence-transformers' are supported")
+            raise BertfastError(
+                f"{folder}: the module {kind} is code of its own; sentence-transformers' are supported"
+            )
     kinds = [kind.rpartition(".")[2] for kind, _ in modules]
     for kind, (name, _), wanted in zip(kinds, modules, ("Transformer", "Pooling"), strict=False):
         if kind != wanted:
-            raise BertfastError(f"{folder}: the module {name} is not supported here; a {wanted} is wanted")
+            raise BertfastError(
+                f"{folder}: the module {name} is not supported here; a {wanted} is wanted"
+            )
     if not modules:
         raise BertfastError(f"{folder / 'modules.json'}: lists no module")
     return [(kind, place) for kind, (_, place) in zip(kinds, modules, strict=True)]
 
 
 def _sentence_settings(place: Path) -> dict[str, Any]:
-    """What sentence-transformers keeps beside an encoder, in a file that old releases named after the member."""
+    """What sentence-transformers keeps beside an encoder, in a file that old releases named after
+    the member.
+    """
     for path in sorted(place.glob("sentence_*_config.json")):
         settings = _read_object(path)
         task = settings.get("transformer_task", "feature-extraction")
         if task != "feature-extraction":
-            raise BertfastError(f"{path}: transformer_task is {task!r}; supported is feature-extraction")
+            raise BertfastError(
+                f"{path}: transformer_task is {task!r}; supported is feature-extraction"
+            )
         return settings
     return {}
 
 
 def _told_length(place: Path, told: dict[str, Any], positions: int) -> Any:
-    """Tokens of the longest input: that of sentence-transformers, or else of the tokenizer, where the model has positions for it."""
+    """Tokens of the longest input: that of sentence-transformers, or else of the tokenizer, where
+    the model has positions for it.
+    """
     length = told.get("max_seq_length")
     if length is None:
         length = _read_object(place / "tokenizer_config.json").get("model_max_length")
@@ -475,16 +571,24 @@ def _told_length(place: Path, told: dict[str, Any], positions: int) -> Any:
     return length
 
 
-def _read_steps(modules: Sequence[tuple[str, Path]]) -> tuple[tuple[str, ...] | None, bool, list[nn.Module]]:
-    """How a folder pools (None where it does not say), whether prompts are pooled, and the modules past the pooling."""
+def _read_steps(
+    modules: Sequence[tuple[str, Path]],
+) -> tuple[tuple[str, ...] | None, bool, list[nn.Module]]:
+    """How a folder pools (None where it does not say), whether prompts are pooled, and the modules
+    past the pooling.
+    """
     pooling, include_prompt = None, True
     steps: list[nn.Module] = []
     for number, (kind, place) in enumerate(modules, 1):
         settings = _read_object(place / "config.json")
-        names = {settings.get(name) or VECTOR for name in ("module_input_name", "module_output_name")}
+        names = {
+            settings.get(name) or VECTOR for name in ("module_input_name", "module_output_name")
+        }
         if kind == "Pooling" and number == 1:
             mode = (
-                settings.get("pooling_mode") or [name for flag, name in FLAGS.items() if settings.get(flag)] or "mean"
+                settings.get("pooling_mode")
+                or [name for flag, name in FLAGS.items() if settings.get(flag)]
+                or "mean"
             )
             pooling = (mode,) if isinstance(mode, str) else tuple(mode)
             include_prompt = bool(settings.get("include_prompt", True))
@@ -501,8 +605,12 @@ def _read_dense(place: Path, settings: dict[str, Any]) -> Dense:
     activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = activation.rpartition(".")[2]
     if not activation.startswith("torch.nn.") or name not in ACTIVATIONS:
-        raise BertfastError(f"{place}: activation_function is {activation}; supported are {', '.join(ACTIVATIONS)}")
-    sizes = [_whole(settings.get(size), f"{place}: {size}") for size in ("in_features", "out_features")]
+        raise BertfastError(
+            f"{place}: activation_function is {activation}; supported are {', '.join(ACTIVATIONS)}"
+        )
+    sizes = [
+        _whole(settings.get(size), f"{place}: {size}") for size in ("in_features", "out_features")
+    ]
     if None in sizes:
         raise BertfastError(f"{place}: its config.json lacks in_features or out_features")
     residual = bool(settings.get("use_residual", False))
@@ -510,7 +618,9 @@ def _read_dense(place: Path, settings: dict[str, Any]) -> Dense:
     try:
         dense.load_state_dict(read_weights(place))
     except RuntimeError as error:
-        raise BertfastError(f"{place}: the weights do not fit the Dense of its config.json ({error})") from error
+        raise BertfastError(
+            f"{place}: the weights do not fit the Dense of its config.json ({error})"
+        ) from error
     return dense
 
 

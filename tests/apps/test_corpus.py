@@ -35,7 +35,9 @@ def test_no_file_is_on_both_sides(task: corpus.Task) -> None:
     assert not {item.text for item in task.train} & {item.text for item in task.dev}
 
 
-def test_pretraining_reads_nothing_of_the_held_out_files(found: list[corpus.Docstring], task: corpus.Task) -> None:
+def test_pretraining_reads_nothing_of_the_held_out_files(
+    found: list[corpus.Docstring], task: corpus.Task
+) -> None:
     held_out = {item.file for item in task.dev}
     documents = list(corpus.pretraining_documents(found, held_out))
     without = [item for item in found if item.file not in held_out]

@@ -43,7 +43,9 @@ def test_everything_is_kept_together(made: tuple[Path, dict[str, Any]]) -> None:
     assert isinstance(load(out / "pretrained"), BertForPreTraining)
     classifier = load(out / "classifier")
     assert isinstance(classifier, BertForSequenceClassification)
-    assert [classifier.config.id2label[n] for n in range(classifier.config.num_labels)] == facts["corpus"]["labels"]
+    assert [classifier.config.id2label[n] for n in range(classifier.config.num_labels)] == facts[
+        "corpus"
+    ]["labels"]
     assert json.loads((out / "demo.json").read_text()) == json.loads(json.dumps(facts))
     assert [row["name"] for row in facts["methods"]] == METHODS
     assert len(facts["fills"]) == 5
@@ -56,8 +58,13 @@ def test_both_encoders_are_trained_alike(made: tuple[Path, dict[str, Any]]) -> N
     out, facts = made
     seeds = []
     for number in range(demo.RESTARTS):
-        folders = [f"restarts/{name}-{number}" if number else name for name in ("classifier", "from-scratch")]
-        one, other = (json.loads((out / name / "metrics.json").read_text())["settings"] for name in folders)
+        folders = [
+            f"restarts/{name}-{number}" if number else name
+            for name in ("classifier", "from-scratch")
+        ]
+        one, other = (
+            json.loads((out / name / "metrics.json").read_text())["settings"] for name in folders
+        )
         assert {name for name in one if one[name] != other[name]} == {"out", "from_scratch"}
         seeds.append(one["seed"])
     assert len(set(seeds)) == demo.RESTARTS
@@ -76,14 +83,18 @@ class Checker(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.plots += tag == "svg"
         self.fetched += [
-            value for name, value in attrs if name in ("src", "href") and not (value or "").startswith("#")
+            value
+            for name, value in attrs
+            if name in ("src", "href") and not (value or "").startswith("#")
         ]
 
     def handle_data(self, data: str) -> None:
         self.words += data
 
 
-def test_the_report_says_what_was_measured_and_needs_nothing_beside_it(made: tuple[Path, dict[str, Any]]) -> None:
+def test_the_report_says_what_was_measured_and_needs_nothing_beside_it(
+    made: tuple[Path, dict[str, Any]],
+) -> None:
     out, facts = made
     checker = Checker()
     checker.feed((out / "report.html").read_text(encoding="utf-8"))
@@ -100,7 +111,11 @@ def test_the_report_says_what_was_measured_and_needs_nothing_beside_it(made: tup
 
 def test_the_report_without_transformers(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     facts = made[1]
-    alone = {"medians": {"bertfast, packed": 0.1}, "times": {"bertfast, packed": [0.1]}, "ratio": None}
+    alone = {
+        "medians": {"bertfast, packed": 0.1},
+        "times": {"bertfast, packed": [0.1]},
+        "ratio": None,
+    }
     report.write_report(tmp_path / "report.html", facts | {"steps": alone})
     assert "its step was not measured" in (tmp_path / "report.html").read_text()
 
@@ -142,15 +157,21 @@ def test_a_signal_ends_it_without_a_traceback(
     assert "Traceback" not in done.err
 
 
-def test_a_python_without_its_sources_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_its_sources_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo.corpus, "docstrings", list)
-    with pytest.raises(BertfastError, match="0 parts of its standard library, and the demo needs 8"):
+    with pytest.raises(
+        BertfastError, match="0 parts of its standard library, and the demo needs 8"
+    ):
         demo.run_demo(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    ("share", "count", "low", "high"), [(0.5, 100, 0.4038, 0.5962), (0.0, 20, 0.0, 0.1611), (1.0, 20, 0.8389, 1.0)]
+    ("share", "count", "low", "high"),
+    [(0.5, 100, 0.4038, 0.5962), (0.0, 20, 0.0, 0.1611), (1.0, 20, 0.8389, 1.0)],
 )
 def test_the_interval_is_wilsons(share: float, count: int, low: float, high: float) -> None:
-    # Reference values of the score interval: scipy.stats.binomtest(...).proportion_ci(method="wilson").
+    # Reference values of the score interval:
+    # scipy.stats.binomtest(...).proportion_ci(method="wilson").
     assert demo.wilson(share, count) == pytest.approx((low, high), abs=2e-4)

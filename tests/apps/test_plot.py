@@ -15,14 +15,29 @@ def run(folder, lines):
 
 def test_each_loss_and_accuracy_of_each_run_is_a_line(tmp_path, monkeypatch, capfd):
     pytest.importorskip("matplotlib", reason="matplotlib is an extra: pip install 'bertfast[demo]'")
-    values = {"loss": 60.0, "mlm_loss": 5.0, "mlm_accuracy": 0.2, "rtd_loss": 1.1, "rtd_accuracy": 0.9}
+    values = {
+        "loss": 60.0,
+        "mlm_loss": 5.0,
+        "mlm_accuracy": 0.2,
+        "rtd_loss": 1.1,
+        "rtd_accuracy": 0.9,
+    }
     first = run(tmp_path / "first", [{"step": n, "tokens": 100 * n, **values} for n in (1, 2, 3)])
-    second = run(tmp_path / "second", [{"step": 1, "tokens": 9, "loss": 7.0, "mlm_loss": 7.0, "mlm_accuracy": 0.0}])
+    second = run(
+        tmp_path / "second",
+        [{"step": 1, "tokens": 9, "loss": 7.0, "mlm_loss": 7.0, "mlm_accuracy": 0.0}],
+    )
     out = tmp_path / "curves.svg"
     done = run_cli(monkeypatch, capfd, "plot", first, second, "--out", out)
     assert (done.code, done.out.strip()) == (0, str(out))
     drawn = re.findall("<!-- (.*?) -->", out.read_text())
-    for label in ("first: masked words", "first: replaced tokens", "second: masked words", "tokens", "accuracy"):
+    for label in (
+        "first: masked words",
+        "first: replaced tokens",
+        "second: masked words",
+        "tokens",
+        "accuracy",
+    ):
         assert label in drawn
     assert "second: replaced tokens" not in drawn
 

@@ -19,7 +19,9 @@ KERNEL = "adamw.update"
 USUAL = {"BLOCK": 1024, "num_warps": 4}
 
 
-def problem(grid: list[dict[str, int]], run: Callable[[], tuple[torch.Tensor, ...]] | None = None) -> tune.Problem:
+def problem(
+    grid: list[dict[str, int]], run: Callable[[], tuple[torch.Tensor, ...]] | None = None
+) -> tune.Problem:
     return tune.Problem(KERNEL, 0, grid, run or (lambda: (torch.ones(3),)))
 
 
@@ -44,7 +46,9 @@ def test_the_fastest_candidate_is_found() -> None:
 
 def test_the_shipped_options_stay_where_the_gain_is_within_the_noise() -> None:
     measure = by_block({512: 1.99, 1024: 2.0, 2048: 2.5})
-    assert tune.search(problem(GRID), torch.float32, USUAL, measure) == tune.Found(USUAL, 2.0, 2.0, 0)
+    assert tune.search(problem(GRID), torch.float32, USUAL, measure) == tune.Found(
+        USUAL, 2.0, 2.0, 0
+    )
 
 
 def test_a_candidate_that_computes_something_else_or_cannot_run_is_left_out() -> None:
@@ -54,7 +58,9 @@ def test_a_candidate_that_computes_something_else_or_cannot_run_is_left_out() ->
         return (torch.full((3,), float("nan") if block() == 2048 else 1.0),)
 
     measure = by_block({512: 1.0, 1024: 2.0, 2048: 1.0})
-    assert tune.search(problem(GRID, run), torch.float32, USUAL, measure) == tune.Found(USUAL, 2.0, 2.0, 2)
+    assert tune.search(problem(GRID, run), torch.float32, USUAL, measure) == tune.Found(
+        USUAL, 2.0, 2.0, 2
+    )
 
 
 def test_an_error_of_the_shipped_options_is_no_candidates() -> None:
@@ -74,7 +80,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", list(tune.PROBLEMS))
-def test_every_candidate_is_one_for_its_kernel_and_the_problem_runs(op: str, dtype: torch.dtype, small: None) -> None:
+def test_every_candidate_is_one_for_its_kernel_and_the_problem_runs(
+    op: str, dtype: torch.dtype, small: None
+) -> None:
     torch.manual_seed(0)
     for one in tune.PROBLEMS[op](dtype, DEVICE, 16, 24, 256):
         _, usual = tuning.default(one.kernel, dtype, DEVICE, one.size)
@@ -86,7 +94,9 @@ def test_every_candidate_is_one_for_its_kernel_and_the_problem_runs(op: str, dty
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_there_is_one_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_there_is_one_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = run_cli(monkeypatch, capfd, "tune")
     assert done.code == 2
     assert done.errors == ["error: tune measures on a CUDA GPU, and PyTorch finds none here"]
@@ -107,13 +117,24 @@ def test_what_cannot_be_tuned_is_said(arguments: dict[str, Any], said: str) -> N
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="measures on a GPU")
-def test_a_measured_kernel_is_launched_as_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_measured_kernel_is_launched_as_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("BERTFAST_CACHE", str(tmp_path / "tuning.json"))
     tune.tune("adamw")
     entry = tuning.read_cache(tuning.cache_file())[tuning.machine(0)][KERNEL]
-    assert tuning.options(KERNEL, torch.bfloat16, torch.device("cuda", 0)) == entry["options"]["half"]
+    assert (
+        tuning.options(KERNEL, torch.bfloat16, torch.device("cuda", 0)) == entry["options"]["half"]
+    )
     weight, zero = torch.ones(5, device=DEVICE), [torch.zeros(5, device=DEVICE)]
-    kernels.adamw([weight], [torch.ones(5, device=DEVICE)], zero, [torch.zeros(5, device=DEVICE)], lr=0.1, step=1)
+    kernels.adamw(
+        [weight],
+        [torch.ones(5, device=DEVICE)],
+        zero,
+        [torch.zeros(5, device=DEVICE)],
+        lr=0.1,
+        step=1,
+    )
     torch.testing.assert_close(weight, torch.full((5,), 0.9, device=DEVICE))
     tuning._chosen.cache_clear()
     tuning.read_cache.cache_clear()

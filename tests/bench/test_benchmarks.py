@@ -22,7 +22,9 @@ from support import REPOSITORY
 
 def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     # pytest-benchmark measures nothing in a worker of xdist, which it knows by these variables.
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")
+    }
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=REPOSITORY,
@@ -40,13 +42,22 @@ def test_without_a_gpu_the_gpu_run_says_so_and_fails() -> None:
     assert "no CUDA GPU" in done.stderr
 
 
-@pytest.mark.parametrize("case", ["test_attention[no-dropout-float32-mixed]", "test_step[mixed-float32]"])
+@pytest.mark.parametrize(
+    "case", ["test_attention[no-dropout-float32-mixed]", "test_step[mixed-float32]"]
+)
 def test_a_case_leaves_its_samples_and_its_ratios(case: str, tmp_path: Path) -> None:
     settings = Settings(device="cpu", quick=True, results=tmp_path)
     name, variant = case.rstrip("]").split("[")
     file = f"benchmarks/{name}.py"
     done = bench(
-        "pytest", file, "-q", "-p", "no:xdist", "-k", " and ".join(variant.split("-")), **settings.environment()
+        "pytest",
+        file,
+        "-q",
+        "-p",
+        "no:xdist",
+        "-k",
+        " and ".join(variant.split("-")),
+        **settings.environment(),
     )
     assert done.returncode == 0, done.stdout
     (record,) = page.load_results(tmp_path)
@@ -65,7 +76,10 @@ def test_a_case_leaves_its_samples_and_its_ratios(case: str, tmp_path: Path) -> 
 
 def sides(values: dict[str, list[float]]) -> dict[str, timing.Samples]:
     kinds = {"ours": "ours", "floor": "floor"}
-    return {name: timing.Samples(kinds.get(name, "peer"), seconds=seconds) for name, seconds in values.items()}
+    return {
+        name: timing.Samples(kinds.get(name, "peer"), seconds=seconds)
+        for name, seconds in values.items()
+    }
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -97,12 +111,16 @@ def test_the_wikitext_batch_follows_the_histogram() -> None:
     total = sum(counts.values())
     mean = sum(int(length) * count for length, count in counts.items()) / total
     batch = lengths.wikitext(total)
-    assert sorted(batch.values) == sorted(int(n) for n, count in counts.items() for _ in range(count))
+    assert sorted(batch.values) == sorted(
+        int(n) for n, count in counts.items() for _ in range(count)
+    )
     assert lengths.wikitext(64).tokens / 64 == pytest.approx(mean, rel=0.05)
 
 
 def test_useful_flops_count_what_the_model_multiplies() -> None:
-    """torch's own counter, on the products of the reference path: forward of the packed encoder and head, times three."""
+    """torch's own counter, on the products of the reference path: forward of the packed encoder and
+    head, times three.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     from bertfast import kernels
@@ -112,10 +130,16 @@ def test_useful_flops_count_what_the_model_multiplies() -> None:
     packed = lengths.full(1, 64)  # one sequence: the reference pads nothing
     batch = steps.make_batch(packed, config.vocab_size, "cpu")
     model = BertForMaskedLM(config).eval()
-    with kernels.use_backend("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with (
+        kernels.use_backend("reference"),
+        FlopCounterMode(display=False) as counter,
+        torch.no_grad(),
+    ):
         model(batch.packed)
     expected = 3 * counter.get_total_flops()
-    assert floors.step_flops(config, packed, len(batch.packed.masked_labels)) == pytest.approx(expected, rel=0.02)
+    assert floors.step_flops(config, packed, len(batch.packed.masked_labels)) == pytest.approx(
+        expected, rel=0.02
+    )
 
 
 def test_flops_of_inference_count_what_the_encoder_multiplies() -> None:
@@ -128,11 +152,17 @@ def test_flops_of_inference_count_what_the_encoder_multiplies() -> None:
     for model in (
         BertModel(BertConfig.preset("bert-tiny"), add_pooling_layer=False),
         ModernBertModel(
-            ModernBertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96)
+            ModernBertConfig(
+                hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96
+            )
         ),
     ):
         batch = steps.make_batch(packed, model.config.vocab_size, "cpu").packed
-        with kernels.use_backend("reference"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        with (
+            kernels.use_backend("reference"),
+            FlopCounterMode(display=False) as counter,
+            torch.no_grad(),
+        ):
             model.eval()(batch)
         expected = counter.get_total_flops()
         assert floors.inference(model.config, packed, 4).flops == pytest.approx(expected, rel=0.01)
@@ -142,20 +172,32 @@ def test_the_page_of_figures_is_what_the_committed_json_gives() -> None:
     assert page.PAGE.read_text(encoding="utf-8") == page.page_text(page.load_results())
 
 
-def test_an_update_replaces_the_same_case_and_says_when(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bertfast.bench.rates.measure", lambda *_: {"matrix float32": 3.0, "copy": 1.0})
+def test_an_update_replaces_the_same_case_and_says_when(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "bertfast.bench.rates.measure", lambda *_: {"matrix float32": 3.0, "copy": 1.0}
+    )
     machine = {"slug": "machine", "name": "machine", "device": "cpu"}
     rates = {"matrix float32": 1.0, "copy": 1.0}
     case = {"op": "dropout", "shape": "4 x 4", "dtype": "float32", "value": 1}
     first = Results(Settings(results=tmp_path), machine, rates)
     first.add(dict(case))
     first.add(case | {"dtype": "bfloat16"})
-    again = Results(Settings(results=tmp_path, update=True), machine, {"matrix float32": 2.0, "copy": 2.0})
+    again = Results(
+        Settings(results=tmp_path, update=True), machine, {"matrix float32": 2.0, "copy": 2.0}
+    )
     again.add(case | {"value": 2})
     again.finish()
     (record,) = page.load_results(tmp_path)
-    assert [(found["dtype"], found["value"]) for found in record["cases"]] == [("float32", 2), ("bfloat16", 1)]
+    assert [(found["dtype"], found["value"]) for found in record["cases"]] == [
+        ("float32", 2),
+        ("bfloat16", 1),
+    ]
     assert record["cases"][0]["commit"] == again.commit
     assert "commit" not in record["cases"][1]
     assert record["rates"] == {"matrix float32": 1.0, "copy": 1.0}
-    assert record["cases"][0]["rates"] == {"matrix float32": 3.0, "copy": 2.0}  # the better of before and after
+    assert record["cases"][0]["rates"] == {
+        "matrix float32": 3.0,
+        "copy": 2.0,
+    }  # the better of before and after

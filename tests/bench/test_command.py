@@ -60,23 +60,34 @@ def test_sentence_embeddings_are_measured_against_sentence_transformers(tmp_path
     text = tmp_path / "text.txt"
     text.write_text(" = A heading = \n\nw7 w8 w9\nw10\n", encoding="utf-8")
     sentence_embedding._random_model(small().config).save_pretrained(tmp_path / "model")
-    cases = [command.embedding_cases(None, None)[0], command.embedding_cases(text, tmp_path / "model")[1]]
+    cases = [
+        command.embedding_cases(None, None)[0],
+        command.embedding_cases(text, tmp_path / "model")[1],
+    ]
     found = command.bench(small(), [], False, 0.02, None, cases)["cases"]
-    # Of made-up words as many as the lengths say, [CLS] and [SEP] at least; of a text's [CLS] and [SEP] count too.
+    # Of made-up words as many as the lengths say, [CLS] and [SEP] at least; of a text's [CLS] and
+    # [SEP] count too.
     for case, tokens in zip(found, (9 + 5 + 2 + 3, 5 + 3), strict=True):
-        assert set(case["sides"]) >= {"bertfast", "sentence-transformers", "sentence-transformers eager"}
+        assert set(case["sides"]) >= {
+            "bertfast",
+            "sentence-transformers",
+            "sentence-transformers eager",
+        }
         assert set(case["errors"]) == set(case["sides"]) - {"bertfast"}
         assert (case["tokens"], case["missing"]) == (tokens, {})
         assert 0 < case["fill"] < 1
 
 
-def test_a_noisy_machine_is_said_to_be_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_noisy_machine_is_said_to_be_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     times = iter([1.0, 9.0] * 5000)
     monkeypatch.setattr(
         timing, "take_sample", lambda side, samples, device: samples.seconds.append(next(times))
     )  # fmt: skip
     sides = [
-        timing.Side(name, kind, lambda: None, lambda: (torch.ones(1),)) for name, kind in (("a", "ours"), ("b", "peer"))
+        timing.Side(name, kind, lambda: None, lambda: (torch.ones(1),))
+        for name, kind in (("a", "ours"), ("b", "peer"))
     ]
     case = Case("dropout", "shape", "float32", sides, Floor(1.0, 1.0))
     command.show(case.run("cpu", 0.01) | {"rates": {"matrix float32": 1.0, "copy": 1.0}})
@@ -97,12 +108,18 @@ def test_a_noisy_machine_is_said_to_be_one(capsys: pytest.CaptureFixture[str], m
     ],
 )
 def test_bad_lengths_are_one_line_and_exit_code_2(
-    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    text: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "lengths.txt"
     file.write_text(text)
     for name in ("bench", "profile"):
-        monkeypatch.setattr("sys.argv", ["bertfast", name, "--model", "bert-tiny", "--lengths", str(file)])
+        monkeypatch.setattr(
+            "sys.argv", ["bertfast", name, "--model", "bert-tiny", "--lengths", str(file)]
+        )
         with pytest.raises(SystemExit) as stopped:
             main()
         error = capsys.readouterr().err
@@ -120,13 +137,33 @@ def test_lengths_are_read_from_lines_and_from_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda: command.bench(small(), ["softmax"], False, 1.0), "--op is 'softmax'; it must be one of attention"),
-        (lambda: command.make_setup("bert-huge", None, "float32"), "--model is 'bert-huge'; it must be one of"),
-        (lambda: command.make_setup("bert-tiny", None, "float64"), "--dtype is 'float64'; it must be one of float32"),
-        (lambda: command.make_setup("bert-tiny", Path("/no/such/file"), "float32"), "cannot be read"),
-        (lambda: command.bench(small(), [], False, 1.0, None, command.embedding_cases(Path("x"), None)), "give both"),
+        (
+            lambda: command.bench(small(), ["softmax"], False, 1.0),
+            "--op is 'softmax'; it must be one of attention",
+        ),
+        (
+            lambda: command.make_setup("bert-huge", None, "float32"),
+            "--model is 'bert-huge'; it must be one of",
+        ),
+        (
+            lambda: command.make_setup("bert-tiny", None, "float64"),
+            "--dtype is 'float64'; it must be one of float32",
+        ),
+        (
+            lambda: command.make_setup("bert-tiny", Path("/no/such/file"), "float32"),
+            "cannot be read",
+        ),
+        (
+            lambda: command.bench(
+                small(), [], False, 1.0, None, command.embedding_cases(Path("x"), None)
+            ),
+            "give both",
+        ),
         (lambda: sentence_embedding.read_paragraphs(Path("/no/such/file"), 3), "no such file"),
-        (lambda: profile.profile(small(), Path("/no/such/folder/trace.json")), "there is no folder /no/such/folder"),
+        (
+            lambda: profile.profile(small(), Path("/no/such/folder/trace.json")),
+            "there is no folder /no/such/folder",
+        ),
     ],
 )
 def test_wrong_options_are_named(run: Any, message: str) -> None:
@@ -135,15 +172,24 @@ def test_wrong_options_are_named(run: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_profile_gives_every_op_its_time_and_its_floor(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_profile_gives_every_op_its_time_and_its_floor(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
     found = profile.profile(small(dtype), tmp_path / "trace.json")
     ops = found["ops"]
     own = {name for name in ops if name not in (*profile.PLAIN, "other", "between the ops")}
-    assert own | {"matrix products"} >= {"attention forward", "attention backward", "linear_cross_entropy", "optimizer"}
+    assert own | {"matrix products"} >= {
+        "attention forward",
+        "attention backward",
+        "linear_cross_entropy",
+        "optimizer",
+    }
     assert {"layer norm", "gelu", "embedding", "gather_rows"} <= own
     assert sum(op["share"] for op in ops.values()) == pytest.approx(1.0)
     assert all(ops[name]["floor"] > 0 for name in own - {"dropout"})
-    assert sum(op["seconds"] for op in ops.values()) == pytest.approx(found["profiled_seconds"], rel=0.2)
+    assert sum(op["seconds"] for op in ops.values()) == pytest.approx(
+        found["profiled_seconds"], rel=0.2
+    )
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
 
@@ -155,9 +201,13 @@ def test_a_product_inside_the_loss_is_the_losss() -> None:
     loss = Event("GeneratedBackwardFor_bertfast_linear_cross_entropy_default")
     assert profile.op_of(Event("aten::mm", loss)) == "linear_cross_entropy"
     assert (
-        profile.op_of(Event("aten::mm", Event("autograd::engine::evaluate_function: MmBackward0"))) == "matrix products"
+        profile.op_of(Event("aten::mm", Event("autograd::engine::evaluate_function: MmBackward0")))
+        == "matrix products"
     )
     assert profile.op_of(Event("bertfast::attention_backward")) == "attention backward"
-    assert profile.op_of(Event("GeneratedBackwardFor_bertfast_attention_default")) == "attention forward"
+    assert (
+        profile.op_of(Event("GeneratedBackwardFor_bertfast_attention_default"))
+        == "attention forward"
+    )
     assert profile.op_of(Event("aten::copy_", Event("Optimizer.step#AdamW.step"))) == "optimizer"
     assert profile.op_of(Event("aten::sort")) == "other"

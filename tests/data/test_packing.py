@@ -1,4 +1,6 @@
-"""Pretraining batches are packed, masked and paired as published, and are a function of seed and step alone."""
+"""Pretraining batches are packed, masked and paired as published, and are a function of seed and
+step alone.
+"""
 
 from itertools import islice
 
@@ -12,11 +14,18 @@ from bertfast import BertfastError
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.data.tokenizer import SpecialIds
-from bertfast.hub.tokenizer import ROBERTA_TOKENS, SPECIAL_TOKENS, byte_level_bpe_tokenizer, wordpiece_tokenizer
+from bertfast.hub.tokenizer import (
+    ROBERTA_TOKENS,
+    SPECIAL_TOKENS,
+    byte_level_bpe_tokenizer,
+    wordpiece_tokenizer,
+)
 
 VOCAB = 400
 SPECIAL = SpecialIds(
-    wordpiece_tokenizer({t: i for i, t in enumerate([*SPECIAL_TOKENS, *map(str, range(VOCAB - 5))])}, True)
+    wordpiece_tokenizer(
+        {t: i for i, t in enumerate([*SPECIAL_TOKENS, *map(str, range(VOCAB - 5))])}, True
+    )
 )
 
 
@@ -57,7 +66,9 @@ def test_a_start_anywhere_gives_what_the_whole_run_gave(objective, masking):
 
 @pytest.mark.parametrize(("objective", "frame"), [("mlm", [2, 3]), ("mlm+nsp", [2, 3, 3, 3])])
 def test_sequences_are_framed_as_robertas_tokenizer_frames_them(objective, frame):
-    words = {token: index for index, token in enumerate([*ROBERTA_TOKENS, *map(str, range(VOCAB - 5))])}
+    words = {
+        token: index for index, token in enumerate([*ROBERTA_TOKENS, *map(str, range(VOCAB - 5))])
+    }
     special = SpecialIds(byte_level_bpe_tokenizer(words, []))
     run = Batches(STORE, special, VOCAB, seq_len=32, batch_tokens=128, seed=3, objective=objective)
     for _, batch in islice(run.iterate(), 20):
@@ -89,7 +100,9 @@ def test_the_budget_holds_the_first_epochs_batches_and_most_of_the_others(object
     assert all(fits for (epoch, _), fits in zip(made, fitting, strict=True) if epoch == 0)
     assert sum(fitting) >= 95
     largest = max(batch.sizes.masked for epoch, batch in made if epoch == 0)
-    assert budget.masked <= largest + max(largest // 16, 8), "the predicted rows are the dearest slack"
+    assert budget.masked <= largest + max(largest // 16, 8), (
+        "the predicted rows are the dearest slack"
+    )
 
 
 @pytest.mark.parametrize("objective", ["mlm", "mlm+nsp", "mlm+sop"])
@@ -102,7 +115,9 @@ def test_batches_are_well_formed(objective):
         original = batch.input_ids.clone()
         original[batch.masked_positions] = batch.masked_labels
         assert not any(special in batch.masked_labels for special in SPECIAL.all)
-        for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+        for start, end in zip(
+            batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True
+        ):
             ids, segments = original[start:end].tolist(), batch.segment_ids[start:end].tolist()
             assert ids[0] == SPECIAL.cls
             assert ids[-1] == SPECIAL.sep
@@ -150,13 +165,20 @@ def test_words_and_spans_are_hidden_the_same_from_any_start_within_the_budget(un
 def test_a_sentence_starts_a_word_whatever_its_first_token(unit):
     """Where all tokens continue a word, each sentence, of two tokens here, is one."""
     store = TokenStore(np.arange(5, 305, dtype=np.uint16), np.arange(0, 301, 2), np.array([0, 150]))
-    everything = {"objective": "mlm", "mask_unit": unit, "continues": np.ones(VOCAB, np.bool_), "seq_len": 80}
+    everything = {
+        "objective": "mlm",
+        "mask_unit": unit,
+        "continues": np.ones(VOCAB, np.bool_),
+        "seq_len": 80,
+    }
     whole = 0
     for _, batch in islice(batches(store, **everything).iterate(), 20):
         original = batch.input_ids.clone()
         original[batch.masked_positions] = batch.masked_labels
         hidden = torch.zeros_like(original).index_fill(0, batch.masked_positions, 1)
-        halves = (original[:-1] % 2 == 1) & (original[1:] == original[:-1] + 1) & (original[:-1] >= 5)
+        halves = (
+            (original[:-1] % 2 == 1) & (original[1:] == original[:-1] + 1) & (original[:-1] >= 5)
+        )
         assert torch.equal(hidden[:-1][halves], hidden[1:][halves])
         whole += int(hidden[:-1][halves].sum())
     assert whole > 50
@@ -180,7 +202,9 @@ def test_a_generator_is_shown_masks_and_original_words_alone():
 
 
 def test_a_swapped_pair_is_labelled_so():
-    whole = TokenStore(np.arange(5, 305, dtype=np.uint16), np.arange(0, 301, 10), np.arange(0, 31, 10))
+    whole = TokenStore(
+        np.arange(5, 305, dtype=np.uint16), np.arange(0, 301, 10), np.arange(0, 31, 10)
+    )
     labels = []
     for _, batch in islice(batches(whole, objective="mlm+sop").iterate(), 20):
         original = batch.input_ids.clone()
@@ -194,7 +218,9 @@ def test_a_swapped_pair_is_labelled_so():
 
 def test_an_epoch_of_mlm_covers_every_token_once():
     spans, rows = batches(objective="mlm").plan(0)
-    covered = np.concatenate([np.arange(a, b) for a, b in zip(spans.a_start, spans.a_end, strict=True)])
+    covered = np.concatenate(
+        [np.arange(a, b) for a, b in zip(spans.a_start, spans.a_end, strict=True)]
+    )
     assert sorted(covered.tolist()) == list(range(STORE.num_tokens))
     assert sorted(np.concatenate(rows).tolist()) == list(range(len(spans)))
 
@@ -219,7 +245,9 @@ def test_static_masking_hides_the_same_in_every_epoch_and_dynamic_does_not():
 @given(seed=st.integers(0, 10**6), seq_len=st.integers(5, 64), documents=st.integers(2, 12))
 def test_any_corpus_packs_within_its_limits(seed, seq_len, documents):
     store = make_store(documents, seed)
-    for _, batch in islice(batches(store, seq_len=seq_len, batch_tokens=seq_len * 2, seed=seed).iterate(), 10):
+    for _, batch in islice(
+        batches(store, seq_len=seq_len, batch_tokens=seq_len * 2, seed=seed).iterate(), 10
+    ):
         batch.check()
         assert batch.cu_seqlens.diff().max() <= seq_len
         assert batch.num_tokens <= 2 * seq_len
@@ -229,9 +257,15 @@ def test_any_corpus_packs_within_its_limits(seed, seq_len, documents):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "sop"}, "objective is 'sop'; it must be one of mlm, mlm.nsp, mlm.sop, rtd, distill"),
+        (
+            {"objective": "sop"},
+            "objective is 'sop'; it must be one of mlm, mlm.nsp, mlm.sop, rtd, distill",
+        ),
         ({"masking": "none"}, "masking is 'none'"),
-        ({"mask_unit": "phrase"}, "mask-unit is 'phrase'; it must be one of token, whole-word, span"),
+        (
+            {"mask_unit": "phrase"},
+            "mask-unit is 'phrase'; it must be one of token, whole-word, span",
+        ),
         ({"mask_unit": "span"}, "which tokens continue a word"),
         ({"seq_len": 4}, "seq-len is 4; it must be at least 5"),
         ({"seq_len": 200}, "a batch must hold a whole sequence"),

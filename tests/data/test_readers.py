@@ -63,7 +63,11 @@ def test_several_files_come_in_order(write):
         ("a.txt.gz", gzip.compress(b"one" * 1000, mtime=0)[:-12], "damaged or cut short"),
         ("a.jsonl", '{"text": "a"}\n{oops', "line 2: is not JSON"),
         ("a.jsonl", "[1]", "line 1: is a list; each line must be a JSON object"),
-        ("a.jsonl", '{"body": "a", "id": 3}', "no text in the field 'text'; its fields are body, id"),
+        (
+            "a.jsonl",
+            '{"body": "a", "id": 3}',
+            "no text in the field 'text'; its fields are body, id",
+        ),
         ("a.jsonl", '{"text": 3}', "no text in the field 'text'"),
     ],
 )

@@ -25,7 +25,8 @@ def test_sentences_and_documents_hold_the_text(corpus, tmp_path):
     store = TokenStore.build([path], tokenizer, tmp_path / "store")
     assert store.ids.dtype == np.uint16
     sentences = [
-        store.ids[start:end].tolist() for start, end in zip(store.sentences[:-1], store.sentences[1:], strict=True)
+        store.ids[start:end].tolist()
+        for start, end in zip(store.sentences[:-1], store.sentences[1:], strict=True)
     ]
     texts = ["One fox.", "Two dens!", "Three dogs", "Four foxes?", "Five."]
     assert sentences == [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
@@ -47,7 +48,10 @@ def test_ids_beyond_16_bits_are_kept_whole(tmp_path):
     (tmp_path / "a.txt").write_text("a b")
     tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "a": 3, "b": 1 << 16}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
-    assert TokenStore.build([tmp_path / "a.txt"], tokenizer, tmp_path / "store").ids.tolist() == [3, 1 << 16]
+    assert TokenStore.build([tmp_path / "a.txt"], tokenizer, tmp_path / "store").ids.tolist() == [
+        3,
+        1 << 16,
+    ]
 
 
 def test_a_store_is_made_again_only_when_its_sources_change(corpus, tmp_path):
@@ -57,7 +61,12 @@ def test_a_store_is_made_again_only_when_its_sources_change(corpus, tmp_path):
         TokenStore.build([path], tokenizer, tmp_path / "store", on_progress=calls.append)
     assert len(calls) == 1
     path.write_text(TEXT + "\nSix.\n")
-    assert TokenStore.build([path], tokenizer, tmp_path / "store", on_progress=calls.append).num_documents == 3
+    assert (
+        TokenStore.build(
+            [path], tokenizer, tmp_path / "store", on_progress=calls.append
+        ).num_documents
+        == 3
+    )
     assert len(calls) == 2
 
 
@@ -65,7 +74,9 @@ def test_many_documents_are_tokenised_in_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("bertfast.data.store.LINES_AT_A_TIME", 7)
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(f"fox {n}\nden {n}" for n in range(50)))
-    store = TokenStore.build([path], train_wordpiece(["fox den 0123456789"], 60), tmp_path / "store")
+    store = TokenStore.build(
+        [path], train_wordpiece(["fox den 0123456789"], 60), tmp_path / "store"
+    )
     assert (store.num_documents, len(store.sentences) - 1) == (50, 100)
 
 

@@ -1,4 +1,6 @@
-"""Labelled rows from tables and JSON lines, their labels and token ids; and one clear error for each that is wrong."""
+"""Labelled rows from tables and JSON lines, their labels and token ids; and one clear error for
+each that is wrong.
+"""
 
 import pytest
 
@@ -26,7 +28,10 @@ def test_tables_and_json_lines_give_the_same_rows(write):
         write("a.jsonl", '{"sentence": "say \\"hi", "label": 1}\n{"sentence": "b", "label": 0}\n'),
     ]
     for file in files:
-        assert [(row.text, row.label) for row in tasks.read_task(file)] == [('say "hi', "1"), ("b", "0")]
+        assert [(row.text, row.label) for row in tasks.read_task(file)] == [
+            ('say "hi', "1"),
+            ("b", "0"),
+        ]
 
 
 def test_columns_can_be_named_and_have_defaults(write):
@@ -44,7 +49,11 @@ def test_labels_may_be_missing_where_they_are_not_needed(write):
     [
         ("a.tsv", "", "empty"),
         ("a.tsv", "sentence\tlabel\n", "no rows"),
-        ("a.tsv", "headline\tlabel\nx\t1\n", "no column 'sentence'; its columns are 'headline', 'label'"),
+        (
+            "a.tsv",
+            "headline\tlabel\nx\t1\n",
+            "no column 'sentence'; its columns are 'headline', 'label'",
+        ),
         ("a.tsv", "sentence\tgold\nx\t1\n", "no column 'label'"),
         ("a.tsv", "sentence\tlabel\nx\t1\textra\n", "line 2: has 3 fields and the header 2"),
         ("a.tsv", "sentence\tlabel\nx\t\n", "line 2: the label is empty"),
@@ -74,7 +83,8 @@ def test_a_label_that_training_did_not_see_is_named():
     examples = [tasks.Example(2, "x", None, "a"), tasks.Example(7, "y", None, "c")]
     assert tasks.encode_labels(examples[:1], {"a": 0, "b": 1}, "f.tsv") == [0]
     with pytest.raises(
-        BertfastError, match="f.tsv, line 7: the label 'c' was not seen in training; known are 'a', 'b'"
+        BertfastError,
+        match="f.tsv, line 7: the label 'c' was not seen in training; known are 'a', 'b'",
     ):
         tasks.encode_labels(examples, {"a": 0, "b": 1}, "f.tsv")
 
@@ -82,7 +92,14 @@ def test_a_label_that_training_did_not_see_is_named():
 def test_texts_and_pairs_get_special_tokens_and_segments():
     one, two = tasks.encode(TOKENIZER, ["a b", "c"], [None, "d e"], 16)
     assert [TOKENIZER.id_to_token(index) for index in one.ids] == ["[CLS]", "a", "b", "[SEP]"]
-    assert [TOKENIZER.id_to_token(index) for index in two.ids] == ["[CLS]", "c", "[SEP]", "d", "e", "[SEP]"]
+    assert [TOKENIZER.id_to_token(index) for index in two.ids] == [
+        "[CLS]",
+        "c",
+        "[SEP]",
+        "d",
+        "e",
+        "[SEP]",
+    ]
     assert two.segments == [0, 0, 0, 1, 1, 1]
 
 
@@ -96,7 +113,9 @@ def test_inputs_are_what_the_tokenizer_makes_of_text_and_pair(train, size):
     assert (len(cut.ids), cut.truncated) == (8, True)
 
 
-@pytest.mark.parametrize(("left", "right", "kept"), [(8, 1, (4, 1)), (1, 8, (1, 4)), (8, 8, (3, 2)), (3, 3, (3, 2))])
+@pytest.mark.parametrize(
+    ("left", "right", "kept"), [(8, 1, (4, 1)), (1, 8, (1, 4)), (8, 8, (3, 2)), (3, 3, (3, 2))]
+)
 def test_the_longer_text_of_a_pair_is_cut(left, right, kept):
     (item,) = tasks.encode(TOKENIZER, ["a " * left], ["b " * right], 8)
     assert item.truncated

@@ -1,4 +1,6 @@
-"""Trained tokenizers: the same vocabulary each time, and a folder that `transformers` reads alike; how they frame text."""
+"""Trained tokenizers: the same vocabulary each time, and a folder that `transformers` reads alike;
+how they frame text.
+"""
 
 import json
 import subprocess
@@ -50,7 +52,9 @@ def test_special_tokens_come_first(train):
     tokenizer = train()
     assert sorted(SpecialIds(tokenizer).all) == [0, 1, 2, 3, 4]
     assert len(TEXTS) < tokenizer.get_vocab_size() <= 330
-    assert len(tokenizer.encode("quickly quicker", add_special_tokens=False).ids) < len("quickly quicker")
+    assert len(tokenizer.encode("quickly quicker", add_special_tokens=False).ids) < len(
+        "quickly quicker"
+    )
 
 
 @each
@@ -65,17 +69,23 @@ def test_another_process_learns_the_same_scores():
         "print(hashlib.sha256(train_unigram(texts, 60).to_str().encode()).hexdigest())"
     )
     printed = {
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in "ab"
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in "ab"
     }
     assert len(printed) == 1
 
 
 def test_lower_case_and_accents_go_unless_they_are_kept():
-    assert "cafe" in "".join(train_wordpiece(TEXTS, 150).encode("CAFÉ", add_special_tokens=False).tokens).replace(
-        "##", ""
-    )
+    assert "cafe" in "".join(
+        train_wordpiece(TEXTS, 150).encode("CAFÉ", add_special_tokens=False).tokens
+    ).replace("##", "")
     cased = train_wordpiece(TEXTS, 150, lowercase=False)
-    assert cased.encode("Café", add_special_tokens=False).ids != cased.encode("cafe", add_special_tokens=False).ids
+    assert (
+        cased.encode("Café", add_special_tokens=False).ids
+        != cased.encode("cafe", add_special_tokens=False).ids
+    )
 
 
 @each
@@ -96,7 +106,9 @@ def test_the_kinds_own_files_are_enough(tmp_path, kind):
 
 
 @each
-@pytest.mark.parametrize("model_type", [None, "bert", "roberta", "albert", "deberta-v2", "modernbert"])
+@pytest.mark.parametrize(
+    "model_type", [None, "bert", "roberta", "albert", "deberta-v2", "modernbert"]
+)
 def test_transformers_reads_the_folder_alike(tmp_path, train, model_type):
     transformers = pytest.importorskip("transformers", reason="transformers is an extra")
     tokenizer = train()
@@ -110,7 +122,9 @@ def test_transformers_reads_the_folder_alike(tmp_path, train, model_type):
         assert pair["input_ids"] == tokenizer.encode(text, "Brown dens").ids
         assert pair["token_type_ids"] == tokenizer.encode(text, "Brown dens").type_ids
     special = SpecialIds(tokenizer)
-    assert special.all == tuple(getattr(theirs, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask"))
+    assert special.all == tuple(
+        getattr(theirs, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")
+    )
     assert len(theirs) == tokenizer.get_vocab_size()
     assert theirs.model_max_length == 64
 
@@ -122,14 +136,23 @@ def test_transformers_gives_the_inputs_that_the_model_takes(tmp_path, train, seg
     tokenizer = train()
     save_tokenizer(tokenizer, tmp_path, segments=segments)
     two_segments = segments and max(tokenizer.encode("a", "a").type_ids) > 0
-    assert ("token_type_ids" in transformers.AutoTokenizer.from_pretrained(tmp_path)("a", "a")) == two_segments
+    assert (
+        "token_type_ids" in transformers.AutoTokenizer.from_pretrained(tmp_path)("a", "a")
+    ) == two_segments
 
 
 def test_unigram_text_is_cleaned_as_sentencepiece_does():
-    uncased, cased = (train_unigram(["abc fine cafe ABC é"] * 5, 60, lowercase) for lowercase in (True, False))
-    assert uncased.encode(" \uff21\uff22\uff23\u00a0\t\ufb01ne   café\n").ids == uncased.encode("abc fine cafe").ids
+    uncased, cased = (
+        train_unigram(["abc fine cafe ABC é"] * 5, 60, lowercase) for lowercase in (True, False)
+    )
     assert (
-        cased.encode("\uff21\uff22\uff23 \ufb01ne").ids == cased.encode("ABC fine").ids != cased.encode("abc fine").ids
+        uncased.encode(" \uff21\uff22\uff23\u00a0\t\ufb01ne   café\n").ids
+        == uncased.encode("abc fine cafe").ids
+    )
+    assert (
+        cased.encode("\uff21\uff22\uff23 \ufb01ne").ids
+        == cased.encode("ABC fine").ids
+        != cased.encode("abc fine").ids
     )
     assert uncased.decode(uncased.encode("abc fine").ids) == "abc fine"
 
@@ -165,19 +188,31 @@ def test_a_vocabulary_that_cannot_be_made_says_why(kind, texts, size, message):
         TRAINERS[kind](texts, size)
 
 
-@pytest.mark.parametrize("text", ["a", "a b", "\u0301x", "x" * 5000], ids=["letter", "letters", "accent", "long"])
+@pytest.mark.parametrize(
+    "text", ["a", "a b", "\u0301x", "x" * 5000], ids=["letter", "letters", "accent", "long"]
+)
 def test_a_unigram_learns_from_next_to_nothing(text):
     assert 5 < train_unigram([text], 40).get_vocab_size() <= 40
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(("--type", "gpt"), "wordpiece, bpe, unigram"), (("--type", "bpe", "--vocab-size", 100), "256 bytes")],
+    [
+        (("--type", "gpt"), "wordpiece, bpe, unigram"),
+        (("--type", "bpe", "--vocab-size", 100), "256 bytes"),
+    ],
 )
 def test_the_command_refuses_in_one_line(tmp_path, monkeypatch, capfd, options, message):
     (tmp_path / "text.txt").write_text("\n".join(TEXTS))
     done = run_cli(
-        monkeypatch, capfd, "tokenizer", "--data", tmp_path / "text.txt", "--out", tmp_path / "tok", *options
+        monkeypatch,
+        capfd,
+        "tokenizer",
+        "--data",
+        tmp_path / "text.txt",
+        "--out",
+        tmp_path / "tok",
+        *options,
     )
     assert done.code == 2
     assert len(done.errors) == 1
@@ -200,7 +235,9 @@ def test_the_command_trains_each_kind(tmp_path, monkeypatch, capfd, kind):
 def test_frames_are_what_the_tokenizer_makes(train):
     tokenizer = train()
     special = SpecialIds(tokenizer)
-    a, b = (tokenizer.encode(text, add_special_tokens=False).ids for text in ("the quick fox", "dens"))
+    a, b = (
+        tokenizer.encode(text, add_special_tokens=False).ids for text in ("the quick fox", "dens")
+    )
     for frame, sequences, whole in (
         (special.single, (a,), tokenizer.encode("the quick fox")),
         (special.pair, (a, b), tokenizer.encode("the quick fox", "dens")),
@@ -214,7 +251,10 @@ def test_a_tokenizer_that_frames_nothing_gets_berts_frames():
     tokenizer = train_wordpiece(TEXTS, 120)
     wanted = SpecialIds(tokenizer)
     tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
-    assert (SpecialIds(tokenizer).single, SpecialIds(tokenizer).pair) == (wanted.single, wanted.pair)
+    assert (SpecialIds(tokenizer).single, SpecialIds(tokenizer).pair) == (
+        wanted.single,
+        wanted.pair,
+    )
 
 
 def test_the_folder_names_tokens_that_are_spelt_otherwise(tmp_path):

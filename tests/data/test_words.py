@@ -40,7 +40,10 @@ def test_the_tokens_that_start_no_word_continue_one(make):
     found = continuations(tokenizer, tokenizer.get_vocab_size())
     ids = tokenizer.encode(TEXT, add_special_tokens=False).ids
     starts = np.flatnonzero(~found[ids]).tolist()
-    words = [tokenizer.decode(ids[start:end]).strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    words = [
+        tokenizer.decode(ids[start:end]).strip()
+        for start, end in zip(starts, [*starts[1:], None], strict=True)
+    ]
     assert words == TEXT.split()
 
 

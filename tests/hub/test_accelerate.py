@@ -1,4 +1,6 @@
-"""`bertfast.accelerate`: live models of `transformers` give what they gave, with our encoder inside."""
+"""`bertfast.accelerate`: live models of `transformers` give what they gave, with our encoder
+inside.
+"""
 
 import copy
 import inspect
@@ -41,7 +43,9 @@ def test_outputs_and_gradients_are_those_of_the_original(name, pattern, served):
     arguments = inputs_for(name, pattern)
     normed = FIVE or not name.startswith("ModernBert")
     assert_same(ours, theirs, {**arguments, "output_hidden_states": normed})
-    sees_nothing = name.startswith("ModernBert") and (pattern != "right" or name.endswith("ForQuestionAnswering"))
+    sees_nothing = name.startswith("ModernBert") and (
+        pattern != "right" or name.endswith("ForQuestionAnswering")
+    )
     assert served or sees_nothing
     if served and not served[0] and name in BASES:
         padding = arguments["attention_mask"] == 0
@@ -55,7 +59,9 @@ def test_a_row_of_padding_alone_changes_nothing(name):
     assert_same(accelerate(copy.deepcopy(theirs)), theirs, inputs_for(name, "empty row"))
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSES if name.endswith(("MaskedLM", "TokenClassification"))])
+@pytest.mark.parametrize(
+    "name", [name for name in CLASSES if name.endswith(("MaskedLM", "TokenClassification"))]
+)
 def test_labels_at_padding_count_as_in_the_original(name):
     theirs = make(name)
     arguments = inputs_for(name)
@@ -76,15 +82,22 @@ def test_outputs_at_padding_are_made_only_where_something_reads_them(served):
         accelerate(make(name))(**inputs_for(name, pattern))
         assert served == [kept], name
     served.clear()
-    model, arguments = accelerate(make("BertForQuestionAnswering")), inputs_for("BertForQuestionAnswering")
+    model, arguments = (
+        accelerate(make("BertForQuestionAnswering")),
+        inputs_for("BertForQuestionAnswering"),
+    )
     model(**arguments)
     model(arguments["input_ids"], arguments["attention_mask"])  # no loss, no need
     assert served == [True, False]
 
 
 def test_an_encoder_below_two_heads_serves_both(served):
-    pair = nn.ModuleList([make("BertForSequenceClassification"), make("BertForTokenClassification")])
-    pair[1].bert = pair[0].bert = pair[1].bert  # without a pooler, which would read the first column by itself
+    pair = nn.ModuleList(
+        [make("BertForSequenceClassification"), make("BertForTokenClassification")]
+    )
+    pair[1].bert = pair[0].bert = pair[
+        1
+    ].bert  # without a pooler, which would read the first column by itself
     pair[0].forward = lambda **inputs: pair[0].bert(**inputs).last_hidden_state[:, 0]
     inputs = inputs_for("BertModel", "left")
     wanted = pair[0](**inputs)
@@ -100,7 +113,9 @@ def test_the_model_is_to_all_appearances_what_it_was(name, tmp_path):
     assert accelerate(ours) is ours
     assert all(x is y for x, y in zip(ours.parameters(), parameters, strict=True))
     for listing in ("named_parameters", "named_modules", "named_buffers"):
-        assert [key for key, _ in getattr(ours, listing)()] == [key for key, _ in getattr(theirs, listing)()]
+        assert [key for key, _ in getattr(ours, listing)()] == [
+            key for key, _ in getattr(theirs, listing)()
+        ]
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert inspect.signature(ours.forward) == inspect.signature(theirs.forward)
     assert repr(ours) == repr(theirs)
@@ -174,7 +189,10 @@ def test_hidden_states_are_chosen_by_index_as_in_the_original():
     arguments = inputs_for("BertModel")
     real = arguments["attention_mask"].bool()
     for wanted in (1, [0, -1], [7], -2):
-        got, other = (model(**arguments, output_hidden_states=wanted).hidden_states for model in (ours, theirs))
+        got, other = (
+            model(**arguments, output_hidden_states=wanted).hidden_states
+            for model in (ours, theirs)
+        )
         assert [x is None for x in got] == [x is None for x in other]
         for x, y in zip(got, other, strict=True):
             assert x is None or torch.allclose(x[real], y[real], atol=1e-5)
@@ -207,12 +225,17 @@ def test_embeddings_may_be_given_in_place_of_ids(name, served):
     assert len(served) == 1
 
 
-@pytest.mark.parametrize("name", [base for base in BASES if base not in ("DistilBertModel", "DebertaV2Model")])
+@pytest.mark.parametrize(
+    "name", [base for base in BASES if base not in ("DistilBertModel", "DebertaV2Model")]
+)
 def test_position_ids_are_honoured(name, served):
     theirs = make(name)
     ours = accelerate(copy.deepcopy(theirs))
     arguments = inputs_for(name)
-    for positions in (torch.arange(WIDTH).flip(0)[None] + 2, torch.randint(2, 20, (len(LENGTHS), WIDTH))):
+    for positions in (
+        torch.arange(WIDTH).flip(0)[None] + 2,
+        torch.randint(2, 20, (len(LENGTHS), WIDTH)),
+    ):
         assert_same(ours, theirs, {**arguments, "position_ids": positions})
     assert len(served) == 2
 
@@ -222,14 +245,22 @@ def test_a_call_that_cannot_be_served_runs_the_original_and_says_so_once(served)
     ours = accelerate(copy.deepcopy(theirs))
     arguments = inputs_for("BertModel")
     pairs = torch.ones(len(LENGTHS), WIDTH, WIDTH, dtype=torch.int64).tril()
-    four = torch.zeros(len(LENGTHS), 1, 1, WIDTH).masked_fill(arguments["attention_mask"][:, None, None] == 0, -1e9)
+    four = torch.zeros(len(LENGTHS), 1, 1, WIDTH).masked_fill(
+        arguments["attention_mask"][:, None, None] == 0, -1e9
+    )
     for options, reason in (
         ({"output_attentions": True}, "output_attentions"),
-        ({"attention_mask": pairs} if not FIVE else {"attention_mask": four}, "attention_mask has [34] dimensions"),
+        (
+            {"attention_mask": pairs} if not FIVE else {"attention_mask": four},
+            "attention_mask has [34] dimensions",
+        ),
         ({"encoder_hidden_states": torch.zeros(4, 2, 32)}, "encoder_hidden_states is given"),
     ):
         call = {**arguments, **options}
-        (first, said), (_, again) = warned(lambda c=call: ours(**c)), warned(lambda c=call: ours(**c))
+        (first, said), (_, again) = (
+            warned(lambda c=call: ours(**c)),
+            warned(lambda c=call: ours(**c)),
+        )
         assert torch.equal(first.last_hidden_state, theirs(**call).last_hidden_state)
         assert len(said) == 1
         assert re.search(reason, said[0])
@@ -258,7 +289,8 @@ def test_what_the_original_refuses_is_refused_in_its_words(served):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
-    "name", ["BertForMaskedLM", "DistilBertForMaskedLM", "DebertaV2ForMaskedLM", "ModernBertForMaskedLM"]
+    "name",
+    ["BertForMaskedLM", "DistilBertForMaskedLM", "DebertaV2ForMaskedLM", "ModernBertForMaskedLM"],
 )
 def test_gradient_checkpointing_recomputes_layers_to_the_same_gradients(name, when, monkeypatch):
     theirs = make(name)
@@ -268,7 +300,9 @@ def test_gradient_checkpointing_recomputes_layers_to_the_same_gradients(name, wh
     ours.gradient_checkpointing_enable()
     accelerate(ours)
     calls, run = [], torch.utils.checkpoint.checkpoint
-    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", lambda *a, **k: (calls.append(k), run(*a, **k))[1])
+    monkeypatch.setattr(
+        torch.utils.checkpoint, "checkpoint", lambda *a, **k: (calls.append(k), run(*a, **k))[1]
+    )
     arguments = inputs_for(name)
     assert_same(ours, theirs, arguments)
     assert len(calls) == ours.config.num_hidden_layers
@@ -286,7 +320,9 @@ def test_gradient_checkpointing_recomputes_layers_to_the_same_gradients(name, wh
 def test_half_precision_is_as_close_to_float64_as_the_original(name, mode, served):
     theirs = make(name).eval()
     for parameter in theirs.parameters():  # so that half precision does not round the weights
-        parameter.data = parameter.data.to(torch.float16 if mode == "half" else torch.bfloat16).float()
+        parameter.data = parameter.data.to(
+            torch.float16 if mode == "half" else torch.bfloat16
+        ).float()
     exact = copy.deepcopy(theirs).double()
     ours = accelerate(copy.deepcopy(theirs))
     arguments = inputs_for(name)
@@ -332,7 +368,9 @@ def test_a_copy_is_independent(served):
             parameter.mul_(0.5)
     assert torch.equal(model(**arguments).logits, before)
     restored = copy.deepcopy(twin)
-    torch.testing.assert_close(twin(**arguments).logits, restore(restored)(**arguments).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        twin(**arguments).logits, restore(restored)(**arguments).logits, rtol=1e-5, atol=1e-5
+    )
     assert len(served) == 3
 
 
@@ -346,7 +384,9 @@ def test_weights_and_whole_models_go_through_files():
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert torch.equal(other(**arguments).logits, model(**arguments).logits)
     thawed = pickle.loads(pickle.dumps(model))
-    torch.testing.assert_close(thawed(**arguments).logits, model(**arguments).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        thawed(**arguments).logits, model(**arguments).logits, rtol=1e-5, atol=1e-5
+    )
     assert torch.equal(accelerate(thawed)(**arguments).logits, model(**arguments).logits)
 
 
@@ -370,7 +410,9 @@ def test_layers_taken_out_later_are_noticed(served):
     assert "1 layers and its config 2" in said[0]
     assert not served
     ours.config.num_hidden_layers = 1
-    torch.testing.assert_close(ours(**arguments).pooler_output, got.pooler_output, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours(**arguments).pooler_output, got.pooler_output, rtol=1e-5, atol=1e-5
+    )
     assert len(served) == 1
 
 
@@ -393,7 +435,11 @@ def test_hooks_on_inner_modules_are_called(served):
     shapes = []
     for module in (model.encoder.layer[0], model.encoder.layer[0].attention.self.query):
         handle = module.register_forward_hook(lambda m, i, o: shapes.append(i[0].shape))
-        with pytest.warns(UserWarning, match="has hooks") if len(shapes) == 0 else warnings.catch_warnings():
+        with (
+            pytest.warns(UserWarning, match="has hooks")
+            if len(shapes) == 0
+            else warnings.catch_warnings()
+        ):
             model(**arguments)
         handle.remove()
     assert shapes == [(len(LENGTHS), WIDTH, 32)] * 2
@@ -455,7 +501,9 @@ def test_dropout_has_the_rates_of_the_models_modules(name, monkeypatch, served):
         rates = {"dropout": 0.3, "attention_dropout": 0.2}
     elif name == "ModernBertModel":
         rates = {"embedding_dropout": 0.3, "attention_dropout": 0.2, "mlp_dropout": 0.25}
-    theirs = make(name, attn_implementation="eager", **rates)  # SDPA in transformers 4 has a copy of the rate
+    theirs = make(
+        name, attn_implementation="eager", **rates
+    )  # SDPA in transformers 4 has a copy of the rate
     ours = accelerate(copy.deepcopy(theirs))
     arguments = inputs_for(name)
     torch.manual_seed(7)
@@ -494,7 +542,9 @@ def test_dropout_of_everything_is_left_to_the_original():
 
 
 def test_dropout_drops_as_often_as_the_original():
-    """The mean over many draws of a linear read-out, ours against theirs: the same to a few standard errors."""
+    """The mean over many draws of a linear read-out, ours against theirs: the same to a few
+    standard errors.
+    """
     theirs = make("BertModel", hidden_dropout_prob=0.4, attention_probs_dropout_prob=0.4)
     ours = accelerate(copy.deepcopy(theirs))
     ids = torch.randint(5, 97, (1, 12)).expand(256, -1)
@@ -508,7 +558,8 @@ def test_what_cannot_be_served_is_named_with_its_reason():
     with pytest.raises(BertfastError, match=r"this is a <class 'dict'>"):
         accelerate({})
     with pytest.raises(
-        BertfastError, match=r"no base model of the family in this Linear. Supported are .* BertModel, "
+        BertfastError,
+        match=r"no base model of the family in this Linear. Supported are .* BertModel, ",
     ):
         accelerate(nn.Linear(2, 2))
     for config, reason in (
@@ -519,7 +570,10 @@ def test_what_cannot_be_served_is_named_with_its_reason():
             if FIVE
             else [
                 ({"hidden_act": nn.GELU()}, "hidden_act is GELU"),
-                ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+                (
+                    {"position_embedding_type": "relative_key"},
+                    "position_embedding_type is 'relative_key'",
+                ),
             ]
         ),
     ):
@@ -539,7 +593,9 @@ def test_what_cannot_be_served_is_named_with_its_reason():
 
 
 def test_a_model_in_which_only_some_can_be_served_says_which_not(served):
-    pair = nn.ModuleDict({"good": make("BertModel"), "bad": make("RobertaModel", hidden_act="gelu_fast")})
+    pair = nn.ModuleDict(
+        {"good": make("BertModel"), "bad": make("RobertaModel", hidden_act="gelu_fast")}
+    )
     (_, said) = warned(lambda: accelerate(pair))
     assert len(said) == 1
     assert "bad (RobertaModel): config: hidden_act is 'gelu_fast'" in said[0]
@@ -559,7 +615,9 @@ def test_an_encoder_with_a_decoder_has_its_encoder_served(served):
     _, said = warned(lambda: accelerate(ours))
     assert "decoder.bert (BertModel)" in said[0]
     arguments = {**inputs_for("RobertaModel"), "decoder_input_ids": torch.randint(5, 97, (4, 6))}
-    torch.testing.assert_close(ours(**arguments).logits, theirs(**arguments).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours(**arguments).logits, theirs(**arguments).logits, rtol=1e-5, atol=1e-5
+    )
     assert len(served) == 1
 
 

@@ -1,4 +1,6 @@
-"""Accelerated models under the libraries that train them: each gives what it gives with the original."""
+"""Accelerated models under the libraries that train them: each gives what it gives with the
+original.
+"""
 
 import copy
 import os
@@ -29,7 +31,9 @@ class Rows(torch.utils.data.Dataset):
             length = 3 + index % 9
             ids = torch.randint(5, 97, (12,), generator=generator)
             mask = (torch.arange(12) < length).long()
-            self.rows.append({"input_ids": ids * mask, "attention_mask": mask, "labels": int(ids[1] > 50)})
+            self.rows.append(
+                {"input_ids": ids * mask, "attention_mask": mask, "labels": int(ids[1] > 50)}
+            )
 
     def __len__(self):
         return len(self.rows)
@@ -65,7 +69,9 @@ def trained(model, folder, **options):
 
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"gradient_checkpointing": True}], ids=str)
 def test_transformers_trainer_takes_the_same_course(options, served, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # which the trainer may set, and never takes back
+    monkeypatch.setenv(
+        "ACCELERATE_MIXED_PRECISION", "no"
+    )  # which the trainer may set, and never takes back
     theirs = make(CLASSIFIER)
     ours = accelerate(copy.deepcopy(theirs))
     got, wanted = (trained(model, tmp_path, **options) for model in (ours, theirs))
@@ -77,7 +83,9 @@ def test_transformers_trainer_takes_the_same_course(options, served, tmp_path, m
 
 def sentence_transformer(model, tokenizer_folder):
     """Mean pooling over a model of ours or theirs, with a word-level tokenizer."""
-    library = pytest.importorskip("sentence_transformers", reason="pip install sentence-transformers")
+    library = pytest.importorskip(
+        "sentence_transformers", reason="pip install sentence-transformers"
+    )
     try:
         from sentence_transformers.base.modules import Transformer
         from sentence_transformers.sentence_transformer.modules import Pooling
@@ -86,16 +94,24 @@ def sentence_transformer(model, tokenizer_folder):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
     )
     model.save_pretrained(tokenizer_folder)
     fast.save_pretrained(tokenizer_folder)
     transformer = Transformer(str(tokenizer_folder), max_seq_length=16)
-    return library.SentenceTransformer(modules=[transformer, Pooling(32, pooling_mode="mean")], device="cpu")
+    return library.SentenceTransformer(
+        modules=[transformer, Pooling(32, pooling_mode="mean")], device="cpu"
+    )
 
 
 SENTENCES = ["a b c", "d", "e f g h i j k", "l m", "n o p q r", "s t u v w x y z"]
@@ -104,7 +120,9 @@ SENTENCES = ["a b c", "d", "e f g h i j k", "l m", "n o p q r", "s t u v w x y z
 def test_sentence_transformers_embed_the_same(served, tmp_path):
     theirs = sentence_transformer(make("BertModel"), tmp_path)
     ours = accelerate(copy.deepcopy(theirs))
-    got, wanted = (model.encode(SENTENCES, batch_size=4, convert_to_tensor=True) for model in (ours, theirs))
+    got, wanted = (
+        model.encode(SENTENCES, batch_size=4, convert_to_tensor=True) for model in (ours, theirs)
+    )
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
     assert len(served) == 2
     restore(ours).encode(SENTENCES)
@@ -123,7 +141,9 @@ def test_sentence_transformers_trainer_takes_the_same_course(served, tmp_path):
     except ImportError:  # before 6
         from sentence_transformers.losses import MultipleNegativesRankingLoss
     ours = accelerate(copy.deepcopy(theirs))
-    pairs = datasets.Dataset.from_dict({"anchor": SENTENCES * 2, "positive": [text[::-1] for text in SENTENCES] * 2})
+    pairs = datasets.Dataset.from_dict(
+        {"anchor": SENTENCES * 2, "positive": [text[::-1] for text in SENTENCES] * 2}
+    )
     courses = []
     for model in (ours, theirs):
         arguments = library.SentenceTransformerTrainingArguments(
@@ -138,7 +158,9 @@ def test_sentence_transformers_trainer_takes_the_same_course(served, tmp_path):
             use_cpu=True,
         )
         loss = MultipleNegativesRankingLoss(model)
-        trainer = library.SentenceTransformerTrainer(model, arguments, train_dataset=pairs, loss=loss)
+        trainer = library.SentenceTransformerTrainer(
+            model, arguments, train_dataset=pairs, loss=loss
+        )
         trainer.train()
         courses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert len(served) == 8
@@ -150,7 +172,10 @@ def with_lora(model, **options):
     """LoRA on attention, feed-forward and word embeddings, its weights drawn so that they count."""
     peft = pytest.importorskip("peft", reason="pip install peft")
     config = peft.LoraConfig(
-        r=4, target_modules=["query", "value", "dense", "word_embeddings"], lora_dropout=0.0, **options
+        r=4,
+        target_modules=["query", "value", "dense", "word_embeddings"],
+        lora_dropout=0.0,
+        **options,
     )
     torch.manual_seed(5)
     adapted = peft.get_peft_model(model, config)
@@ -170,12 +195,16 @@ def test_lora_trains_and_merges_as_on_the_original(order, served):
         ours = accelerate(with_lora(copy.deepcopy(base), task_type="SEQ_CLS"))
     arguments = inputs_for(CLASSIFIER)
     assert_same(ours, theirs, arguments)
-    trained_ones = {name for name, parameter in ours.named_parameters() if parameter.grad is not None}
+    trained_ones = {
+        name for name, parameter in ours.named_parameters() if parameter.grad is not None
+    }
     assert {name for name in trained_ones if "lora_" in name}
     assert not {name for name in trained_ones if "base_layer" in name}
     assert list(ours.state_dict()) == list(theirs.state_dict())
     merged = [model.merge_and_unload() for model in (ours, theirs)]
-    torch.testing.assert_close(merged[0](**arguments).logits, merged[1](**arguments).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        merged[0](**arguments).logits, merged[1](**arguments).logits, rtol=1e-5, atol=1e-5
+    )
     assert len(served) == 2
 
 
@@ -191,8 +220,14 @@ def test_lora_with_gradient_checkpointing_trains_as_on_the_original(served):
 
 def test_an_adapter_for_each_row_is_left_to_the_original(served):
     base = make(CLASSIFIER)
-    theirs, ours = with_lora(copy.deepcopy(base)).eval(), with_lora(accelerate(copy.deepcopy(base))).eval()
-    arguments = {**inputs_for(CLASSIFIER), "adapter_names": ["default", "__base__", "default", "__base__"]}
+    theirs, ours = (
+        with_lora(copy.deepcopy(base)).eval(),
+        with_lora(accelerate(copy.deepcopy(base))).eval(),
+    )
+    arguments = {
+        **inputs_for(CLASSIFIER),
+        "adapter_names": ["default", "__base__", "default", "__base__"],
+    }
     with pytest.warns(UserWarning, match="has hooks"):
         got = ours(**arguments).logits
     torch.testing.assert_close(got, theirs(**arguments).logits, rtol=1e-5, atol=1e-5)
@@ -250,9 +285,17 @@ def test_two_data_parallel_processes_get_the_gradients_of_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    environment = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
     ranks = [
-        subprocess.Popen([sys.executable, str(script), str(case)], env={**os.environ, **environment, "RANK": str(rank)})
+        subprocess.Popen(
+            [sys.executable, str(script), str(case)],
+            env={**os.environ, **environment, "RANK": str(rank)},
+        )
         for rank in range(2)
     ]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]

@@ -1,4 +1,6 @@
-"""`attn_implementation="bertfast"` gives transformers' models their own numbers, and leaves to transformers what it cannot serve."""
+"""`attn_implementation="bertfast"` gives transformers' models their own numbers, and leaves to
+transformers what it cannot serve.
+"""
 
 import inspect
 import subprocess
@@ -12,14 +14,23 @@ from bertfast import BertfastError, kernels, registration
 from bertfast.hub import attention_interface
 from support import BACKENDS, COMPILE_BACKEND, DEVICE, forced
 
-transformers = pytest.importorskip("transformers", reason="transformers is an extra: pip install 'bertfast[hf]'")
-SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 80}
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is an extra: pip install 'bertfast[hf]'"
+)
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 80,
+}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 TEXT = {**SIZES, **NO_DROPOUT, "vocab_size": 99, "max_position_embeddings": 40, "pad_token_id": 1}
 IMAGE = {"image_size": 12, "patch_size": 4}
 AUDIO = {
     **SIZES,
-    **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
+    **dict.fromkeys(
+        ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0
+    ),
     **dict.fromkeys(("layerdrop", "mask_time_prob"), 0.0),
     "conv_dim": (16, 16),
     "conv_kernel": (5, 3),
@@ -41,7 +52,12 @@ EURO = {
 MODELS = {  # name of the class before "Model", what its configuration is made of
     "Camembert": TEXT,
     "Xmod": {**TEXT, "languages": ["en_XX"], "default_language": "en_XX"},
-    "Esm": {**TEXT, "position_embedding_type": "rotary", "token_dropout": False, "mask_token_id": 32},
+    "Esm": {
+        **TEXT,
+        "position_embedding_type": "rotary",
+        "token_dropout": False,
+        "mask_token_id": 32,
+    },
     "EuroBert": EURO,
     "ViT": {**SIZES, **NO_DROPOUT, **IMAGE},
     "CLIPVision": {**SIZES, **IMAGE},
@@ -96,24 +112,33 @@ def run(model, mask=None, seed=1):
 def outputs_and_gradients(model, mask):
     out = run(model, mask)
     out.square().sum().backward()
-    return [out.detach(), *(torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())]
+    return [
+        out.detach(),
+        *(torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()),
+    ]
 
 
 def assert_same(mine, theirs):
     assert len(mine) == len(theirs)
     for one, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * max(1.0, other.abs().max().item()))
+        torch.testing.assert_close(
+            one, other, rtol=1e-5, atol=1e-5 * max(1.0, other.abs().max().item())
+        )
 
 
 MODELS_AND_MASKS = [
-    (name, mask) for name in MODELS for mask in (MASKS if "max_position_embeddings" in MODELS[name] else ["none"])
+    (name, mask)
+    for name in MODELS
+    for mask in (MASKS if "max_position_embeddings" in MODELS[name] else ["none"])
 ]
 
 
 @pytest.mark.parametrize(("name", "mask"), MODELS_AND_MASKS)
 def test_outputs_and_gradients_equal_eager(name, mask, monkeypatch):
     attend, calls = kernels.attention, []
-    monkeypatch.setattr(kernels, "attention", lambda *args, **kwargs: calls.append(1) or attend(*args, **kwargs))
+    monkeypatch.setattr(
+        kernels, "attention", lambda *args, **kwargs: calls.append(1) or attend(*args, **kwargs)
+    )
     mine = outputs_and_gradients(make(name, "bertfast"), MASKS[mask])
     assert len(calls) == 2  # one a layer
     assert not attention_interface._said
@@ -137,13 +162,18 @@ def test_a_model_that_calls_no_attention_interface_keeps_its_numbers():
     outputs = []
     for config._attn_implementation in ("bertfast", "eager"):
         torch.manual_seed(4)
-        outputs.append(run(transformers.MegatronBertModel(config).to(DEVICE).eval(), MASKS["right"]))
+        outputs.append(
+            run(transformers.MegatronBertModel(config).to(DEVICE).eval(), MASKS["right"])
+        )
     torch.testing.assert_close(*outputs, rtol=0, atol=0)
 
 
 def test_clips_images_are_served_and_its_causal_text_is_left_to_sdpa():
     make("CLIPVision", "bertfast")  # skips where there is no interface
-    text, images = {**SIZES, "max_position_embeddings": 20, "vocab_size": 50}, torch.ones(2, 3, 12, 12, device=DEVICE)
+    text, images = (
+        {**SIZES, "max_position_embeddings": 20, "vocab_size": 50},
+        torch.ones(2, 3, 12, 12, device=DEVICE),
+    )
     ids = torch.arange(14, device=DEVICE).view(2, 7)
 
     def logits(implementation):
@@ -176,7 +206,10 @@ class SharedAttention(Attention):
 def qkv(heads=4, key_heads=4, head_dim=16, dtype=torch.float32, positions=11):
     generator = torch.Generator().manual_seed(2)
     shapes = [(3, count, positions, head_dim) for count in (heads, key_heads, key_heads)]
-    return [torch.randn(*shape, generator=generator).to(DEVICE, dtype).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(*shape, generator=generator).to(DEVICE, dtype).requires_grad_()
+        for shape in shapes
+    ]
 
 
 def sdpa(module, q, k, v, mask, **kwargs):
@@ -200,8 +233,12 @@ FORMS = {  # of a mask with its real tokens
     "a row a query": pairs,
     "a row a query and head": lambda real: pairs(real).repeat(1, 4, 1, 1),
     "nothing sees nor is padding": lambda real: pairs(real) & real[:, None, :, None],
-    "added minimum": lambda real: torch.zeros(3, 1, 11, 11).masked_fill(~pairs(real), torch.finfo(torch.float32).min),
-    "added -inf": lambda real: torch.zeros(3, 1, 1, 11).masked_fill(~real[:, None, None, :], -torch.inf),
+    "added minimum": lambda real: torch.zeros(3, 1, 11, 11).masked_fill(
+        ~pairs(real), torch.finfo(torch.float32).min
+    ),
+    "added -inf": lambda real: torch.zeros(3, 1, 1, 11).masked_fill(
+        ~real[:, None, None, :], -torch.inf
+    ),
     "added -10000": lambda real: (1.0 - real[:, None, None, :].float()) * -10000.0,
 }
 
@@ -223,7 +260,8 @@ def test_every_form_of_a_padding_mask_is_packed(form, real):
 def test_a_sliding_window_is_read_off_the_mask(real, window):
     q, k, v = qkv()
     mask, real = pairs(real, window).to(DEVICE), real.to(DEVICE)
-    # Flash attention's argument does not count: sdpa, which is the measure, looks at the mask alone.
+    # Flash attention's argument does not count: sdpa, which is the measure, looks at the mask
+    # alone.
     out = attention_interface.attention(Attention(), q, k, v, mask, sliding_window=5)[0]
     assert not attention_interface._said
     expected = sdpa(Attention(), q, k, v, mask) * real[..., None, None]
@@ -242,7 +280,9 @@ def test_grouped_heads_equal_sdpa_on_every_backend(backend):
         gradients = torch.autograd.grad(mine.square().sum(), leaves)
     assert not attention_interface._said
     expected = sdpa(Grouped(), q, k, v, real[:, None, None, :], scaling=0.3) * real[..., None, None]
-    assert_same([mine, *gradients], [expected, *torch.autograd.grad(expected.square().sum(), leaves)])
+    assert_same(
+        [mine, *gradients], [expected, *torch.autograd.grad(expected.square().sum(), leaves)]
+    )
 
 
 class Causal(Attention):
@@ -254,9 +294,21 @@ LEFT_TO_SDPA = {  # the module, how its q, k, v are made, mask, further argument
     "causal module": (Causal(), {}, None, {}, "causal"),
     "causal argument": (Attention(), {}, None, {"is_causal": True}, "causal"),
     "causal mask": (Attention(), {}, CAUSAL_MASK, {}, "neither of padding nor of a sliding window"),
-    "no token sees itself": (Attention(), {}, pairs(RIGHT) & ~torch.eye(11, dtype=bool), {}, "neither of padding"),
+    "no token sees itself": (
+        Attention(),
+        {},
+        pairs(RIGHT) & ~torch.eye(11, dtype=bool),
+        {},
+        "neither of padding",
+    ),
     "window over holes": (Attention(), {}, pairs(HOLES, 2), {}, "holes"),
-    "biased scores": (Attention(), {}, torch.linspace(0, 1, 11)[None, None, None], {}, "more to the scores"),
+    "biased scores": (
+        Attention(),
+        {},
+        torch.linspace(0, 1, 11)[None, None, None],
+        {},
+        "more to the scores",
+    ),
     "learned mask": (Attention(), {}, torch.zeros(1, 4, 11, 11).requires_grad_(), {}, "learned"),
     "mask of another shape": (Attention(), {}, torch.ones(1, 1, 1, 1, dtype=bool), {}, "shape"),
     "shared with a decoder": (SharedAttention(), {}, pairs(RIGHT), {}, "another sequence"),
@@ -295,7 +347,9 @@ def test_a_position_bias_is_left_to_sdpa():
     bias = torch.randn(1, 4, 11, 11).to(DEVICE)
     with pytest.warns(UserWarning, match="position_bias"):
         out = attention_interface.attention(Attention(), q, k, v, None, position_bias=bias)[0]
-    torch.testing.assert_close(out, sdpa(Attention(), q, k, v, None, position_bias=bias), rtol=0, atol=0)
+    torch.testing.assert_close(
+        out, sdpa(Attention(), q, k, v, None, position_bias=bias), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["s_aux", "softcap"])
@@ -333,21 +387,27 @@ def test_dropout_comes_from_torchs_generator_and_survives_gradient_checkpointing
     for checkpointing in (False, True):
         model = make("Camembert", "bertfast", attention_probs_dropout_prob=0.3).train()
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
         torch.manual_seed(9)
         results.append(outputs_and_gradients(model, MASKS["right"]))
     assert_same(*results)
     torch.manual_seed(10)
     assert not torch.allclose(run(model, MASKS["right"]), results[0][0])
     q, k, _ = qkv()
-    kept = attention_interface.attention(Attention(), q, k, torch.ones_like(q), None, dropout=0.3)[0]
+    kept = attention_interface.attention(Attention(), q, k, torch.ones_like(q), None, dropout=0.3)[
+        0
+    ]
     assert abs(kept.mean().item() - 1) < 0.1
     assert kept.std() > 0.05
 
 
 def test_bfloat16_is_as_near_to_float64_as_eager():
     exact = run(make("Camembert", "eager").double(), MASKS["right"])
-    mine, theirs = (run(make("Camembert", kind).bfloat16(), MASKS["right"]) for kind in ("bertfast", "eager"))
+    mine, theirs = (
+        run(make("Camembert", kind).bfloat16(), MASKS["right"]) for kind in ("bertfast", "eager")
+    )
     assert mine.dtype == torch.bfloat16
     assert not attention_interface._said
     assert (mine - exact).abs().mean() < 1.2 * (theirs - exact).abs().mean()
@@ -379,7 +439,9 @@ def test_torch_compile_takes_what_is_left_to_sdpa_too():
         torch.testing.assert_close(run(model, MASKS["right"]), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("imports", ["import bertfast, transformers", "import transformers, bertfast"])
+@pytest.mark.parametrize(
+    "imports", ["import bertfast, transformers", "import transformers, bertfast"]
+)
 def test_either_order_of_imports_registers_it(imports):
     program = f"""{imports}
 config = transformers.ViTConfig(image_size=8, patch_size=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
@@ -387,7 +449,9 @@ model = transformers.AutoModel.from_config(config, attn_implementation="bertfast
 assert model.config._attn_implementation == "bertfast"
 assert type(transformers.modeling_utils.__spec__.loader).__module__ != "bertfast.registration"
 """
-    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", program], check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", program], check=True, timeout=120
+    )
 
 
 def test_without_transformers_registering_says_what_to_install(monkeypatch):

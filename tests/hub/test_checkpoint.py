@@ -1,4 +1,6 @@
-"""Folders in and out: what is read, what is refused, and that each refusal is one line that names the matter."""
+"""Folders in and out: what is read, what is refused, and that each refusal is one line that names
+the matter.
+"""
 
 import json
 import os
@@ -32,7 +34,9 @@ SMALL = {
     "intermediate_size": 64,
     "max_position_embeddings": 16,
 }
-EACH_MEMBER = pytest.mark.parametrize("config_class", MEMBERS, ids=lambda config_class: config_class.model_type)
+EACH_MEMBER = pytest.mark.parametrize(
+    "config_class", MEMBERS, ids=lambda config_class: config_class.model_type
+)
 
 
 def saved(folder, cls=BertForPreTraining, **overrides):
@@ -117,11 +121,15 @@ def test_old_names_buffers_and_tied_copies_are_read(tmp_path):
 
     def as_of_old(weights):
         renamed = {
-            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+                "LayerNorm.bias", "LayerNorm.beta"
+            ): tensor
             for name, tensor in weights.items()
         }
         renamed["bert.embeddings.position_ids"] = torch.arange(16)[None]
-        renamed["cls.predictions.decoder.weight"] = weights["bert.embeddings.word_embeddings.weight"].clone()
+        renamed["cls.predictions.decoder.weight"] = weights[
+            "bert.embeddings.word_embeddings.weight"
+        ].clone()
         renamed["cls.predictions.decoder.bias"] = weights["cls.predictions.bias"].clone()
         return renamed
 
@@ -132,7 +140,9 @@ def test_old_names_buffers_and_tied_copies_are_read(tmp_path):
 @EACH_MEMBER
 def test_a_decoder_that_is_not_tied_is_refused_where_it_is_read(config_class, tmp_path):
     model = member(tmp_path, config_class)
-    decoder, word = (f"{path}.weight" for path in (model.layout.lm["decoder"], f"{model.layout.base}.x"))
+    decoder, word = (
+        f"{path}.weight" for path in (model.layout.lm["decoder"], f"{model.layout.base}.x")
+    )
     word = f"{model.layout.base}.{model.layout.encoder['word']}.weight"
     rewrite(tmp_path, lambda weights: weights | {decoder: torch.zeros_like(weights[word])})
     assert f"{decoder} is not tied to {word}" in refusal(tmp_path)
@@ -148,7 +158,12 @@ def test_a_decoders_bias_of_its_own_is_refused(tmp_path):
     model = saved(tmp_path, BertForMaskedLM)
     rewrite(tmp_path, lambda weights: weights | {"cls.predictions.decoder.bias": torch.ones(101)})
     assert "cls.predictions.decoder.bias is not tied to cls.predictions.bias" in refusal(tmp_path)
-    rewrite(tmp_path, lambda weights: weights | {"cls.predictions.decoder.bias": weights["cls.predictions.bias"] + 0})
+    rewrite(
+        tmp_path,
+        lambda weights: (
+            weights | {"cls.predictions.decoder.bias": weights["cls.predictions.bias"] + 0}
+        ),
+    )
     assert same(bertfast.load(tmp_path).state_dict(), model.state_dict())
 
 
@@ -162,7 +177,10 @@ def test_shards_are_read(config_class, suffix, tmp_path):
     second.write_bytes(whole[: len(whole) // 2])
     assert f"{second.name}: " in refusal(tmp_path)
     second.write_bytes(first.read_bytes())
-    assert f"names {sorted(model.state_dict())[1]} in {second.name}, which does not hold it" in refusal(tmp_path)
+    assert (
+        f"names {sorted(model.state_dict())[1]} in {second.name}, which does not hold it"
+        in refusal(tmp_path)
+    )
     second.unlink()
     assert f"{second.name}: no such file" in refusal(tmp_path)
 
@@ -194,9 +212,15 @@ def test_weights_of_an_old_torch_file_are_read(config_class, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     word, decoder = (
-        f"{path}.weight" for path in (f"{model.layout.base}.{model.layout.encoder['word']}", model.layout.lm["decoder"])
+        f"{path}.weight"
+        for path in (
+            f"{model.layout.base}.{model.layout.encoder['word']}",
+            model.layout.lm["decoder"],
+        )
     )
-    torch.save(weights | {decoder: weights[word]}, tmp_path / "pytorch_model.bin")  # with tied tensors, as they were
+    torch.save(
+        weights | {decoder: weights[word]}, tmp_path / "pytorch_model.bin"
+    )  # with tied tensors, as they were
     assert same(bertfast.load(tmp_path).state_dict(), model.state_dict())
 
 
@@ -218,7 +242,12 @@ def test_code_in_an_old_torch_file_is_refused_and_not_run(sharded, tmp_path):
     else:
         (tmp_path / "model.safetensors").unlink()
         file = tmp_path / "pytorch_model.bin"
-    for content in ({"weight": Attack(tmp_path / "ran")}, [1, 2], {"weight": "text"}, {"state_dict": {}}):
+    for content in (
+        {"weight": Attack(tmp_path / "ran")},
+        [1, 2],
+        {"weight": "text"},
+        {"state_dict": {}},
+    ):
         torch.save(content, file)
         assert f"{file}: " in refusal(tmp_path)
     assert not (tmp_path / "ran").exists()
@@ -257,7 +286,10 @@ def test_every_head_starts_from_every_other_and_is_new_itself(config_class, tmp_
     for source in names:
         model = ARCHITECTURES[source](config)
         model.save_pretrained(tmp_path)
-        own = {name.removeprefix(f"{model.layout.base}."): weight for name, weight in model.state_dict().items()}
+        own = {
+            name.removeprefix(f"{model.layout.base}."): weight
+            for name, weight in model.state_dict().items()
+        }
         for target in names:
             head = ARCHITECTURES[target](config)
             before = {name: weight.clone() for name, weight in head.state_dict().items()}
@@ -269,18 +301,24 @@ def test_every_head_starts_from_every_other_and_is_new_itself(config_class, tmp_
                     assert torch.equal(weight, before[name])
                 else:
                     assert torch.equal(weight, there)
-            if target != source and any(not name.startswith(f"{model.layout.base}.") for name in new):
+            if target != source and any(
+                not name.startswith(f"{model.layout.base}.") for name in new
+            ):
                 message = refusal(tmp_path, ARCHITECTURES[target].from_pretrained)
                 assert f"do not fit {target}" in message
                 assert sum(message.count(name) for name in new) >= min(len(new), 8)
 
 
-@pytest.mark.parametrize("cls", [BertModel, BertForPreTraining, BertForMaskedLM], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls", [BertModel, BertForPreTraining, BertForMaskedLM], ids=lambda cls: cls.__name__
+)
 def test_a_classifier_starts_from_any_encoder_with_a_new_head(cls, tmp_path):
     model = saved(tmp_path, cls)
     labels = ["a", "b", "c"]
     config = model.config.with_labels(labels)
-    classifier = BertForSequenceClassification.from_pretrained(tmp_path, config=config, new_head_ok=True)
+    classifier = BertForSequenceClassification.from_pretrained(
+        tmp_path, config=config, new_head_ok=True
+    )
     encoder = model if cls is BertModel else model.bert
     own = classifier.bert.state_dict()
     assert all(torch.equal(own[name], tensor) for name, tensor in encoder.state_dict().items())
@@ -299,7 +337,9 @@ def test_a_new_head_is_drawn_only_where_it_is_allowed(tmp_path):
 
 def test_what_was_drawn_anew_is_told(tmp_path):
     saved(tmp_path, BertModel)
-    new = load_weights(BertForSequenceClassification(BertConfig(**SMALL)), tmp_path, new_head_ok=True)
+    new = load_weights(
+        BertForSequenceClassification(BertConfig(**SMALL)), tmp_path, new_head_ok=True
+    )
     assert sorted(new) == ["classifier.bias", "classifier.weight"]
 
 
@@ -307,7 +347,8 @@ def test_another_number_of_labels_makes_a_new_classifier(tmp_path):
     model = saved(tmp_path, BertForSequenceClassification)
     config = model.config.with_labels(["a", "b", "c", "d"])
     assert "classifier.weight is (2, 32), the config wants (4, 32)" in refusal(
-        tmp_path, lambda folder: BertForSequenceClassification.from_pretrained(folder, config=config)
+        tmp_path,
+        lambda folder: BertForSequenceClassification.from_pretrained(folder, config=config),
     )
     again = BertForSequenceClassification.from_pretrained(tmp_path, config=config, new_head_ok=True)
     assert again.classifier.weight.shape == (4, 32)
@@ -327,13 +368,20 @@ def test_a_wrong_weight_of_a_member_is_named(config_class, tmp_path):
     model = member(tmp_path, config_class)
     weights = load_file(tmp_path / "model.safetensors")
     for number, (name, tensor) in enumerate(weights.items()):
-        rewrite(tmp_path, lambda _, without=name: {key: x for key, x in weights.items() if key != without})
+        rewrite(
+            tmp_path,
+            lambda _, without=name: {key: x for key, x in weights.items() if key != without},
+        )
         assert f"missing {name}" in refusal(tmp_path)
         if number % 4:
             continue
-        rewrite(tmp_path, lambda _, name=name, tensor=tensor: weights | {name: tensor.new_zeros(3, 5)})
+        rewrite(
+            tmp_path, lambda _, name=name, tensor=tensor: weights | {name: tensor.new_zeros(3, 5)}
+        )
         assert f"{name} is (3, 5), the config wants {tuple(tensor.shape)}" in refusal(tmp_path)
-        rewrite(tmp_path, lambda _, name=name, tensor=tensor: weights | {name: tensor.to(torch.int8)})
+        rewrite(
+            tmp_path, lambda _, name=name, tensor=tensor: weights | {name: tensor.to(torch.int8)}
+        )
         assert f"{name} holds int8" in refusal(tmp_path)
     for name in (
         "extra.weight",
@@ -348,27 +396,62 @@ def test_a_wrong_weight_of_a_member_is_named(config_class, tmp_path):
     ("config_class", "change", "named"),
     [
         *((config_class, {"vocab_size": 98}, "is (97, ") for config_class in MEMBERS),
-        *((config_class, {"vocab_size": 10**10}, "the config wants (10000000000, ") for config_class in MEMBERS),
+        *(
+            (config_class, {"vocab_size": 10**10}, "the config wants (10000000000, ")
+            for config_class in MEMBERS
+        ),
         (AlbertConfig, {"num_hidden_groups": 4}, "missing albert.encoder.albert_layer_groups.2."),
         (AlbertConfig, {"num_hidden_groups": 1}, "unknown albert.encoder.albert_layer_groups.1."),
-        (AlbertConfig, {"inner_group_num": 1}, "unknown albert.encoder.albert_layer_groups.0.albert_layers.1."),
-        (AlbertConfig, {"embedding_size": 8}, "word_embeddings.weight is (97, 16), the config wants (97, 8)"),
-        (DebertaV2Config, {"relative_attention": False}, "unknown deberta.encoder.rel_embeddings.weight"),
-        (DebertaV2Config, {"position_buckets": 4}, "rel_embeddings.weight is (16, 32), the config wants (8, 32)"),
-        (DebertaV2Config, {"share_att_key": False}, "missing deberta.encoder.layer.0.attention.self.pos_key_proj"),
+        (
+            AlbertConfig,
+            {"inner_group_num": 1},
+            "unknown albert.encoder.albert_layer_groups.0.albert_layers.1.",
+        ),
+        (
+            AlbertConfig,
+            {"embedding_size": 8},
+            "word_embeddings.weight is (97, 16), the config wants (97, 8)",
+        ),
+        (
+            DebertaV2Config,
+            {"relative_attention": False},
+            "unknown deberta.encoder.rel_embeddings.weight",
+        ),
+        (
+            DebertaV2Config,
+            {"position_buckets": 4},
+            "rel_embeddings.weight is (16, 32), the config wants (8, 32)",
+        ),
+        (
+            DebertaV2Config,
+            {"share_att_key": False},
+            "missing deberta.encoder.layer.0.attention.self.pos_key_proj",
+        ),
         (DebertaV2Config, {"conv_kernel_size": 3}, "missing deberta.encoder.conv.conv.weight"),
         (DebertaV2Config, {"norm_rel_ebd": "none"}, "unknown deberta.encoder.LayerNorm.weight"),
         (DebertaV2Config, {"legacy": False}, "missing lm_predictions.lm_head.dense.weight"),
-        (DebertaV2Config, {"position_biased_input": True}, "missing deberta.embeddings.position_embeddings.weight"),
+        (
+            DebertaV2Config,
+            {"position_biased_input": True},
+            "missing deberta.embeddings.position_embeddings.weight",
+        ),
         (ModernBertConfig, {"norm_bias": True}, "missing model.embeddings.norm.bias"),
         (ModernBertConfig, {"mlp_bias": True}, "missing model.layers.0.mlp.Wi.bias"),
         (ModernBertConfig, {"decoder_bias": False}, "unknown decoder.bias"),
         (ModernBertConfig, {"classifier_bias": True}, "missing head.dense.bias"),
-        (ModernBertConfig, {"num_hidden_layers": 3, "layer_types": None}, "unknown model.layers.3."),
+        (
+            ModernBertConfig,
+            {"num_hidden_layers": 3, "layer_types": None},
+            "unknown model.layers.3.",
+        ),
     ],
-    ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else getattr(value, "model_type", ""),
+    ids=lambda value: (
+        str(next(iter(value))) if isinstance(value, dict) else getattr(value, "model_type", "")
+    ),
 )
-def test_a_config_that_contradicts_a_members_weights_is_refused(config_class, change, named, tmp_path):
+def test_a_config_that_contradicts_a_members_weights_is_refused(
+    config_class, change, named, tmp_path
+):
     member(tmp_path, config_class)
     change_config(tmp_path, change)
     assert named in refusal(tmp_path)
@@ -385,8 +468,14 @@ def test_what_is_not_supported_names_itself_and_what_is(config_class, tmp_path):
     member(tmp_path, config_class)
     names = config_class.json_names
     for change, message in (
-        ({"architectures": ["BertLMHeadModel"]}, "BertLMHeadModel is not supported; supported are BertModel, "),
-        ({names.get("hidden_act", "hidden_act"): "quick_gelu"}, "'quick_gelu'; supported are gelu, gelu_new, "),
+        (
+            {"architectures": ["BertLMHeadModel"]},
+            "BertLMHeadModel is not supported; supported are BertModel, ",
+        ),
+        (
+            {names.get("hidden_act", "hidden_act"): "quick_gelu"},
+            "'quick_gelu'; supported are gelu, gelu_new, ",
+        ),
         ({"model_type": "xlnet"}, "'xlnet'; supported is bert, roberta, "),
     ):
         before = (tmp_path / "config.json").read_text()
@@ -395,12 +484,19 @@ def test_what_is_not_supported_names_itself_and_what_is(config_class, tmp_path):
         (tmp_path / "config.json").write_text(before)
     if config_class.model_type in ("bert", "roberta", "xlm-roberta", "albert", "electra"):
         change_config(tmp_path, {"position_embedding_type": "relative_key_query"})
-        assert "position_embedding_type is 'relative_key_query'; supported is absolute" in refusal(tmp_path)
+        assert "position_embedding_type is 'relative_key_query'; supported is absolute" in refusal(
+            tmp_path
+        )
 
 
 def test_an_encoder_is_never_left_random(tmp_path):
     saved(tmp_path)
-    rewrite(tmp_path, lambda weights: {name: x for name, x in weights.items() if "layer.1.output.dense" not in name})
+    rewrite(
+        tmp_path,
+        lambda weights: {
+            name: x for name, x in weights.items() if "layer.1.output.dense" not in name
+        },
+    )
     for load in (
         bertfast.load,
         lambda folder: BertForSequenceClassification.from_pretrained(folder, new_head_ok=True),
@@ -415,13 +511,31 @@ def test_an_encoder_is_never_left_random(tmp_path):
     [
         ({"num_hidden_layers": 1}, "unknown bert.encoder.layer.1.attention"),
         ({"num_hidden_layers": 3}, "missing bert.encoder.layer.2.attention"),
-        ({"vocab_size": 100}, "bert.embeddings.word_embeddings.weight is (101, 32), the config wants (100, 32)"),
+        (
+            {"vocab_size": 100},
+            "bert.embeddings.word_embeddings.weight is (101, 32), the config wants (100, 32)",
+        ),
         ({"hidden_size": 64}, "the config wants (101, 64)"),
-        ({"intermediate_size": 100}, "intermediate.dense.weight is (64, 32), the config wants (100, 32)"),
-        ({"max_position_embeddings": 8}, "position_embeddings.weight is (16, 32), the config wants (8, 32)"),
-        ({"model_type": "t5"}, "model_type is 't5'; supported is bert, roberta, xlm-roberta, albert"),
-        ({"model_type": "distilbert"}, "no dim, n_layers, n_heads; is it the config.json of a distilbert model?"),
-        ({"architectures": ["BertForQuestionAnswering"]}, "missing qa_outputs.weight; missing qa_outputs.bias"),
+        (
+            {"intermediate_size": 100},
+            "intermediate.dense.weight is (64, 32), the config wants (100, 32)",
+        ),
+        (
+            {"max_position_embeddings": 8},
+            "position_embeddings.weight is (16, 32), the config wants (8, 32)",
+        ),
+        (
+            {"model_type": "t5"},
+            "model_type is 't5'; supported is bert, roberta, xlm-roberta, albert",
+        ),
+        (
+            {"model_type": "distilbert"},
+            "no dim, n_layers, n_heads; is it the config.json of a distilbert model?",
+        ),
+        (
+            {"architectures": ["BertForQuestionAnswering"]},
+            "missing qa_outputs.weight; missing qa_outputs.bias",
+        ),
         ({"architectures": ["BertLMHeadModel"]}, "BertLMHeadModel is not supported"),
         ({"architectures": "T5Model"}, "T5Model is not supported"),
         ({"architectures": [3]}, "3 is not supported"),
@@ -484,7 +598,10 @@ def test_saving_over_a_model_leaves_the_new_one_and_no_other_files(tmp_path):
     saved(tmp_path)
     second = saved(tmp_path, BertForMaskedLM)
     assert same(bertfast.load(tmp_path).state_dict(), second.state_dict())
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
@@ -509,7 +626,12 @@ def half_a_shard(folder):
 
 
 def another_architecture(folder):
-    change_config(folder, {"architectures": ["BertLMHeadModel"]} if "fill" in folder.name else {"model_type": "xlnet"})
+    change_config(
+        folder,
+        {"architectures": ["BertLMHeadModel"]}
+        if "fill" in folder.name
+        else {"model_type": "xlnet"},
+    )
 
 
 def code_for_weights(folder):
@@ -518,17 +640,35 @@ def code_for_weights(folder):
 
 
 BREAKAGES = {
-    "truncated": (lambda folder: (folder / "model.safetensors").write_bytes(b"12345678"), "truncated"),
+    "truncated": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"12345678"),
+        "truncated",
+    ),
     "half a shard": (half_a_shard, "truncated"),
     "a shard missing": (lambda folder: in_shards(folder)[0].unlink(), "no such file"),
     "code for weights": (code_for_weights, "cannot be read as plain weights"),
-    "a weight missing": (lambda folder: rewrite(folder, lambda weights: dict(list(weights.items())[1:])), "missing"),
-    "another width": (lambda folder: change_config(folder, {"hidden_size": 64}), "the config wants"),
-    "another vocabulary": (lambda folder: change_config(folder, {"vocab_size": 1000}), "the config wants"),
+    "a weight missing": (
+        lambda folder: rewrite(folder, lambda weights: dict(list(weights.items())[1:])),
+        "missing",
+    ),
+    "another width": (
+        lambda folder: change_config(folder, {"hidden_size": 64}),
+        "the config wants",
+    ),
+    "another vocabulary": (
+        lambda folder: change_config(folder, {"vocab_size": 1000}),
+        "the config wants",
+    ),
     "fewer layers": (lambda folder: change_config(folder, {"num_hidden_layers": 1}), "unknown"),
     "a small table": (lambda folder: write_small_table(folder), "word embeddings"),
-    "an activation": (lambda folder: change_config(folder, {"hidden_act": "mish"}), "'mish'; supported are gelu"),
-    "positions": (lambda folder: change_config(folder, {"position_embedding_type": "relative_key"}), "'relative_key'"),
+    "an activation": (
+        lambda folder: change_config(folder, {"hidden_act": "mish"}),
+        "'mish'; supported are gelu",
+    ),
+    "positions": (
+        lambda folder: change_config(folder, {"position_embedding_type": "relative_key"}),
+        "'relative_key'",
+    ),
     "another architecture": (another_architecture, "supported"),
 }
 
@@ -541,8 +681,13 @@ def write_small_table(folder):
 
 @pytest.mark.parametrize("breakage", BREAKAGES)
 @pytest.mark.parametrize("command", ["fill", "predict", "finetune"])
-def test_the_command_line_says_in_one_line_what_is_wrong(command, breakage, tmp_path, monkeypatch, capfd):
-    folder = write_model(tmp_path / command, BertForSequenceClassification if command == "predict" else BertForMaskedLM)
+def test_the_command_line_says_in_one_line_what_is_wrong(
+    command, breakage, tmp_path, monkeypatch, capfd
+):
+    folder = write_model(
+        tmp_path / command,
+        BertForSequenceClassification if command == "predict" else BertForMaskedLM,
+    )
     change, message = BREAKAGES[breakage]
     change(folder)
     (tmp_path / "text.txt").write_text("the film was warm\n")
@@ -550,7 +695,17 @@ def test_the_command_line_says_in_one_line_what_is_wrong(command, breakage, tmp_
     arguments = {
         "fill": (folder, "the [MASK] was warm"),
         "predict": (folder, tmp_path / "text.txt"),
-        "finetune": (folder, "--task", "classification", "--train", table, "--dev", table, "--out", tmp_path / "out"),
+        "finetune": (
+            folder,
+            "--task",
+            "classification",
+            "--train",
+            table,
+            "--dev",
+            table,
+            "--out",
+            tmp_path / "out",
+        ),
     }[command]
     done = run_cli(monkeypatch, capfd, command, *arguments)
     assert done.code == 2

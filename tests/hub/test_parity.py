@@ -1,6 +1,8 @@
-"""Same numbers as `transformers` on random weights for every member and head: hidden states, logits, loss and every gradient, in float32 to 1e-5.
+"""Same numbers as `transformers` on random weights for every member and head: hidden states,
+logits, loss and every gradient, in float32 to 1e-5.
 
-Weights go through folders, so that each pair of models here says too that the other side reads what one side wrote.
+Weights go through folders, so that each pair of models here says too that the other side reads what
+one side wrote.
 """
 
 import copy
@@ -27,7 +29,9 @@ from bertfast.model import ARCHITECTURES, member_class
 from bertfast.packed import Padding
 from support import forced
 
-transformers = pytest.importorskip("transformers", reason="transformers is an extra: pip install 'bertfast[hf]'")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is an extra: pip install 'bertfast[hf]'"
+)
 
 LENGTHS = (7, 1, 23, 12)
 WIDTH = 26
@@ -46,12 +50,21 @@ BACKENDS = ("reference", "cpp")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 VARIANTS = {  # of a member's encoder, or of what its masked-LM head shares with it
-    **{f"bert-{act}": (BertConfig, {"hidden_act": act}) for act in ("gelu_new", "gelu_pytorch_tanh", "relu", "silu")},
+    **{
+        f"bert-{act}": (BertConfig, {"hidden_act": act})
+        for act in ("gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+    },
     "roberta-segments-tanh": (RobertaConfig, {"type_vocab_size": 2, "hidden_act": "gelu_new"}),
-    "albert-one-group": (AlbertConfig, {"num_hidden_groups": 1, "inner_group_num": 1, "num_hidden_layers": 3}),
+    "albert-one-group": (
+        AlbertConfig,
+        {"num_hidden_groups": 1, "inner_group_num": 1, "num_hidden_layers": 3},
+    ),
     "albert-uneven-groups": (AlbertConfig, {"num_hidden_layers": 5, "num_hidden_groups": 3}),
     "albert-same-width": (AlbertConfig, {"embedding_size": 32}),
-    "distilbert-sinusoidal": (DistilBertConfig, {"sinusoidal_pos_embds": True, "hidden_act": "relu"}),
+    "distilbert-sinusoidal": (
+        DistilBertConfig,
+        {"sinusoidal_pos_embds": True, "hidden_act": "relu"},
+    ),
     "electra-same-width": (ElectraConfig, {"embedding_size": 32}),
     "electra-relu": (ElectraConfig, {"hidden_act": "relu"}),
     "deberta-own-keys": (DebertaV2Config, {"share_att_key": False}),
@@ -63,13 +76,21 @@ VARIANTS = {  # of a member's encoder, or of what its masked-LM head shares with
     "deberta-kinds-without-distances": (DebertaV2Config, {"relative_attention": False}),
     "deberta-absolute": (
         DebertaV2Config,
-        {"relative_attention": False, "pos_att_type": (), "position_biased_input": True, "norm_rel_ebd": "none"},
+        {
+            "relative_attention": False,
+            "pos_att_type": (),
+            "position_biased_input": True,
+            "norm_rel_ebd": "none",
+        },
     ),
     "deberta-no-buckets": (DebertaV2Config, {"position_buckets": -1}),
     "deberta-no-limit": (DebertaV2Config, {"position_buckets": -1, "max_relative_positions": -1}),
     "deberta-buckets-no-limit": (DebertaV2Config, {"max_relative_positions": -1}),
     "deberta-table-not-normalised": (DebertaV2Config, {"norm_rel_ebd": "none"}),
-    "deberta-positions-and-segments": (DebertaV2Config, {"position_biased_input": True, "type_vocab_size": 2}),
+    "deberta-positions-and-segments": (
+        DebertaV2Config,
+        {"position_biased_input": True, "type_vocab_size": 2},
+    ),
     "deberta-projected": (
         DebertaV2Config,
         {"embedding_size": 16, "position_biased_input": True, "type_vocab_size": 2},
@@ -86,11 +107,17 @@ VARIANTS = {  # of a member's encoder, or of what its masked-LM head shares with
         {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True},
     ),
     "modernbert-no-decoder-bias": (ModernBertConfig, {"decoder_bias": False}),
-    "modernbert-every-second-global": (ModernBertConfig, {"layer_types": ("full_attention", "sliding_attention") * 2}),
+    "modernbert-every-second-global": (
+        ModernBertConfig,
+        {"layer_types": ("full_attention", "sliding_attention") * 2},
+    ),
     "modernbert-all-global": (ModernBertConfig, {"layer_types": ("full_attention",) * 4}),
     "modernbert-odd-window": (ModernBertConfig, {"local_attention": 5, "num_hidden_layers": 5}),
     "modernbert-thetas": (ModernBertConfig, {"global_rope_theta": 500.0, "local_rope_theta": 20.0}),
-    "modernbert-relu-silu": (ModernBertConfig, {"hidden_act": "silu", "classifier_activation": "relu"}),
+    "modernbert-relu-silu": (
+        ModernBertConfig,
+        {"hidden_act": "silu", "classifier_activation": "relu"},
+    ),
 }
 # What the older releases that the [hf] extra allows do otherwise is said where it matters.
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
@@ -103,7 +130,9 @@ CLASSES = [
 
 
 def randomise(model, seed=1):
-    """Weights that make attention sharp and norms uneven, so that a mistake in any of them is far above the rounding."""
+    """Weights that make attention sharp and norms uneven, so that a mistake in any of them is far
+    above the rounding.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         draw = torch.randn(parameter.shape, generator=generator)
@@ -115,12 +144,19 @@ def randomise(model, seed=1):
 
 
 def twin(ours, folder):
-    """`transformers`' model of a folder that ours wrote; it must have found every weight, and no other."""
+    """`transformers`' model of a folder that ours wrote; it must have found every weight, and no
+    other.
+    """
     ours.save_pretrained(folder)
     theirs, report = getattr(transformers, type(ours).__name__).from_pretrained(
-        folder, output_loading_info=True, attn_implementation="eager", **compile_nothing(ours.config)
+        folder,
+        output_loading_info=True,
+        attn_implementation="eager",
+        **compile_nothing(ours.config),
     )
-    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    assert not any(
+        report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    ), report
     if VERSION == (4, 50) and (bias := ours.state_dict().get(ours.layout.lm["bias"])) is not None:
         theirs.get_parameter(ours.layout.lm["bias"]).data.copy_(
             bias
@@ -130,7 +166,11 @@ def twin(ours, folder):
 
 def compile_nothing(config):
     """`transformers` 4 compiles ModernBERT where it can."""
-    return {"reference_compile": False} if VERSION < (5, 0) and isinstance(config, ModernBertConfig) else {}
+    return (
+        {"reference_compile": False}
+        if VERSION < (5, 0) and isinstance(config, ModernBertConfig)
+        else {}
+    )
 
 
 @functools.cache
@@ -150,7 +190,9 @@ def pair(cls, **overrides):
 
 
 def reads_first_token(ours):
-    """Whether an output is made from the first token, which under left padding is another one in `transformers`."""
+    """Whether an output is made from the first token, which under left padding is another one in
+    `transformers`.
+    """
     name = type(ours).__name__
     if "Sequence" in name or "Choice" in name:
         return getattr(ours.config, "classifier_pooling", "cls") == "cls"
@@ -205,7 +247,9 @@ def inputs(ours, side="right", seed=0, lengths=LENGTHS):
 def packed(ours, given, mask):
     """The same as a `PackedBatch`, with the arguments that go beside it."""
     name = type(ours).__name__
-    flat = {key: x.reshape(mask.shape) if x.numel() == mask.numel() else x for key, x in given.items()}
+    flat = {
+        key: x.reshape(mask.shape) if x.numel() == mask.numel() else x for key, x in given.items()
+    }
     padding = Padding(tuple(mask.shape), mask, mask.device)
     columns = torch.arange(WIDTH).expand(mask.shape)
     batch = PackedBatch(
@@ -248,14 +292,18 @@ def span_loss(output, mask, given):
     """Of `transformers`' logits over the real tokens alone, as packed input has it."""
     losses = []
     for side in ("start", "end"):
-        logits = getattr(output, f"{side}_logits").masked_fill(~mask, torch.finfo(torch.float32).min)
+        logits = getattr(output, f"{side}_logits").masked_fill(
+            ~mask, torch.finfo(torch.float32).min
+        )
         places = given[f"{side}_positions"]
         losses.append(torch.nn.functional.cross_entropy(logits, places.where(places < WIDTH, -100)))
     return sum(losses) / 2
 
 
 def states(ours, got, wanted, mask):
-    """Pairs of hidden states, of the real tokens. Older releases leave out those within ALBERT's groups, and ModernBERT's final norm."""
+    """Pairs of hidden states, of the real tokens. Older releases leave out those within ALBERT's
+    groups, and ModernBERT's final norm.
+    """
     mine, others = got.hidden_states, wanted.hidden_states
     if VERSION < (5, 23):
         mine = mine[:: (len(mine) - 1) // (len(others) - 1)]
@@ -270,7 +318,11 @@ def outputs(got, wanted, mask):
         mine, other = getattr(got, name, None), getattr(wanted, name, None)
         assert (mine is None) == (other is None), name
         if mine is not None:
-            yield (name, mine[mask], other[mask]) if other.shape[:2] == mask.shape else (name, mine, other)
+            yield (
+                (name, mine[mask], other[mask])
+                if other.shape[:2] == mask.shape
+                else (name, mine, other)
+            )
 
 
 def compare_outputs(ours, got, wanted, mask, zeros=True):
@@ -292,11 +344,15 @@ def compare_gradients(ours, theirs):
             assert parameter.grad is None or not parameter.grad.any(), name
         else:
             assert parameter.grad is not None, name
-            torch.testing.assert_close(parameter.grad, other, **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                parameter.grad, other, **CLOSE, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def compare(backend, ours, theirs, side):
-    """Padded, or with side "packed" or "slack" (up to a budget) packed, input through both models and back."""
+    """Padded, or with side "packed" or "slack" (up to a budget) packed, input through both models
+    and back.
+    """
     given, mask = inputs(ours, "right" if side in ("packed", "slack") else side)
     wanted = theirs(**given, output_hidden_states=True)
     spans = "start_positions" in given
@@ -304,13 +360,17 @@ def compare(backend, ours, theirs, side):
         batch, beside = packed(ours, given, mask)
         if side == "slack":
             tokens, sequences, masked, longest = batch.sizes
-            batch = batch.pad_to(tokens + 5, sequences + 2 * ("num_choices" not in beside), masked + 3, longest + 1)
+            batch = batch.pad_to(
+                tokens + 5, sequences + 2 * ("num_choices" not in beside), masked + 3, longest + 1
+            )
         loss = span_loss(wanted, mask, given) if spans else objective(wanted, mask)
         with forced(backend):
             got = ours(batch, **beside)
             if not hasattr(got, "loss"):  # the bare model's, without its slack
                 got.last_hidden_state = got.last_hidden_state[: mask.sum()]
-                got.pooler_output = None if got.pooler_output is None else got.pooler_output[: len(mask)]
+                got.pooler_output = (
+                    None if got.pooler_output is None else got.pooler_output[: len(mask)]
+                )
             mine = objective(got)
             mine.backward()
         torch.testing.assert_close(mine, loss, **CLOSE)
@@ -330,7 +390,9 @@ def compare(backend, ours, theirs, side):
 def test_outputs_and_gradients_equal_those_of_transformers(backend, side, name):
     ours, theirs = pair(ARCHITECTURES[name])
     if side == "left" and reads_first_token(ours):
-        pytest.skip("under left padding the first real token is read, where transformers reads a padding token")
+        pytest.skip(
+            "under left padding the first real token is read, where transformers reads a padding token"
+        )
     compare(backend, ours, theirs, side)
 
 
@@ -347,10 +409,14 @@ def test_every_variant_of_an_encoder_equals_transformers(backend, side, variant)
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if "deberta-conv" in name])
 @pytest.mark.parametrize("side", ["right", "left", "holes"])
 def test_a_convolution_over_padding_that_is_read_equals_transformers(side, variant):
-    compare("cpp", *pair(ARCHITECTURES["DebertaV2ForQuestionAnswering"], **VARIANTS[variant][1]), side)
+    compare(
+        "cpp", *pair(ARCHITECTURES["DebertaV2ForQuestionAnswering"], **VARIANTS[variant][1]), side
+    )
 
 
-@pytest.mark.parametrize(("hidden", "heads"), [(32, 2), (96, 3), (96, 2), (128, 2)], ids=["16", "32", "48", "64"])
+@pytest.mark.parametrize(
+    ("hidden", "heads"), [(32, 2), (96, 3), (96, 2), (128, 2)], ids=["16", "32", "48", "64"]
+)
 @pytest.mark.parametrize("config_class", MEMBERS, ids=lambda c: c.model_type)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_head_size_equals_transformers(backend, config_class, hidden, heads):
@@ -358,7 +424,9 @@ def test_every_head_size_equals_transformers(backend, config_class, hidden, head
     compare(backend, *pair(member_class(small(config_class), "ForMaskedLM"), **shape), "right")
 
 
-@pytest.mark.parametrize("config_class", [DebertaV2Config, ModernBertConfig], ids=lambda c: c.model_type)
+@pytest.mark.parametrize(
+    "config_class", [DebertaV2Config, ModernBertConfig], ids=lambda c: c.model_type
+)
 def test_tritons_kernels_equal_transformers(config_class):
     compare("triton", *pair(member_class(small(config_class), "ForMaskedLM")), "packed")
 
@@ -376,19 +444,26 @@ def test_each_summary_of_electra_equals_transformers(projected, activation):
 def test_each_pooling_of_modernbert_equals_transformers(head, side, pooling):
     if not hasattr(transformers, f"ModernBert{head}") or (side == "left" and pooling == "cls"):
         pytest.skip("this transformers has no such head, or reads a padding token")
-    ours, theirs = pair(ARCHITECTURES[f"ModernBert{head}"], classifier_pooling=pooling, classifier_bias=True)
+    ours, theirs = pair(
+        ARCHITECTURES[f"ModernBert{head}"], classifier_pooling=pooling, classifier_bias=True
+    )
     compare("cpp", ours, theirs, side)
 
 
 @pytest.mark.parametrize("said", [True, False], ids=["said", "from-the-labels"])
-@pytest.mark.parametrize("kind", ["regression", "single_label_classification", "multi_label_classification"])
+@pytest.mark.parametrize(
+    "kind", ["regression", "single_label_classification", "multi_label_classification"]
+)
 @pytest.mark.parametrize("config_class", MEMBERS, ids=lambda c: c.model_type)
 def test_each_loss_of_a_classifier_equals_transformers(config_class, kind, said):
     """The kind of problem is the configuration's to say, or follows from the labels."""
     names, labels = {
         "regression": (["score"], torch.tensor([0.5, -1.0, 2.0, 0.0])),
         "single_label_classification": (["a", "b", "c"], torch.tensor([0, 2, 1, 1])),
-        "multi_label_classification": (["a", "b", "c"], torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])),
+        "multi_label_classification": (
+            ["a", "b", "c"],
+            torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]),
+        ),
     }[kind]
     cls = member_class(small(config_class), "ForSequenceClassification")
     shape = {"id2label": dict(enumerate(names)), "problem_type": kind if said else None}
@@ -396,7 +471,10 @@ def test_each_loss_of_a_classifier_equals_transformers(config_class, kind, said)
     given, mask = inputs(ours)
     given["labels"] = labels
     theirs.config.problem_type = ours.config.problem_type  # which a call fills in
-    got, wanted = ours(**given, output_hidden_states=True), theirs(**given, output_hidden_states=True)
+    got, wanted = (
+        ours(**given, output_hidden_states=True),
+        theirs(**given, output_hidden_states=True),
+    )
     wanted.logits = wanted.logits.view_as(got.logits)  # of which DeBERTa drops a dimension of one
     compare_outputs(ours, got, wanted, mask)
     got.loss.backward(), wanted.loss.backward()
@@ -406,7 +484,10 @@ def test_each_loss_of_a_classifier_equals_transformers(config_class, kind, said)
 @pytest.mark.parametrize("config_class", [BertConfig, DebertaV2Config], ids=lambda c: c.model_type)
 def test_labels_in_a_column_count_as_labels_and_others_are_refused(config_class):
     cls = member_class(small(config_class), "ForSequenceClassification")
-    for names, labels in ((["score"], torch.randn(4)), (["a", "b", "c"], torch.tensor([0, 2, 1, 1]))):
+    for names, labels in (
+        (["score"], torch.randn(4)),
+        (["a", "b", "c"], torch.tensor([0, 2, 1, 1])),
+    ):
         ours, _ = pair(cls, id2label=dict(enumerate(names)))
         given, _ = inputs(ours)
         flat, column = (ours(**given | {"labels": x}).loss for x in (labels, labels[:, None]))
@@ -422,8 +503,8 @@ def rms(x, exact):
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_is_no_further_from_float64_than_transformers_in_bfloat16(backend, name):
-    """In root mean square, as errors are random: each hidden state and output to a tenth, what has a few hundred numbers, and the gradients in the
-    median parameter, to a quarter."""
+    """In root mean square, as errors are random: each hidden state and output to a tenth, what has
+    a few hundred numbers, and the gradients in the median parameter, to a quarter."""
     ours, theirs = (copy.deepcopy(model).bfloat16() for model in pair(ARCHITECTURES[name]))
     exact = copy.deepcopy(ours).double()
     given, mask = inputs(ours, lengths=[1 + 7 * row % WIDTH for row in range(128)])
@@ -443,14 +524,18 @@ def test_bfloat16_is_no_further_from_float64_than_transformers_in_bfloat16(backe
         outputs(got, truth, mask), outputs(wanted, truth, mask), strict=True
     ):
         if mine.dim():  # the error of one number is luck
-            assert rms(mine, right) <= (1.1 if mine.numel() > 1000 else 1.25) * rms(other, right), output
+            assert rms(mine, right) <= (1.1 if mine.numel() > 1000 else 1.25) * rms(other, right), (
+                output
+            )
     if "Choice" not in name:  # whose gradients are all sums of 64 numbers
         others = dict(theirs.named_parameters(remove_duplicate=False))
         truths = dict(exact.named_parameters())
         ratios = [
             rms(parameter.grad, truths[part].grad) / rms(others[part].grad, truths[part].grad)
             for part, parameter in ours.named_parameters()
-            if truths[part].grad is not None and truths[part].grad.any() and others[part].grad is not None
+            if truths[part].grad is not None
+            and truths[part].grad.any()
+            and others[part].grad is not None
         ]
         assert sorted(ratios)[len(ratios) // 2] <= 1.25
 
@@ -461,7 +546,9 @@ def test_a_model_goes_from_transformers_to_ours_and_back(name, tmp_path):
     cls, theirs_class = ARCHITECTURES[name], getattr(transformers, name)
     names = cls.config_class.json_names
     sizes = (
-        SHAPE | {"pad_token_id": 1} | ({"embedding_size": 16} if hasattr(cls.config_class, "embedding_size") else {})
+        SHAPE
+        | {"pad_token_id": 1}
+        | ({"embedding_size": 16} if hasattr(cls.config_class, "embedding_size") else {})
     )
     sizes = {names.get(key, key): value for key, value in sizes.items()}
     config = theirs_class.config_class(**sizes, **compile_nothing(cls.config_class()))
@@ -492,7 +579,9 @@ def test_word_embeddings_and_positions_may_be_given(config_class):
     takes_positions = VERSION >= (5, 0) or config_class is not DistilBertConfig
     with torch.no_grad():
         for given in ({}, positions if takes_positions else {}):
-            mine, other = (model(inputs_embeds=embeds, **given).last_hidden_state for model in (ours, theirs))
+            mine, other = (
+                model(inputs_embeds=embeds, **given).last_hidden_state for model in (ours, theirs)
+            )
             torch.testing.assert_close(mine, other, **CLOSE)
 
 

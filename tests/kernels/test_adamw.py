@@ -102,7 +102,9 @@ def test_the_step_is_the_same_bits_on_any_number_of_threads():
             results.append([norm, *lists[0], *lists[4]])
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+    assert all(
+        torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True)
+    )
 
 
 def test_the_custom_op_passes_opcheck():
@@ -110,7 +112,9 @@ def test_the_custom_op_passes_opcheck():
     lists = [[x.cpu() for x in part] for part in lists]
     rates = torch.tensor([0.1, 0.1, 0.1, 1.0])
     with forced("cpp"):
-        torch.library.opcheck(torch.ops.bertfast.adamw.default, (*lists, rates, 0.9, 0.999, 1e-6, 0.0, "cpp"))
+        torch.library.opcheck(
+            torch.ops.bertfast.adamw.default, (*lists, rates, 0.9, 0.999, 1e-6, 0.0, "cpp")
+        )
 
 
 W = torch.ones(3)
@@ -120,11 +124,36 @@ W = torch.ones(3)
     ("lists", "options", "error", "message"),
     [
         (([W], [], [W], [W]), {}, ValueError, "there are 0 gradients and 1 weights"),
-        (([W], [W[:2]], [W], [W]), {}, ValueError, r"gradients\[0\] has shape \(2,\) and weights\[0\] \(3,\)"),
-        (([W.double()], [W], [W], [W]), {}, TypeError, r"weights\[0\] is torch.float64; it must be torch.float32"),
-        (([W, W], [W, W.bfloat16()], [W, W], [W, W]), {}, TypeError, r"gradients\[1\] is torch.bfloat16"),
-        (([W], [W], [W], [W], [W]), {}, TypeError, r"copies\[0\] is torch.float32; it must be torch.bfloat16"),
-        (([torch.ones(4)[::2]], [W[:2]], [W[:2]], [W[:2]]), {}, ValueError, r"weights\[0\] is not contiguous"),
+        (
+            ([W], [W[:2]], [W], [W]),
+            {},
+            ValueError,
+            r"gradients\[0\] has shape \(2,\) and weights\[0\] \(3,\)",
+        ),
+        (
+            ([W.double()], [W], [W], [W]),
+            {},
+            TypeError,
+            r"weights\[0\] is torch.float64; it must be torch.float32",
+        ),
+        (
+            ([W, W], [W, W.bfloat16()], [W, W], [W, W]),
+            {},
+            TypeError,
+            r"gradients\[1\] is torch.bfloat16",
+        ),
+        (
+            ([W], [W], [W], [W], [W]),
+            {},
+            TypeError,
+            r"copies\[0\] is torch.float32; it must be torch.bfloat16",
+        ),
+        (
+            ([torch.ones(4)[::2]], [W[:2]], [W[:2]], [W[:2]]),
+            {},
+            ValueError,
+            r"weights\[0\] is not contiguous",
+        ),
         (([W], [W.to("meta")], [W], [W]), {}, ValueError, r"gradients\[0\] is on meta"),
         (([W], [W], [W], [W]), {"step": 0}, ValueError, "step is 0; the first is 1"),
         (([W], [W], [W], [W]), {"betas": (0.9, 1.0)}, ValueError, "betas are"),

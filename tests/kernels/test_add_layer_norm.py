@@ -30,14 +30,18 @@ def parts(rows, hidden, seed=0):
     has_bias=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_form_matches_float64(backend, rows, hidden, dtype, p, rms, prenorm, has_residual, has_bias):
+def test_any_form_matches_float64(
+    backend, rows, hidden, dtype, p, rms, prenorm, has_residual, has_bias
+):
     if backend == "cpp" and dtype == torch.float16:
         return
     x, residual, weight, bias, dout, dsummed = parts(rows, hidden)
     options = {"eps": 1e-3, "dropout_p": p, "seed": 2**40 + 3, "rms": rms, "prenorm": prenorm}
     leaves = [x, residual if has_residual else None, weight, bias if has_bias and not rms else None]
     douts = [dout, dsummed] if prenorm else [dout]
-    assert_matches_float64(lambda *a: kernels.add_layer_norm(*a, **options), leaves, douts, backend, dtype)
+    assert_matches_float64(
+        lambda *a: kernels.add_layer_norm(*a, **options), leaves, douts, backend, dtype
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -46,7 +50,11 @@ def test_a_bert_sized_row_matches_float64(backend, dtype):
     x, residual, weight, bias, dout, _ = parts(5, 768)
     options = {"dropout_p": 0.1, "seed": 7}
     assert_matches_float64(
-        lambda *a: kernels.add_layer_norm(*a, **options), [x, residual, weight, bias], [dout], backend, dtype
+        lambda *a: kernels.add_layer_norm(*a, **options),
+        [x, residual, weight, bias],
+        [dout],
+        backend,
+        dtype,
     )
 
 
@@ -56,7 +64,9 @@ def test_it_is_dropout_then_sum_then_layer_norm(backend):
     with forced(backend):
         out = kernels.add_layer_norm(x, residual, weight, bias, eps=1e-5, dropout_p=0.4, seed=11)
         dropped = kernels.dropout(x, 0.4, seed=11)
-    torch.testing.assert_close(out, F.layer_norm(dropped + residual, (24,), weight, bias, 1e-5), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        out, F.layer_norm(dropped + residual, (24,), weight, bias, 1e-5), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -74,7 +84,12 @@ def test_a_large_mean_costs_no_precision(backend):
 def test_leading_dimensions_and_strides_do_not_matter(backend):
     x, residual, weight, bias, dout, _ = parts(12, 20)
     leaves = [x.view(3, 4, 20), residual.view(3, 4, 20), weight, bias]
-    awkward = [x.T.contiguous().T.view(3, 4, 20), torch.stack([residual] * 2, -1)[..., 0].view(3, 4, 20), weight, bias]
+    awkward = [
+        x.T.contiguous().T.view(3, 4, 20),
+        torch.stack([residual] * 2, -1)[..., 0].view(3, 4, 20),
+        weight,
+        bias,
+    ]
 
     def call(*a):
         return kernels.add_layer_norm(*a, dropout_p=0.2, seed=1)
@@ -100,12 +115,18 @@ def test_the_backward_is_the_same_bits_on_any_number_of_threads():
             torch.set_num_threads(count)
             results.append(
                 differentiate(
-                    lambda *a: kernels.add_layer_norm(*a, dropout_p=0.1), leaves, [dout], "cpp", torch.float32
+                    lambda *a: kernels.add_layer_norm(*a, dropout_p=0.1),
+                    leaves,
+                    [dout],
+                    "cpp",
+                    torch.float32,
                 )
             )
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+    assert all(
+        torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True)
+    )
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5])
@@ -135,8 +156,19 @@ def test_the_custom_ops_pass_opcheck(threshold, prenorm):
         )
         torch.library.opcheck(torch.ops.bertfast.add_layer_norm.default, arguments)
         _, _, mean, rstd = torch.ops.bertfast.add_layer_norm(*arguments)
-        backward = (dout, dsummed if prenorm else None, x.detach(), residual, weight.detach(), mean, rstd, seed)
-        torch.library.opcheck(torch.ops.bertfast.add_layer_norm_backward.default, (*backward, threshold, False, "cpp"))
+        backward = (
+            dout,
+            dsummed if prenorm else None,
+            x.detach(),
+            residual,
+            weight.detach(),
+            mean,
+            rstd,
+            seed,
+        )
+        torch.library.opcheck(
+            torch.ops.bertfast.add_layer_norm_backward.default, (*backward, threshold, False, "cpp")
+        )
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
@@ -149,7 +181,9 @@ def test_torch_compile_takes_it_without_a_graph_break(backend):
 
     with forced(backend):
         wanted = torch.autograd.grad(loss(*leaves), leaves)
-        got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*leaves), leaves)
+        got = torch.autograd.grad(
+            torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*leaves), leaves
+        )
     torch.testing.assert_close(got, wanted)
 
 

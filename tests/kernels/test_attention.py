@@ -1,4 +1,6 @@
-"""What `attention` promises on the reference and the C++ backend; `test_triton.py` holds the same for Triton."""
+"""What `attention` promises on the reference and the C++ backend; `test_triton.py` holds the same
+for Triton.
+"""
 
 import pytest
 import torch
@@ -8,7 +10,14 @@ from hypothesis import strategies as st
 from bertfast import kernels
 from bertfast.kernels import reference
 from bertfast.kernels.philox import as_seed, dropout_threshold
-from support import COMPILE_BACKEND, DEVICE, assert_close_to_float64, boundaries, forced, random_positions
+from support import (
+    COMPILE_BACKEND,
+    DEVICE,
+    assert_close_to_float64,
+    boundaries,
+    forced,
+    random_positions,
+)
 
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 128)
 BACKENDS = ("reference", "cpp")
@@ -16,7 +25,9 @@ LENGTHS = [5, 0, 1, 37, 2, 130]
 
 
 def inputs(lengths, heads, head_dim, dtype, slack=0, seed=0):
-    """q, k, v as slices of one projection, the form in which an encoder has them, and the gradient of the output."""
+    """q, k, v as slices of one projection, the form in which an encoder has them, and the gradient
+    of the output.
+    """
     generator = torch.Generator().manual_seed(seed)
     tokens = sum(lengths) + slack
     qkv = torch.randn(tokens, 3, heads, head_dim, generator=generator).to(DEVICE, dtype)
@@ -31,18 +42,35 @@ def tables_of(positions):
 def run(qkv, dout, cu_seqlens, max_seqlen, **options):
     """The output, then the gradients of q, k, v and of the tables of the positions."""
     out = kernels.attention(*qkv, cu_seqlens, max_seqlen, **options)
-    return [out.detach(), *torch.autograd.grad(out, [*qkv, *tables_of(options.get("positions"))], dout)]
+    return [
+        out.detach(),
+        *torch.autograd.grad(out, [*qkv, *tables_of(options.get("positions"))], dout),
+    ]
 
 
-def float64_run(qkv, dout, cu_seqlens, max_seqlen, scale=None, dropout_p=0.0, seed=0, window=None, positions=None):
+def float64_run(
+    qkv,
+    dout,
+    cu_seqlens,
+    max_seqlen,
+    scale=None,
+    dropout_p=0.0,
+    seed=0,
+    window=None,
+    positions=None,
+):
     qkv = [x.detach().double().requires_grad_() for x in qkv]
     scale = qkv[0].shape[2] ** -0.5 if scale is None else scale
     threshold = dropout_threshold(dropout_p)
     window = -1 if window is None else window
     if positions is not None:
-        wide = [None if x is None else x.detach().double().requires_grad_() for x in positions.tables]
+        wide = [
+            None if x is None else x.detach().double().requires_grad_() for x in positions.tables
+        ]
         positions = kernels.RelativePositions(positions.buckets, *wide)
-    out = reference.attention(*qkv, cu_seqlens, as_seed(seed, DEVICE), max_seqlen, scale, threshold, window, positions)
+    out = reference.attention(
+        *qkv, cu_seqlens, as_seed(seed, DEVICE), max_seqlen, scale, threshold, window, positions
+    )
     return [out.detach(), *torch.autograd.grad(out, [*qkv, *tables_of(positions)], dout.double())]
 
 
@@ -50,12 +78,17 @@ def check(backend, lengths, heads, head_dim, dtype, slack=0, tables="", **option
     qkv, dout, cu_seqlens = inputs(lengths, heads, head_dim, dtype, slack)
     max_seqlen = max(lengths, default=0)
     if tables:
-        options["positions"] = random_positions(tables, sum(lengths) + slack, heads, max_seqlen, dtype)
+        options["positions"] = random_positions(
+            tables, sum(lengths) + slack, heads, max_seqlen, dtype
+        )
     with forced(backend, dtype):
         actual = run(qkv, dout, cu_seqlens, max_seqlen, **options)
-    for got, wanted in zip(actual, float64_run(qkv, dout, cu_seqlens, max_seqlen, **options), strict=True):
+    for got, wanted in zip(
+        actual, float64_run(qkv, dout, cu_seqlens, max_seqlen, **options), strict=True
+    ):
         assert got.dtype == dtype
-        # A score's gradient is a difference of products over head_dim, whose size is that of the errors where it cancels.
+        # A score's gradient is a difference of products over head_dim, whose size is that of the
+        # errors where it cancels.
         size = max(wanted.abs().max().item() if wanted.numel() else 0.0, head_dim**0.5)
         assert_close_to_float64(got, wanted, size)
 
@@ -105,7 +138,9 @@ def test_the_reference_passes_gradcheck_with_positions(tables, window):
     def function(*leaves):
         tables = (None if place is None else leaves[place] for place in places)
         moved = kernels.RelativePositions(positions.buckets, *tables)
-        return kernels.attention(*leaves[:3], cu_seqlens, 4, window=window, positions=moved, dropout_p=0.2, seed=1)
+        return kernels.attention(
+            *leaves[:3], cu_seqlens, 4, window=window, positions=moved, dropout_p=0.2, seed=1
+        )
 
     assert torch.autograd.gradcheck(function, (*qkv, *tables_of(positions)))
 
@@ -170,7 +205,18 @@ def test_every_table_matches_float64(backend, tables, dtype):
 def test_any_positions_and_window_match_float64(
     backend, lengths, head_dim, heads, slack, dropout_p, dtype, tables, window
 ):
-    check(backend, lengths, heads, head_dim, dtype, slack, tables, dropout_p=dropout_p, seed=11, window=window)
+    check(
+        backend,
+        lengths,
+        heads,
+        head_dim,
+        dtype,
+        slack,
+        tables,
+        dropout_p=dropout_p,
+        seed=11,
+        window=window,
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -183,7 +229,9 @@ def test_any_positions_and_window_match_float64(
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_mix_of_lengths_matches_float64(backend, lengths, head_dim, heads, slack, dropout_p, dtype):
+def test_any_mix_of_lengths_matches_float64(
+    backend, lengths, head_dim, heads, slack, dropout_p, dtype
+):
     check(backend, lengths, heads, head_dim, dtype, slack, dropout_p=dropout_p, seed=11)
 
 
@@ -220,7 +268,9 @@ def test_slack_rows_of_the_tables_are_not_read_and_take_no_gradient(backend):
     for x in poisoned.tables[1:]:
         x.data[10:] = float("nan")
     with forced(backend):
-        wanted, got = (run(qkv, dout, cu_seqlens, 6, positions=positions) for positions in (clean, poisoned))
+        wanted, got = (
+            run(qkv, dout, cu_seqlens, 6, positions=positions) for positions in (clean, poisoned)
+        )
     for x, y in zip(got, wanted, strict=True):
         assert torch.equal(x, y)
     for gradient in got[5:]:
@@ -275,13 +325,21 @@ def test_strides_do_not_matter(backend):
     ]  # head elements far apart
     dout_strided = torch.stack([dout, dout], -1)[..., 0]
     positions = random_positions("bqk", 17, 2, 12)
-    # The scores as a batched product by head leaves them; a bias with its buckets apart; every other distance of a longer list.
-    by_head = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in positions.tables[1:]]
+    # The scores as a batched product by head leaves them; a bias with its buckets apart; every
+    # other distance of a longer list.
+    by_head = [
+        x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+        for x in positions.tables[1:]
+    ]
     bias = positions.bias.detach().T.contiguous().T.requires_grad_()
     strided = kernels.RelativePositions(positions.buckets.repeat_interleave(2)[::2], bias, *by_head)
     with forced(backend):
         wanted_results = run(qkv, dout, cu_seqlens, 12, positions=positions)
-        results = zip(run(awkward, dout_strided, cu_seqlens, 12, positions=strided), wanted_results, strict=True)
+        results = zip(
+            run(awkward, dout_strided, cu_seqlens, 12, positions=strided),
+            wanted_results,
+            strict=True,
+        )
     for got, wanted in results:
         assert torch.equal(got, wanted)
 
@@ -297,7 +355,9 @@ def test_cpp_drops_exactly_what_the_reference_drops(dtype):
     kept = []
     for backend in BACKENDS:
         with forced(backend, dtype):
-            kept.append(kernels.attention(q, k, v, cu_seqlens, length, dropout_p=0.4, seed=-9)[5:] != 0)
+            kept.append(
+                kernels.attention(q, k, v, cu_seqlens, length, dropout_p=0.4, seed=-9)[5:] != 0
+            )
     assert torch.equal(kept[0], kept[1])
     assert 0.35 < 1 - kept[0].float().mean().item() < 0.45
 
@@ -307,7 +367,9 @@ def test_a_tensor_seed_and_an_integer_seed_are_the_same(backend):
     qkv, _, cu_seqlens = inputs([20], 2, 16, torch.float32)
     with forced(backend):
         one = kernels.attention(*qkv, cu_seqlens, 20, dropout_p=0.5, seed=77)
-        other = kernels.attention(*qkv, cu_seqlens, 20, dropout_p=0.5, seed=torch.tensor([77], device=DEVICE))
+        other = kernels.attention(
+            *qkv, cu_seqlens, 20, dropout_p=0.5, seed=torch.tensor([77], device=DEVICE)
+        )
         third = kernels.attention(*qkv, cu_seqlens, 20, dropout_p=0.5, seed=78)
     assert torch.equal(one, other)
     assert not torch.equal(one, third)
@@ -331,14 +393,21 @@ def test_the_backward_is_the_same_bits_each_time_and_on_any_number_of_threads(ta
 
 
 @pytest.mark.parametrize(
-    ("dropout_p", "tables", "window"), [(0.0, "", -1), (0.25, "", 2), (0.25, "bqk", -1), (0.0, "k", 3)]
+    ("dropout_p", "tables", "window"),
+    [(0.0, "", -1), (0.25, "", 2), (0.25, "bqk", -1), (0.0, "k", 3)],
 )
 def test_the_custom_op_passes_opcheck(dropout_p, tables, window):
     qkv, _, cu_seqlens = inputs([4, 0, 9], 2, 16, torch.float32, slack=1)
     seed, positions = as_seed(1, DEVICE), random_positions(tables, 14, 2, 9)
     options = (9, 0.25, dropout_threshold(dropout_p), window, "cpp")
     with forced("cpp"):
-        arguments = (*qkv, cu_seqlens, seed, positions.buckets if tables else None, *positions.tables)
+        arguments = (
+            *qkv,
+            cu_seqlens,
+            seed,
+            positions.buckets if tables else None,
+            *positions.tables,
+        )
         torch.library.opcheck(torch.ops.bertfast.attention.default, (*arguments, *options))
         out, lse = torch.ops.bertfast.attention(*arguments, *options)
         q, k, v, *rest = (x if x is None else x.detach() for x in arguments)
@@ -356,11 +425,15 @@ def test_torch_compile_takes_it_without_a_graph_break(backend, tables):
 
     def loss(q, k, v):
         options = {"positions": positions, "window": 4} if tables else {}
-        return (kernels.attention(q, k, v, cu_seqlens, 9, dropout_p=0.1, seed=5, **options) * dout).sum()
+        return (
+            kernels.attention(q, k, v, cu_seqlens, 9, dropout_p=0.1, seed=5, **options) * dout
+        ).sum()
 
     with forced(backend):
         wanted = torch.autograd.grad(loss(*qkv), leaves)
-        got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*qkv), leaves)
+        got = torch.autograd.grad(
+            torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*qkv), leaves
+        )
     for x, y in zip(got, wanted, strict=True):
         torch.testing.assert_close(x, y)
 
@@ -387,10 +460,18 @@ def bad_calls():
     yield "seed is a str", TypeError, ((q, q, q, cu, 4), {"dropout_p": 0.1, "seed": "0"})
     yield "window is -1", ValueError, ((q, q, q, cu, 4), {"window": -1})
     yield "positions is a Tensor", TypeError, ((q, q, q, cu, 4), {"positions": q})
-    buckets, bias, scores = torch.zeros(7, dtype=torch.int32), torch.randn(2, 3), torch.randn(6, 2, 3)
+    buckets, bias, scores = (
+        torch.zeros(7, dtype=torch.int32),
+        torch.randn(2, 3),
+        torch.randn(6, 2, 3),
+    )
     for message, error, fields in (
         ("positions.buckets is torch.int64", TypeError, (buckets.long(), bias)),
-        ("positions.buckets holds 6 distances; max_seqlen 4 has 7", ValueError, (buckets[1:], bias)),
+        (
+            "positions.buckets holds 6 distances; max_seqlen 4 has 7",
+            ValueError,
+            (buckets[1:], bias),
+        ),
         ("positions.buckets has shape (7, 1)", ValueError, (buckets[:, None], bias)),
         ("positions.buckets is on meta", ValueError, (buckets.to("meta"), bias)),
         (
@@ -399,19 +480,29 @@ def bad_calls():
             (buckets + torch.tensor([0] * 6 + [3]).int(), bias),
         ),
         ("positions.buckets goes from -1 to -1", ValueError, (buckets - 1, bias)),
-        ("positions.bias is torch.bfloat16 and q torch.float32", TypeError, (buckets, bias.bfloat16())),
+        (
+            "positions.bias is torch.bfloat16 and q torch.float32",
+            TypeError,
+            (buckets, bias.bfloat16()),
+        ),
         ("positions.bias is torch.int64", TypeError, (buckets, bias.long())),
         ("positions.bias has shape (3, 3)", ValueError, (buckets, torch.randn(3, 3))),
         ("positions.bias has shape (6, 2, 3)", ValueError, (buckets, scores)),
         ("positions.query_scores has shape (5, 2, 3)", ValueError, (buckets, None, scores[:5])),
-        ("positions.key_scores has shape (6, 1, 3)", ValueError, (buckets, None, None, scores[:, :1])),
+        (
+            "positions.key_scores has shape (6, 1, 3)",
+            ValueError,
+            (buckets, None, None, scores[:, :1]),
+        ),
         ("positions.key_scores is on meta", ValueError, (buckets, None, None, scores.to("meta"))),
         ("the tables differ in buckets", ValueError, (buckets, bias, scores[..., :2])),
     ):
         yield message, error, ((q, q, q, cu, 4), {"positions": kernels.RelativePositions(*fields)})
 
 
-@pytest.mark.parametrize(("message", "error", "call"), list(bad_calls()), ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    ("message", "error", "call"), list(bad_calls()), ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_wrong_arguments_are_named(message, error, call):
     arguments, options = call
     with pytest.raises(error) as caught:
@@ -421,5 +512,8 @@ def test_wrong_arguments_are_named(message, error, call):
 
 def test_a_head_size_that_the_forced_backend_lacks_is_named():
     q = torch.randn(3, 1, 24)
-    with forced("cpp"), pytest.raises(kernels.BackendError, match="head size is 24, it takes 16, 32"):
+    with (
+        forced("cpp"),
+        pytest.raises(kernels.BackendError, match="head size is 24, it takes 16, 32"),
+    ):
         kernels.attention(q, q, q, boundaries([3], torch.device("cpu")), 3)

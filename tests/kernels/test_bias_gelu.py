@@ -43,7 +43,11 @@ def test_any_form_matches_float64(backend, rows, features, dtype, approximate, g
     x, bias, dout = parts(rows, features, gated)
     leaves = [x, bias if has_bias else None]
     assert_matches_float64(
-        lambda *a: kernels.bias_gelu(*a, approximate=approximate, gated=gated), leaves, [dout], backend, dtype
+        lambda *a: kernels.bias_gelu(*a, approximate=approximate, gated=gated),
+        leaves,
+        [dout],
+        backend,
+        dtype,
     )
 
 
@@ -89,7 +93,9 @@ def test_gated_is_the_first_half_through_gelu_times_the_second(backend):
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
 def test_gated_without_a_bias_is_the_inner_layer_of_transformers_modernbert(backend):
     modernbert = pytest.importorskip("transformers.models.modernbert.modeling_modernbert")
-    config = modernbert.ModernBertConfig(hidden_size=16, num_attention_heads=2, intermediate_size=24)
+    config = modernbert.ModernBertConfig(
+        hidden_size=16, num_attention_heads=2, intermediate_size=24
+    )
     layer, x = modernbert.ModernBertMLP(config).to(DEVICE), torch.randn(5, 16, device=DEVICE)
     with forced(backend):
         out = layer.Wo(kernels.bias_gelu(layer.Wi(x), None, gated=True))
@@ -101,7 +107,9 @@ def test_leading_dimensions_and_strides_do_not_matter(backend):
     x, bias, dout = parts(12, 20)
     one = differentiate(kernels.bias_gelu, [x, bias], [dout], backend, torch.float32)
     for inputs in (x.view(3, 4, 20), x.T.contiguous().T.view(3, 4, 20)):
-        other = differentiate(kernels.bias_gelu, [inputs, bias], [dout.view(3, 4, 20)], backend, torch.float32)
+        other = differentiate(
+            kernels.bias_gelu, [inputs, bias], [dout.view(3, 4, 20)], backend, torch.float32
+        )
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a.flatten(), b.flatten())
 
@@ -112,10 +120,14 @@ def test_the_backward_is_the_same_bits_on_any_number_of_threads():
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(differentiate(kernels.bias_gelu, [x, bias], [dout], "cpp", torch.float32))
+            results.append(
+                differentiate(kernels.bias_gelu, [x, bias], [dout], "cpp", torch.float32)
+            )
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+    assert all(
+        torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True)
+    )
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -130,7 +142,9 @@ def test_the_custom_ops_pass_opcheck(gated, has_bias):
     x, bias, dout = (t.cpu() for t in parts(5, 12, gated))
     bias = bias.requires_grad_() if has_bias else None
     with forced("cpp"):
-        torch.library.opcheck(torch.ops.bertfast.bias_gelu.default, (x.requires_grad_(), bias, False, gated, "cpp"))
+        torch.library.opcheck(
+            torch.ops.bertfast.bias_gelu.default, (x.requires_grad_(), bias, False, gated, "cpp")
+        )
         arguments = (dout, x.detach(), None if bias is None else bias.detach(), True, gated, "cpp")
         torch.library.opcheck(torch.ops.bertfast.bias_gelu_backward.default, arguments)
 
@@ -145,7 +159,9 @@ def test_torch_compile_takes_it_without_a_graph_break(backend):
 
     with forced(backend):
         wanted = torch.autograd.grad(loss(*leaves), leaves)
-        got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*leaves), leaves)
+        got = torch.autograd.grad(
+            torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*leaves), leaves
+        )
     torch.testing.assert_close(got, wanted)
 
 
@@ -162,7 +178,12 @@ X = torch.randn(4, 3)
         ((X, X[0, :2]), {}, ValueError, "bias has 2 entries and x 3 columns"),
         ((X, X), {}, ValueError, r"bias has shape \(4, 3\)"),
         ((X, X[0].to("meta")), {}, ValueError, "bias is on meta"),
-        ((X,), {"approximate": "sigmoid"}, ValueError, "approximate is 'sigmoid'; it must be one of none, tanh"),
+        (
+            (X,),
+            {"approximate": "sigmoid"},
+            ValueError,
+            "approximate is 'sigmoid'; it must be one of none, tanh",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(arguments, options, error, message):

@@ -1,4 +1,6 @@
-"""What the C++ extension promises beyond the ops: its instruction sets agree, and its bindings check before they follow a pointer."""
+"""What the C++ extension promises beyond the ops: its instruction sets agree, and its bindings
+check before they follow a pointer.
+"""
 
 import subprocess
 import sys
@@ -32,14 +34,21 @@ def outputs(dtype):
     placed = kernels.attention(*leaves, cu_seqlens, 37, window=20, positions=positions)
     placed_gradients = torch.autograd.grad(placed, [*leaves, *positions.tables], dout)
     h, w, b = (
-        torch.randn(*shape, generator=generator).to(dtype).requires_grad_() for shape in ((9, 16), (101, 16), (101,))
+        torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
+        for shape in ((9, 16), (101, 16), (101,))
     )
     loss, _ = kernels.linear_cross_entropy(h, w, b, torch.arange(9), label_smoothing=0.1)
     dropped = kernels.dropout(q, 0.3, seed=1)
     ids = torch.arange(70)
     rotated = kernels.rotary(q, k, ids, *kernels.rotary_tables(70, 48, 100.0))
-    masked = kernels.mask_tokens(ids, ids < 3, mask_id=1, vocab_size=101, rate=0.5, word_ids=ids // 3, seed=1)
-    gradients = [*torch.autograd.grad(out, leaves, dout), *torch.autograd.grad(loss, (h, w, b)), *placed_gradients]
+    masked = kernels.mask_tokens(
+        ids, ids < 3, mask_id=1, vocab_size=101, rate=0.5, word_ids=ids // 3, seed=1
+    )
+    gradients = [
+        *torch.autograd.grad(out, leaves, dout),
+        *torch.autograd.grad(loss, (h, w, b)),
+        *placed_gradients,
+    ]
     return [out, loss, placed, dropped, *rotated, *gradients, *masked]
 
 
@@ -56,7 +65,9 @@ def test_every_instruction_set_gives_the_same_results(isas, dtype):
 
 
 def test_an_instruction_set_that_is_not_there_is_named(isas):
-    with pytest.raises(ValueError, match="instruction set 'avx9000' is not to be had here; there are .*baseline"):
+    with pytest.raises(
+        ValueError, match="instruction set 'avx9000' is not to be had here; there are .*baseline"
+    ):
         dispatch._C.set_isa("avx9000")
 
 
@@ -69,7 +80,9 @@ kernels.dropout(torch.ones(4096), 0.5)
 torch.ones(4096, 64).sum()
 print(len({line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) <= 1
 
 
@@ -87,12 +100,24 @@ P, PI = X.ctypes.data, I64.ctypes.data
         ("dropout", ("float32", P, P, -4, 1, 0, 1), "n is -4"),
         ("dropout", ("float32", P, P, 4, 65536, 0, 1), "threshold must be below 65536"),
         ("dropout", ("float32", P, P, 4, 1, 0, 0), "threads above 0"),
-        ("gather_rows", (P, FOUR.ctypes.data, P, 4, 1, 16, 16, 1), r"index\[0\] is 4; it must be from -1 to 3"),
+        (
+            "gather_rows",
+            (P, FOUR.ctypes.data, P, 4, 1, 16, 16, 1),
+            r"index\[0\] is 4; it must be from -1 to 3",
+        ),
         ("gather_rows", (P, PI, P, 4, 1, -16, 16, 1), "width is -16"),
         ("scatter_rows", (P, 0, P, 4, 1, 16, 1), "index is a null pointer"),
         ("check_rows", ("index", FOUR.ctypes.data, 1, "x", 4), "index holds 4; x has 4 rows"),
-        ("mask_tokens", (PI, 0, 0, 0, PI, PI, 4, 1, 1, 1, 1, 1, 1, -100, 0, 1), "special is a null pointer"),
-        ("mask_tokens", (PI, PI, 0, 0, PI, PI, 4, 1, 1, 2**33, 1, 1, 1, -100, 0, 1), r"at most 2\^32"),
+        (
+            "mask_tokens",
+            (PI, 0, 0, 0, PI, PI, 4, 1, 1, 1, 1, 1, 1, -100, 0, 1),
+            "special is a null pointer",
+        ),
+        (
+            "mask_tokens",
+            (PI, PI, 0, 0, PI, PI, 4, 1, 1, 2**33, 1, 1, 1, -100, 0, 1),
+            r"at most 2\^32",
+        ),
         (
             "rotary",
             ("float32", P, P, P, P, FOUR.ctypes.data, P, P, 1, 1, 8, 4, [16] * 4, False, 1),
@@ -103,9 +128,21 @@ P, PI = X.ctypes.data, I64.ctypes.data
             ("float32", P, P, P, P, PI, P, P, 1, 1, 0, 4, [16] * 4, False, 1),
             "half and threads must be above 0",
         ),
-        ("rotary", ("float32", P, P, P, P, PI, P, P, 1, 1, 8, 4, [16, 16, -1, 16], False, 1), "the strides of k"),
-        ("rotary", ("float32", P, P, P, 0, PI, P, P, 1, 1, 8, 4, [16] * 4, False, 1), "k_out is a null pointer"),
-        ("cross_entropy_rows", ("float32", P, 0, PI, P, P, P, 1, 0, -100, 0.0, 0.0, 0, 0, 1), "vocab must be above 0"),
+        (
+            "rotary",
+            ("float32", P, P, P, P, PI, P, P, 1, 1, 8, 4, [16, 16, -1, 16], False, 1),
+            "the strides of k",
+        ),
+        (
+            "rotary",
+            ("float32", P, P, P, 0, PI, P, P, 1, 1, 8, 4, [16] * 4, False, 1),
+            "k_out is a null pointer",
+        ),
+        (
+            "cross_entropy_rows",
+            ("float32", P, 0, PI, P, P, P, 1, 0, -100, 0.0, 0.0, 0, 0, 1),
+            "vocab must be above 0",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_before_a_pointer_is_followed(name, arguments, message):
@@ -149,6 +186,21 @@ def test_positions_that_reach_outside_are_refused(window, values, tables, stride
 
 def test_a_gradient_of_an_absent_table_is_refused():
     cu, bucket_of = np.array([0, 4], np.int32), np.zeros(7, np.int32)
-    sizes = (1, 1, 16, *(16, 16) * 4, 4, 4, 1.0, 0, 0, 1, -1, [bucket_of.ctypes.data, P, 0, 0], 3, [0] * 4)
+    sizes = (
+        1,
+        1,
+        16,
+        *(16, 16) * 4,
+        4,
+        4,
+        1.0,
+        0,
+        0,
+        1,
+        -1,
+        [bucket_of.ctypes.data, P, 0, 0],
+        3,
+        [0] * 4,
+    )
     with pytest.raises(ValueError, match="of a table that is absent"):
         dispatch._C.attention_backward("float32", *[P] * 9, cu.ctypes.data, *sizes, [P, P, 0])

@@ -16,9 +16,15 @@ CPU = torch.device("cpu")
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     import os
 
-    clean = {k: v for k, v in os.environ.items() if k not in ("BERTFAST_BACKEND", "TRITON_INTERPRET")}
+    clean = {
+        k: v for k, v in os.environ.items() if k not in ("BERTFAST_BACKEND", "TRITON_INTERPRET")
+    }
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**clean, **environment}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**clean, **environment},
+        check=False,
     )
 
 
@@ -50,13 +56,17 @@ def test_use_backend_forces_and_gives_back():
     with kernels.use_backend("reference"):
         assert dispatch.select("dropout", CPU, torch.float32) == "reference"
         with kernels.use_backend(None):
-            assert dispatch.select("dropout", CPU, torch.float32) == ("reference" if missing_backend("cpp") else "cpp")
+            assert dispatch.select("dropout", CPU, torch.float32) == (
+                "reference" if missing_backend("cpp") else "cpp"
+            )
         assert dispatch.select("dropout", CPU, torch.float32) == "reference"
 
 
 def test_use_backend_refuses_an_unknown_name():
     with (
-        pytest.raises(kernels.BackendError, match="'cuda'; it must be one of triton, cpp, reference"),
+        pytest.raises(
+            kernels.BackendError, match="'cuda'; it must be one of triton, cpp, reference"
+        ),
         kernels.use_backend("cuda"),
     ):
         pass
@@ -65,7 +75,9 @@ def test_use_backend_refuses_an_unknown_name():
 def test_a_forced_backend_that_cannot_run_says_why():
     with (
         kernels.use_backend("cpp"),
-        pytest.raises(kernels.BackendError, match="the dtype is float16, it takes float32, bfloat16"),
+        pytest.raises(
+            kernels.BackendError, match="the dtype is float16, it takes float32, bfloat16"
+        ),
     ):
         kernels.dropout(torch.ones(3, dtype=torch.float16), 0.5)
 
@@ -77,7 +89,10 @@ def test_the_environment_forces_a_backend():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("triton", "BERTFAST_BACKEND forces 'triton', which cannot run dropout here: the input is on cpu"),
+        (
+            "triton",
+            "BERTFAST_BACKEND forces 'triton', which cannot run dropout here: the input is on cpu",
+        ),
         ("cudnn", "BERTFAST_BACKEND is 'cudnn'; it must be one of triton, cpp, reference"),
     ],
 )
@@ -92,5 +107,8 @@ def test_an_instruction_set_that_is_not_there_is_an_error_that_lists_those_that_
     done = python(DROP, BERTFAST_CPU_ISA="sse9")
     assert done.returncode != 0
     message = done.stderr.strip().splitlines()[-1]
-    assert "BackendError: BERTFAST_CPU_ISA: instruction set 'sse9' is not to be had here; there are" in message
+    assert (
+        "BackendError: BERTFAST_CPU_ISA: instruction set 'sse9' is not to be had here; there are"
+        in message
+    )
     assert python(DROP, BERTFAST_CPU_ISA="baseline").returncode == 0

@@ -48,8 +48,12 @@ def test_a_large_tensor_loses_the_share_asked_for(backend):
 def test_strided_input_gives_what_contiguous_input_gives(backend):
     x = torch.randn(9, 14, device=DEVICE)
     with forced(backend):
-        assert torch.equal(kernels.dropout(x.T, 0.5, seed=1), kernels.dropout(x.T.contiguous(), 0.5, seed=1))
-        assert torch.equal(kernels.dropout(x[:, ::2], 0.5), kernels.dropout(x[:, ::2].contiguous(), 0.5))
+        assert torch.equal(
+            kernels.dropout(x.T, 0.5, seed=1), kernels.dropout(x.T.contiguous(), 0.5, seed=1)
+        )
+        assert torch.equal(
+            kernels.dropout(x[:, ::2], 0.5), kernels.dropout(x[:, ::2].contiguous(), 0.5)
+        )
 
 
 def test_a_probability_of_zero_returns_the_input_itself():
@@ -65,7 +69,9 @@ def test_the_reference_passes_gradcheck():
 def test_the_custom_op_passes_opcheck():
     with forced("cpp"):
         for x in (torch.randn(7, 9, requires_grad=True), torch.randn(9, 7).T, torch.randn(0)):
-            torch.library.opcheck(torch.ops.bertfast.dropout.default, (x, torch.tensor([5]), 6554, "cpp"))
+            torch.library.opcheck(
+                torch.ops.bertfast.dropout.default, (x, torch.tensor([5]), 6554, "cpp")
+            )
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,18 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def parts(tokens, hidden, vocab=11, positions=7, segments=2):
     """ids of the three tables, the tables, the norm's weight and bias, and a gradient."""
     generator = torch.Generator().manual_seed(0)
-    ids = [torch.randint(size, (tokens,), generator=generator).to(DEVICE) for size in (vocab, positions, segments)]
-    shapes = ((vocab, hidden), (positions, hidden), (segments, hidden), (hidden,), (hidden,), (tokens, hidden))
+    ids = [
+        torch.randint(size, (tokens,), generator=generator).to(DEVICE)
+        for size in (vocab, positions, segments)
+    ]
+    shapes = (
+        (vocab, hidden),
+        (positions, hidden),
+        (segments, hidden),
+        (hidden,),
+        (hidden,),
+        (tokens, hidden),
+    )
     *tensors, dout = [torch.randn(*shape, generator=generator).to(DEVICE) for shape in shapes]
     return [*ids, *tensors], dout
 
@@ -34,7 +44,9 @@ def parts(tokens, hidden, vocab=11, positions=7, segments=2):
     has_bias=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_form_matches_float64(backend, tokens, hidden, dtype, p, has_position, has_segment, has_bias):
+def test_any_form_matches_float64(
+    backend, tokens, hidden, dtype, p, has_position, has_segment, has_bias
+):
     if backend == "cpp" and dtype == torch.float16:
         return
     leaves, dout = parts(tokens, hidden)
@@ -61,7 +73,9 @@ def test_it_is_the_normalised_sum_then_dropout(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_a_bias_it_is_what_a_bias_of_zeros_gives(backend):
     leaves, dout = parts(9, 24)
-    zeros = differentiate(kernels.embed, [*leaves[:7], torch.zeros_like(leaves[7])], [dout], backend, torch.float32)
+    zeros = differentiate(
+        kernels.embed, [*leaves[:7], torch.zeros_like(leaves[7])], [dout], backend, torch.float32
+    )
     none = differentiate(kernels.embed, [*leaves[:7], None], [dout], backend, torch.float32)
     torch.testing.assert_close(none, zeros[:-1])
 
@@ -80,7 +94,9 @@ def test_a_row_that_many_tokens_share_gets_the_sum_of_their_gradients(monkeypatc
 def test_the_sparse_gradient_is_the_dense_one(backend):
     leaves, dout = parts(30, 16, vocab=50)
     dense = differentiate(kernels.embed, leaves, [dout], backend, torch.float32)
-    sparse = differentiate(lambda *a: kernels.embed(*a, sparse_grad=True), leaves, [dout], backend, torch.float32)
+    sparse = differentiate(
+        lambda *a: kernels.embed(*a, sparse_grad=True), leaves, [dout], backend, torch.float32
+    )
     assert sparse[1].is_sparse
     assert sparse[1].coalesce().indices().shape[1] == leaves[0].unique().numel()
     torch.testing.assert_close([x.to_dense() for x in sparse], dense)
@@ -123,14 +139,18 @@ def test_the_backward_is_the_same_bits_on_any_number_of_threads():
             results.append(differentiate(call, leaves, [dout], "cpp", torch.float32))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+    assert all(
+        torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True)
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strides_do_not_matter(backend):
     leaves, dout = parts(12, 20)
     awkward = [torch.stack([x] * 2, -1)[..., 0] for x in leaves]
-    one, other = (differentiate(kernels.embed, x, [dout], backend, torch.float32) for x in (leaves, awkward))
+    one, other = (
+        differentiate(kernels.embed, x, [dout], backend, torch.float32) for x in (leaves, awkward)
+    )
     torch.testing.assert_close(other, one)
 
 
@@ -146,8 +166,13 @@ def test_a_frozen_table_takes_no_gradient(backend):
 
 def test_the_reference_passes_gradcheck():
     leaves, _ = parts(4, 5)
-    ids, tensors = [x.cpu() for x in leaves[:3]], [x.cpu().double().requires_grad_() for x in leaves[3:]]
-    assert torch.autograd.gradcheck(lambda *a: kernels.embed(*ids, *a, eps=1e-3, dropout_p=0.2), tensors)
+    ids, tensors = (
+        [x.cpu() for x in leaves[:3]],
+        [x.cpu().double().requires_grad_() for x in leaves[3:]],
+    )
+    assert torch.autograd.gradcheck(
+        lambda *a: kernels.embed(*ids, *a, eps=1e-3, dropout_p=0.2), tensors
+    )
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -179,7 +204,9 @@ def test_torch_compile_takes_it_without_a_graph_break(backend):
 
     with forced(backend):
         wanted = torch.autograd.grad(loss(*tensors), tensors)
-        got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*tensors), tensors)
+        got = torch.autograd.grad(
+            torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*tensors), tensors
+        )
     torch.testing.assert_close(got, wanted)
 
 
@@ -196,16 +223,31 @@ def wrong(place, value):
         (wrong(0, lambda x: x.int()), {}, TypeError, "input_ids is torch.int32"),
         (wrong(0, lambda x: x + 11), {}, ValueError, r"input_ids holds \d+; word has 11 rows"),
         (wrong(1, lambda x: x - 8), {}, ValueError, r"position_ids holds -\d; position has 7 rows"),
-        (wrong(1, None), {}, ValueError, "position_ids and the position table go together; one is None"),
+        (
+            wrong(1, None),
+            {},
+            ValueError,
+            "position_ids and the position table go together; one is None",
+        ),
         (wrong(5, None), {}, ValueError, "segment_ids and the segment table go together"),
         (wrong(2, lambda x: x[:2]), {}, ValueError, "segment_ids has 2 entries and input_ids 4"),
         (wrong(3, lambda x: x[0]), {}, ValueError, r"word has shape \(3,\)"),
         (wrong(3, lambda x: x.long()), {}, TypeError, "word is torch.int64"),
         (wrong(4, lambda x: x[:, :2]), {}, ValueError, "position has 2 columns and word 3"),
-        (wrong(5, lambda x: x.bfloat16()), {}, TypeError, "segment is torch.bfloat16 and word torch.float32"),
+        (
+            wrong(5, lambda x: x.bfloat16()),
+            {},
+            TypeError,
+            "segment is torch.bfloat16 and word torch.float32",
+        ),
         (wrong(6, lambda x: x[:2]), {}, ValueError, "weight has 2 entries"),
         (wrong(7, lambda x: x.to("meta")), {}, ValueError, "bias is on meta"),
-        (wrong(0, lambda x: x), {"padding_idx": 11}, ValueError, "padding_idx is 11; word has 11 rows"),
+        (
+            wrong(0, lambda x: x),
+            {"padding_idx": 11},
+            ValueError,
+            "padding_idx is 11; word has 11 rows",
+        ),
         (wrong(0, lambda x: x), {"eps": -1.0}, ValueError, "eps is -1.0"),
         (wrong(0, lambda x: x), {"dropout_p": -0.1}, ValueError, "dropout probability is -0.1"),
     ],

@@ -21,7 +21,9 @@ BACKENDS = ("reference", "cpp")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_come_out_and_gradients_go_back(backend, rows, hidden, dtype, data):
     chosen = data.draw(st.lists(st.integers(0, max(rows - 1, 0)), unique=True, max_size=rows))
-    index = torch.tensor([*chosen, -1][: len(chosen) + data.draw(st.integers(0, 1))], dtype=torch.int64)
+    index = torch.tensor(
+        [*chosen, -1][: len(chosen) + data.draw(st.integers(0, 1))], dtype=torch.int64
+    )
     index = index[torch.randperm(len(index))].to(DEVICE)
     x = torch.randn(rows, hidden, dtype=dtype, device=DEVICE, requires_grad=True)
     dout = torch.randn(len(index), hidden, dtype=dtype, device=DEVICE)
@@ -41,7 +43,9 @@ def test_strided_input_gives_what_contiguous_input_gives(backend):
     x = torch.randn(8, 12, device=DEVICE)
     index = torch.tensor([6, 0, -1, 3], device=DEVICE)
     with forced(backend):
-        assert torch.equal(kernels.gather_rows(x.T[:8], index), x.T[:8].contiguous()[index] * (index >= 0)[:, None])
+        assert torch.equal(
+            kernels.gather_rows(x.T[:8], index), x.T[:8].contiguous()[index] * (index >= 0)[:, None]
+        )
         assert torch.equal(kernels.gather_rows(x[:, 2:7], index[::3]), x[index[::3], 2:7])
 
 
@@ -69,10 +73,20 @@ X = torch.randn(4, 3)
     [
         (X.long(), torch.tensor([0]), TypeError, "x is torch.int64"),
         (X[0], torch.tensor([0]), ValueError, r"x has shape \(3,\)"),
-        (X, torch.tensor([0], dtype=torch.int32), TypeError, "index is torch.int32; it must be torch.int64"),
+        (
+            X,
+            torch.tensor([0], dtype=torch.int32),
+            TypeError,
+            "index is torch.int32; it must be torch.int64",
+        ),
         (X, torch.tensor([[0]]), ValueError, r"index has shape \(1, 1\)"),
         (X, [0], TypeError, "index is a list"),
-        (X, torch.tensor([4]), ValueError, "index holds 4; x has 4 rows, so it must be from -1 to 3"),
+        (
+            X,
+            torch.tensor([4]),
+            ValueError,
+            "index holds 4; x has 4 rows, so it must be from -1 to 3",
+        ),
         (X, torch.tensor([-2]), ValueError, "index holds -2"),
         (X, torch.tensor([1, 2, 1]), ValueError, "index holds 1 twice"),
         (X, torch.tensor([0], device="meta"), ValueError, "index is on meta and x on cpu"),

@@ -1,4 +1,6 @@
-"""The dense layer is PyTorch's, whichever library multiplies, and leaves to PyTorch what the other library is not for."""
+"""The dense layer is PyTorch's, whichever library multiplies, and leaves to PyTorch what the other
+library is not for.
+"""
 
 import importlib
 
@@ -39,9 +41,10 @@ def inputs(rows, inner, columns, dtype=torch.float32):
 def test_results_and_gradients_equal_float64(form, with_bias, through_onednn):
     x, weight, bias = inputs(*SHAPE)
     leaves = (x, weight, bias) if with_bias else (x, weight)
-    view = {"contiguous": lambda x: x, "strided": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]]}.get(
-        form, lambda x: x.unflatten(0, (7, 100))
-    )
+    view = {
+        "contiguous": lambda x: x,
+        "strided": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
+    }.get(form, lambda x: x.unflatten(0, (7, 100)))
     got = linear(view(x), weight, bias if with_bias else None)
     dout = torch.randn(got.shape)
     gradients = torch.autograd.grad(got, leaves, dout)
@@ -49,7 +52,9 @@ def test_results_and_gradients_equal_float64(form, with_bias, through_onednn):
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
     wanted = F.linear(view(wide[0]), *wide[1:])
     assert_close_to_float64(got, wanted)
-    for mine, other in zip(gradients, torch.autograd.grad(wanted, wide, dout.double()), strict=True):
+    for mine, other in zip(
+        gradients, torch.autograd.grad(wanted, wide, dout.double()), strict=True
+    ):
         assert_close_to_float64(mine, other)
 
 
@@ -80,9 +85,15 @@ def test_constant_weights_give_the_same_and_are_forgotten_afterwards(through_one
 @pytest.mark.parametrize("kind", ["small", "float64", "bfloat16", "autocast", "compiled"])
 def test_everything_else_is_pytorchs_to_the_bit(kind, through_onednn):
     shape = (4, 8, 16) if kind == "small" else SHAPE
-    x, weight, bias = inputs(*shape, dtype=getattr(torch, kind) if kind in ("float64", "bfloat16") else torch.float32)
+    x, weight, bias = inputs(
+        *shape, dtype=getattr(torch, kind) if kind in ("float64", "bfloat16") else torch.float32
+    )
     torch._dynamo.reset()
-    call = torch.compile(linear, fullgraph=True, backend=COMPILE_BACKEND) if kind == "compiled" else linear
+    call = (
+        torch.compile(linear, fullgraph=True, backend=COMPILE_BACKEND)
+        if kind == "compiled"
+        else linear
+    )
     with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
         got, wanted = call(x, weight, bias), F.linear(x, weight, bias)
     assert got.dtype == wanted.dtype

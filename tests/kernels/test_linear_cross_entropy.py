@@ -28,7 +28,9 @@ def inputs(rows, vocab, hidden, dtype, ignored=0, bias=True, seed=0):
 
 def run(leaves, labels, dloss=None, **options):
     hidden, weight, *bias = leaves
-    loss, correct = kernels.linear_cross_entropy(hidden, weight, bias[0] if bias else None, labels, **options)
+    loss, correct = kernels.linear_cross_entropy(
+        hidden, weight, bias[0] if bias else None, labels, **options
+    )
     gradients = torch.autograd.grad(loss, leaves, dloss)
     return loss.detach(), correct, gradients
 
@@ -60,14 +62,18 @@ def check(backend, rows, vocab, hidden, dtype, ignored=0, bias=True, dloss=None,
 def test_the_reference_passes_gradcheck(reduction, smoothing, z_loss):
     leaves, labels = inputs(5, 7, 4, torch.float64, ignored=2)
     options = {"reduction": reduction, "label_smoothing": smoothing, "z_loss": z_loss}
-    assert torch.autograd.gradcheck(lambda h, w, b: kernels.linear_cross_entropy(h, w, b, labels, **options)[0], leaves)
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: kernels.linear_cross_entropy(h, w, b, labels, **options)[0], leaves
+    )
 
 
 def test_the_reference_equals_torch_cross_entropy():
     (h, w, b), labels = inputs(9, 31, 8, torch.float64, ignored=3)
     loss, correct = kernels.linear_cross_entropy(h, w, b, labels, label_smoothing=0.2)
     logits = h @ w.T + b
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.2))
+    torch.testing.assert_close(
+        loss, torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.2)
+    )
     assert correct == (logits.argmax(-1) == labels).sum()
 
 
@@ -102,7 +108,9 @@ def test_any_size_matches_float64(backend, rows, vocab, hidden, bias, dtype, ign
 
 
 def test_many_blocks_of_logits_give_what_one_gives(monkeypatch):
-    module = importlib.import_module("bertfast.kernels.linear_cross_entropy")  # the package's name is the function
+    module = importlib.import_module(
+        "bertfast.kernels.linear_cross_entropy"
+    )  # the package's name is the function
     monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 300 * 3)
     for dtype in (torch.float32, torch.bfloat16):
         check("cpp", 14, 300, 16, dtype, ignored=3)
@@ -128,7 +136,9 @@ def test_no_row_that_counts_gives_zero_loss_and_zero_gradients(backend):
 def test_a_tie_goes_to_the_lowest_id(backend):
     hidden, weight = torch.ones(2, 4, device=DEVICE), torch.ones(9, 4, device=DEVICE)
     with forced(backend):
-        _, correct = kernels.linear_cross_entropy(hidden, weight, None, torch.tensor([0, 1], device=DEVICE))
+        _, correct = kernels.linear_cross_entropy(
+            hidden, weight, None, torch.tensor([0, 1], device=DEVICE)
+        )
     assert correct == 1
 
 
@@ -147,7 +157,9 @@ def test_large_logits_do_not_overflow(backend):
     hidden = torch.full((1, 1), 1e4, device=DEVICE)
     weight = torch.tensor([[1.0], [-1.0], [0.5]], device=DEVICE)
     with forced(backend):
-        loss, _ = kernels.linear_cross_entropy(hidden, weight, None, torch.tensor([2], device=DEVICE))
+        loss, _ = kernels.linear_cross_entropy(
+            hidden, weight, None, torch.tensor([2], device=DEVICE)
+        )
     assert loss.item() == pytest.approx(5e3)
 
 
@@ -166,7 +178,9 @@ def test_a_retained_graph_can_be_gone_back_through_again(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_input_gives_what_contiguous_input_gives(backend):
     (h, w, b), labels = inputs(6, 40, 8, torch.float32)
-    strided = [torch.stack([x.detach(), x.detach()], -1)[..., 0].requires_grad_() for x in (h, w, b)]
+    strided = [
+        torch.stack([x.detach(), x.detach()], -1)[..., 0].requires_grad_() for x in (h, w, b)
+    ]
     with forced(backend):
         loss, _, gradients = run([h, w, b], labels)
         other_loss, _, other_gradients = run(strided, torch.stack([labels, labels], -1)[:, 0])
@@ -196,7 +210,9 @@ def test_torch_compile_takes_it_without_a_graph_break(backend):
 
     with forced(backend):
         wanted = torch.autograd.grad(loss(*leaves), leaves)
-        got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*leaves), leaves)
+        got = torch.autograd.grad(
+            torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(*leaves), leaves
+        )
     for x, y in zip(got, wanted, strict=True):
         torch.testing.assert_close(x, y)
 
@@ -220,7 +236,12 @@ def bad_calls():
     yield "labels is torch.int32", TypeError, (h, w, b, y.int()), {}
     yield "there are 2 labels and 3 rows", ValueError, (h, w, b, y[:2]), {}
     yield "labels is on meta", ValueError, (h, w, b, y.to("meta")), {}
-    yield "labels[1] is 9; it must be from 0 to 8", ValueError, (h, w, b, torch.tensor([0, 9, 1])), {}
+    yield (
+        "labels[1] is 9; it must be from 0 to 8",
+        ValueError,
+        (h, w, b, torch.tensor([0, 9, 1])),
+        {},
+    )
     yield "labels[2] is -100", ValueError, (h, w, b, y), {"ignore_index": -1}
     yield "reduction is 'max'", ValueError, (h, w, b, y), {"reduction": "max"}
     yield "label_smoothing is 1.5", ValueError, (h, w, b, y), {"label_smoothing": 1.5}
@@ -228,7 +249,9 @@ def bad_calls():
 
 
 @pytest.mark.parametrize(
-    ("message", "error", "arguments", "options"), list(bad_calls()), ids=lambda x: x if isinstance(x, str) else ""
+    ("message", "error", "arguments", "options"),
+    list(bad_calls()),
+    ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_wrong_arguments_are_named(message, error, arguments, options):
     with pytest.raises(error) as caught:

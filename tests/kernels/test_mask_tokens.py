@@ -1,4 +1,6 @@
-"""What `mask_tokens` promises: BERT's shares, no special token, whole words, and the same ids on every backend."""
+"""What `mask_tokens` promises: BERT's shares, no special token, whole words, and the same ids on
+every backend.
+"""
 
 import pytest
 import torch
@@ -26,11 +28,15 @@ def none_special(ids):
 def run(backend, ids, special=None, **options):
     settings = {"mask_id": MASK, "vocab_size": VOCAB, **options}
     with forced(backend):
-        return kernels.mask_tokens(ids, none_special(ids) if special is None else special, **settings)
+        return kernels.mask_tokens(
+            ids, none_special(ids) if special is None else special, **settings
+        )
 
 
 def within(count, total, share):
-    """Whether so many of ``total`` are as good as ``share`` of them: 5 standard deviations of the binomial."""
+    """Whether so many of ``total`` are as good as ``share`` of them: 5 standard deviations of the
+    binomial.
+    """
     return abs(count - share * total) <= 5 * (share * (1 - share) * total) ** 0.5
 
 
@@ -57,14 +63,21 @@ def test_every_backend_gives_the_same_ids(
     tokens = sum(lengths)
     ids = ids_of(tokens, generator)
     special = (torch.rand(tokens, generator=generator) < special_rate).to(DEVICE)
-    options = {"rate": rate, "mask_share": mask_share, "random_share": rest * (1 - mask_share), "seed": seed}
+    options = {
+        "rate": rate,
+        "mask_share": mask_share,
+        "random_share": rest * (1 - mask_share),
+        "seed": seed,
+    }
     if words != "none":
         grow = torch.rand(tokens, generator=generator) < {"short": 0.6, "long": 0.05}[words]
         options["word_ids"] = (grow.cumsum(0) - 1).to(DEVICE)
     if split:
         options["cu_seqlens"] = boundaries(lengths)
     if counted:
-        options["counters"] = torch.randint(-(2**63), 2**63 - 1, (tokens,), generator=generator).to(DEVICE)
+        options["counters"] = torch.randint(-(2**63), 2**63 - 1, (tokens,), generator=generator).to(
+            DEVICE
+        )
     results = [run(backend, ids, special, first_random_id=first, **options) for backend in BACKENDS]
     for result in results[1:]:
         assert torch.equal(result[0], results[0][0])
@@ -73,12 +86,19 @@ def test_every_backend_gives_the_same_ids(
 
 @each_backend
 @pytest.mark.parametrize(
-    ("rate", "mask_share", "random_share"), [(0.15, 0.8, 0.1), (0.4, 1.0, 0.0), (0.3, 0.0, 0.5), (0.9, 0.2, 0.8)]
+    ("rate", "mask_share", "random_share"),
+    [(0.15, 0.8, 0.1), (0.4, 1.0, 0.0), (0.3, 0.0, 0.5), (0.9, 0.2, 0.8)],
 )
 def test_the_rate_and_the_mix_are_those_asked_for(backend, rate, mask_share, random_share):
     ids = torch.full((TOKENS if backend != "triton" else 20_000,), 5, device=DEVICE)
     masked, labels = run(
-        backend, ids, rate=rate, mask_share=mask_share, random_share=random_share, first_random_id=6, seed=3
+        backend,
+        ids,
+        rate=rate,
+        mask_share=mask_share,
+        random_share=random_share,
+        first_random_id=6,
+        seed=3,
     )
     chosen = labels != -100
     assert torch.equal(labels[chosen], ids[chosen])
@@ -90,7 +110,10 @@ def test_the_rate_and_the_mix_are_those_asked_for(backend, rate, mask_share, ran
     drawn = torch.bincount(now[now >= 6], minlength=VOCAB)[6:].double()
     if random_share:  # uniform from first_random_id on: chi-squared
         expected = drawn.sum() / len(drawn)
-        assert abs(((drawn - expected) ** 2 / expected).sum() - len(drawn)) < 5 * (2 * len(drawn)) ** 0.5
+        assert (
+            abs(((drawn - expected) ** 2 / expected).sum() - len(drawn))
+            < 5 * (2 * len(drawn)) ** 0.5
+        )
 
 
 def test_choice_and_fate_of_neighbours_are_independent():
@@ -102,11 +125,21 @@ def test_choice_and_fate_of_neighbours_are_independent():
 @each_backend
 def test_the_bits_are_the_first_three_words_of_the_tokens_counter(backend):
     ids, seed, counters = ids_of(50), 2**40 + 1, torch.arange(50, device=DEVICE) * 2**34
-    choice, action, draw, _ = (word.tolist() for word in token_words(as_seed(seed, DEVICE), counters))
-    masked, labels = run(backend, ids, seed=seed, counters=counters, rate=0.5, mask_share=0.25, random_share=0.5)
+    choice, action, draw, _ = (
+        word.tolist() for word in token_words(as_seed(seed, DEVICE), counters)
+    )
+    masked, labels = run(
+        backend, ids, seed=seed, counters=counters, rate=0.5, mask_share=0.25, random_share=0.5
+    )
     for t, before in enumerate(ids.tolist()):
         chosen = choice[t] < 2**31
-        after = MASK if action[t] < 2**30 else draw[t] * VOCAB >> 32 if action[t] < 3 * 2**30 else before
+        after = (
+            MASK
+            if action[t] < 2**30
+            else draw[t] * VOCAB >> 32
+            if action[t] < 3 * 2**30
+            else before
+        )
         assert (masked[t], labels[t]) == ((after, before) if chosen else (before, -100))
 
 
@@ -114,7 +147,9 @@ def test_the_bits_are_the_first_three_words_of_the_tokens_counter(backend):
 def test_a_rate_of_one_chooses_all_and_of_none_nothing(backend):
     ids = ids_of(5000)
     special = torch.arange(5000, device=DEVICE) % 7 == 0
-    masked, labels = run(backend, ids, special, rate=1.0, mask_share=1.0, random_share=0.0, ignore_index=-1)
+    masked, labels = run(
+        backend, ids, special, rate=1.0, mask_share=1.0, random_share=0.0, ignore_index=-1
+    )
     assert torch.equal(masked, torch.where(special, ids, MASK))
     assert torch.equal(labels, torch.where(special, -1, ids))
     masked, labels = run(backend, ids, special, rate=0.0)
@@ -127,7 +162,9 @@ def test_special_tokens_are_never_chosen_and_those_below_the_first_random_id_nev
     ids = ids_of(4000)
     special = torch.rand(4000, device=DEVICE) < 0.5
     ids[special] = 2
-    masked, labels = run(backend, ids, special, rate=0.8, mask_share=0.0, random_share=1.0, first_random_id=5)
+    masked, labels = run(
+        backend, ids, special, rate=0.8, mask_share=0.0, random_share=1.0, first_random_id=5
+    )
     assert (masked[special] == 2).all()
     assert (labels[special] == -100).all()
     assert (masked[~special] >= 5).all()
@@ -139,11 +176,18 @@ def test_a_word_is_chosen_whole_and_its_tokens_fare_each_by_itself(backend):
     word_ids = torch.arange(3000).repeat_interleave(lengths).to(DEVICE)
     special = torch.rand(len(word_ids), device=DEVICE) < 0.1
     ids = torch.full_like(word_ids, 5)
-    masked, labels = run(backend, ids, special, word_ids=word_ids, rate=0.3, first_random_id=6, seed=5)
+    masked, labels = run(
+        backend, ids, special, word_ids=word_ids, rate=0.3, first_random_id=6, seed=5
+    )
     chosen = labels != -100
     assert not chosen[special].any()
-    for of_words in (chosen, chosen | special):  # a word is all chosen or not at all, but for its special tokens
-        parts = torch.zeros(3000, dtype=torch.long, device=DEVICE).index_add(0, word_ids, of_words.long())
+    for of_words in (
+        chosen,
+        chosen | special,
+    ):  # a word is all chosen or not at all, but for its special tokens
+        parts = torch.zeros(3000, dtype=torch.long, device=DEVICE).index_add(
+            0, word_ids, of_words.long()
+        )
         if of_words is chosen:
             touched = parts > 0
         else:
@@ -175,8 +219,12 @@ def test_words_end_at_a_boundary_and_where_a_token_is_of_none(backend):
     assert chosen(word_ids=word_ids).unique().numel() == 1  # one word
     alone = chosen()
     assert torch.equal(chosen(word_ids=word_ids, cu_seqlens=boundaries([1] * 2000)), alone)
-    split = chosen(word_ids=word_ids, cu_seqlens=boundaries([0, 700, 0, 600]))  # the slack is a sequence of its own
-    assert torch.equal(split, alone[[0, 700, 1300]].repeat_interleave(torch.tensor([700, 600, 700], device=DEVICE)))
+    split = chosen(
+        word_ids=word_ids, cu_seqlens=boundaries([0, 700, 0, 600])
+    )  # the slack is a sequence of its own
+    assert torch.equal(
+        split, alone[[0, 700, 1300]].repeat_interleave(torch.tensor([700, 600, 700], device=DEVICE))
+    )
     word_ids[::2] = -1
     assert not chosen(word_ids=word_ids)[::2].any()
     assert torch.equal(chosen(word_ids=word_ids)[1::2], alone[1::2])
@@ -222,7 +270,10 @@ def test_strided_input_gives_what_contiguous_input_gives(backend):
     special = torch.rand(900, device=DEVICE) < 0.2
     strided = [x[::3] for x in (ids, special, words, words)]
     whole = [x.contiguous() for x in strided]
-    results = [run(backend, a, b, word_ids=c, counters=d, rate=0.5, seed=9) for a, b, c, d in (strided, whole)]
+    results = [
+        run(backend, a, b, word_ids=c, counters=d, rate=0.5, seed=9)
+        for a, b, c, d in (strided, whole)
+    ]
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
     assert all(x.is_contiguous() for x in results[0])
 
@@ -299,23 +350,47 @@ IDS, NONE = torch.tensor([5, 6, 7]), torch.zeros(3, dtype=torch.bool)
     [
         ({"input_ids": [5]}, TypeError, "input_ids is a list; it must be a tensor"),
         ({"input_ids": IDS.int()}, TypeError, "input_ids is torch.int32; it must be torch.int64"),
-        ({"input_ids": IDS[None]}, ValueError, r"input_ids has shape \(1, 3\); it must be \(tokens\)"),
-        ({"input_ids": torch.tensor([5, 1000, 7])}, ValueError, "input_ids holds 1000; it must be from 0 to 999"),
+        (
+            {"input_ids": IDS[None]},
+            ValueError,
+            r"input_ids has shape \(1, 3\); it must be \(tokens\)",
+        ),
+        (
+            {"input_ids": torch.tensor([5, 1000, 7])},
+            ValueError,
+            "input_ids holds 1000; it must be from 0 to 999",
+        ),
         ({"input_ids": torch.tensor([5, -1, 7])}, ValueError, "input_ids holds -1"),
         ({"special": None}, TypeError, "special is a NoneType"),
         ({"special": NONE.long()}, TypeError, "special is torch.int64; it must be torch.bool"),
-        ({"special": NONE[:2]}, ValueError, "special has 2 entries and there are 3 tokens; they must be the same"),
+        (
+            {"special": NONE[:2]},
+            ValueError,
+            "special has 2 entries and there are 3 tokens; they must be the same",
+        ),
         ({"special": NONE.to("meta")}, ValueError, "special is on meta and input_ids on cpu"),
         ({"word_ids": IDS.float()}, TypeError, "word_ids is torch.float32"),
         ({"word_ids": IDS[:1]}, ValueError, "word_ids has 1 entries"),
         ({"counters": IDS.int()}, TypeError, "counters is torch.int32"),
         ({"cu_seqlens": IDS}, TypeError, "cu_seqlens is torch.int64; it must be torch.int32"),
-        ({"cu_seqlens": torch.tensor([1, 3], dtype=torch.int32)}, ValueError, "cu_seqlens starts with 1"),
-        ({"cu_seqlens": torch.tensor([0, 4], dtype=torch.int32)}, ValueError, "cu_seqlens ends at 4"),
+        (
+            {"cu_seqlens": torch.tensor([1, 3], dtype=torch.int32)},
+            ValueError,
+            "cu_seqlens starts with 1",
+        ),
+        (
+            {"cu_seqlens": torch.tensor([0, 4], dtype=torch.int32)},
+            ValueError,
+            "cu_seqlens ends at 4",
+        ),
         ({"rate": 1.1}, ValueError, "rate is 1.1; it must be from 0 to 1"),
         ({"rate": float("nan")}, ValueError, "rate is nan"),
         ({"mask_share": -0.1}, ValueError, "mask_share is -0.1"),
-        ({"random_share": 0.3}, ValueError, "mask_share is 0.8 and random_share 0.3; their sum must be at most 1"),
+        (
+            {"random_share": 0.3},
+            ValueError,
+            "mask_share is 0.8 and random_share 0.3; their sum must be at most 1",
+        ),
         ({"vocab_size": 0}, ValueError, "vocab_size is 0; it must be above 0"),
         ({"vocab_size": 2**31 + 1}, ValueError, "vocab_size is 2147483649"),
         ({"mask_id": VOCAB}, ValueError, "mask_id is 1000; it must be from 0 to 999"),

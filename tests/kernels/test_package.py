@@ -1,4 +1,6 @@
-"""The folder has one name, ``bertfast.kernels``, whatever else can be found from where Python was started."""
+"""The folder has one name, ``bertfast.kernels``, whatever else can be found from where Python was
+started.
+"""
 
 import subprocess
 import sys

@@ -1,4 +1,6 @@
-"""What `pack` and `unpack` promise: any dtype, zeros at the padding, each the other's gradient, on every backend."""
+"""What `pack` and `unpack` promise: any dtype, zeros at the padding, each the other's gradient, on
+every backend.
+"""
 
 import pytest
 import torch
@@ -11,17 +13,29 @@ from support import COMPILE_BACKEND, DEVICE, forced, missing_backend
 BACKENDS = [name for name in ("reference", "cpp", "triton") if not missing_backend(name)]
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-DTYPES = (*FLOATING, torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool, torch.complex64)
+DTYPES = (
+    *FLOATING,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+)
 
 
 def values(shape, dtype, generator=None):
     x = 4 * torch.randn(*shape, generator=generator)
-    return (x > 0 if dtype == torch.bool else x.abs() if dtype == torch.uint8 else x).to(DEVICE, dtype)
+    return (x > 0 if dtype == torch.bool else x.abs() if dtype == torch.uint8 else x).to(
+        DEVICE, dtype
+    )
 
 
 def rows_of(places, tokens, slack, generator=None):
     """``tokens`` different places in any order, and slack among them."""
-    chosen = torch.cat([torch.randperm(places, generator=generator)[:tokens], torch.full((slack,), -1)])
+    chosen = torch.cat(
+        [torch.randperm(places, generator=generator)[:tokens], torch.full((slack,), -1)]
+    )
     return chosen[torch.randperm(len(chosen), generator=generator)].to(DEVICE)
 
 
@@ -52,11 +66,16 @@ def unpacked_by_hand(packed, rows, shape):
     seed=st.integers(0, 1000),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_tokens_come_out_and_go_back_with_their_gradients(backend, shape, rest, share, slack, dtype, seed):
+def test_tokens_come_out_and_go_back_with_their_gradients(
+    backend, shape, rest, share, slack, dtype, seed
+):
     generator = torch.Generator().manual_seed(seed)
     places = shape[0] * shape[1]
     rows = rows_of(places, round(share * places), slack, generator)
-    padded, packed = values((*shape, *rest), dtype, generator), values((len(rows), *rest), dtype, generator)
+    padded, packed = (
+        values((*shape, *rest), dtype, generator),
+        values((len(rows), *rest), dtype, generator),
+    )
     differentiable = dtype in FLOATING
     with forced(backend):
         out = kernels.pack(padded.requires_grad_(differentiable), rows)
@@ -79,12 +98,16 @@ def test_a_row_longer_than_a_program_goes_over_whole(backend):
     with forced(backend):
         packed = kernels.pack(padded, rows)
         assert torch.equal(packed, packed_by_hand(padded, rows))
-        assert torch.equal(kernels.unpack(packed, rows, (2, 3)), unpacked_by_hand(packed, rows, (2, 3)))
+        assert torch.equal(
+            kernels.unpack(packed, rows, (2, 3)), unpacked_by_hand(packed, rows, (2, 3))
+        )
 
 
 @each_backend
 def test_bits_are_moved_as_they_are(backend):
-    strange = torch.tensor([0x7FC12345, -0x00012345, 0x7F812345, -(2**31)], dtype=torch.int32, device=DEVICE)
+    strange = torch.tensor(
+        [0x7FC12345, -0x00012345, 0x7F812345, -(2**31)], dtype=torch.int32, device=DEVICE
+    )
     with forced(backend):
         packed = kernels.pack(strange.view(torch.float32)[None], torch.arange(4, device=DEVICE))
     assert torch.equal(packed.view(torch.int32), strange)
@@ -96,14 +119,21 @@ def test_strided_input_gives_what_contiguous_input_gives(backend):
     rows = torch.tensor([7, 0, -1, 3, 11], device=DEVICE)
     with forced(backend):
         for padded in (x.transpose(0, 1), x[::2, :, 1:6], x[:1].expand(3, 4, 10), x[..., 3]):
-            assert torch.equal(kernels.pack(padded, rows[::2]), kernels.pack(padded.contiguous(), rows[::2]))
+            assert torch.equal(
+                kernels.pack(padded, rows[::2]), kernels.pack(padded.contiguous(), rows[::2])
+            )
         for packed in (x[:5, 0], x[1:, 2].T[:5], x[0, :1].expand(5, 10)):
-            assert torch.equal(kernels.unpack(packed, rows, (3, 4)), kernels.unpack(packed.contiguous(), rows, (3, 4)))
+            assert torch.equal(
+                kernels.unpack(packed, rows, (3, 4)),
+                kernels.unpack(packed.contiguous(), rows, (3, 4)),
+            )
 
 
 def test_the_reference_passes_gradcheck():
     rows = torch.tensor([4, -1, 0, -1], device=DEVICE)
-    padded, packed = (torch.randn(*shape, 2, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (4,)))
+    padded, packed = (
+        torch.randn(*shape, 2, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (4,))
+    )
     with forced("reference"):
         assert torch.autograd.gradcheck(lambda x: kernels.pack(x, rows.cpu()), (padded,))
         assert torch.autograd.gradcheck(lambda x: kernels.unpack(x, rows.cpu(), (2, 3)), (packed,))
@@ -131,7 +161,9 @@ def test_the_custom_ops_pass_opcheck(backend, dtype):
     index = torch.tensor([2, -1, 0], device=DEVICE)
     x = values((5, 4), dtype).requires_grad_(dtype.is_floating_point)
     torch.library.opcheck(torch.ops.bertfast.gather_rows.default, (x, index, backend))
-    torch.library.opcheck(torch.ops.bertfast.scatter_rows.default, (x[:3].detach(), index, 5, backend))
+    torch.library.opcheck(
+        torch.ops.bertfast.scatter_rows.default, (x[:3].detach(), index, 5, backend)
+    )
 
 
 @each_backend
@@ -157,7 +189,11 @@ BAD_ROWS = [
     (ROWS.int(), TypeError, "rows is torch.int32; it must be torch.int64"),
     (ROWS[None], ValueError, r"rows has shape \(1, 2\)"),
     ([0, 1], TypeError, "rows is a list"),
-    (torch.tensor([6, 0]), ValueError, "rows holds 6; the padded batch has 6 rows, so it must be from -1 to 5"),
+    (
+        torch.tensor([6, 0]),
+        ValueError,
+        "rows holds 6; the padded batch has 6 rows, so it must be from -1 to 5",
+    ),
     (torch.tensor([0, -2]), ValueError, "rows holds -2; the padded batch has 6 rows"),
     (torch.tensor([3, 3]), ValueError, "rows holds 3 twice; the rows must be unique"),
     (ROWS.to("meta"), ValueError, "rows is on meta and pa"),

@@ -1,4 +1,6 @@
-"""The makers of relative positions: equal to the papers' and to transformers', and with gradients to what they are made of."""
+"""The makers of relative positions: equal to the papers' and to transformers', and with gradients
+to what they are made of.
+"""
 
 import pytest
 import torch
@@ -19,7 +21,9 @@ def distances(max_seqlen):
 def test_alibi_slopes_are_the_papers():
     assert alibi_slopes(8).tolist() == [2.0**-h for h in range(1, 9)]
     assert alibi_slopes(1).tolist() == [2.0**-8]
-    torch.testing.assert_close(alibi_slopes(16)[:4], torch.tensor([2**-0.5, 2**-1.0, 2**-1.5, 2**-2.0]))
+    torch.testing.assert_close(
+        alibi_slopes(16)[:4], torch.tensor([2**-0.5, 2**-1.0, 2**-1.5, 2**-2.0])
+    )
     # Twelve heads: those of eight, then every other one of sixteen.
     assert torch.equal(alibi_slopes(12), torch.cat([alibi_slopes(8), alibi_slopes(16)[::2][:4]]))
     with pytest.raises(ValueError, match="heads is 0"):
@@ -39,7 +43,11 @@ def test_alibi_takes_the_slope_times_the_distance_off_each_score(backend):
         q1, k1, v1 = (x[start:end].transpose(0, 1).double() for x in (q, k, v))
         place = torch.arange(end - start)
         mask = -other[:, None, None] * (place[:, None] - place).abs()
-        outs.append(torch.nn.functional.scaled_dot_product_attention(q1, k1, v1, attn_mask=mask).transpose(0, 1))
+        outs.append(
+            torch.nn.functional.scaled_dot_product_attention(q1, k1, v1, attn_mask=mask).transpose(
+                0, 1
+            )
+        )
     wanted = torch.cat(outs)
     assert_close_to_float64(out, wanted)
     assert_close_to_float64(got, torch.autograd.grad(wanted.square().sum(), other)[0])
@@ -61,7 +69,9 @@ def test_torch_compile_makes_alibi_and_its_gradient_inside_the_graph():
         return kernels.attention(q, k, v, cu_seqlens, 5, positions=alibi(slopes, 5)).square().sum()
 
     wanted = torch.autograd.grad(loss(slopes), slopes)[0]
-    got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(slopes), slopes)[0]
+    got = torch.autograd.grad(
+        torch.compile(loss, fullgraph=True, backend=COMPILE_BACKEND)(slopes), slopes
+    )[0]
     torch.testing.assert_close(got, wanted)
 
 
@@ -82,18 +92,23 @@ def transformers_deberta_buckets(max_seqlen, position_buckets, max_position):
     modeling = pytest.importorskip("transformers.models.deberta_v2.modeling_deberta_v2")
     relative = distances(max_seqlen)
     if position_buckets > 0:
-        relative = modeling.make_log_bucket_position(relative, position_buckets, max_position).long()
+        relative = modeling.make_log_bucket_position(
+            relative, position_buckets, max_position
+        ).long()
     span = position_buckets if position_buckets > 0 else max_position
     return (relative + span).clamp(0, 2 * span - 1)
 
 
 @pytest.mark.parametrize(
-    ("position_buckets", "max_position"), [(256, 512), (-1, 512), (0, 7), (32, 128), (2, 3), (3, 40), (16, 2000)]
+    ("position_buckets", "max_position"),
+    [(256, 512), (-1, 512), (0, 7), (32, 128), (2, 3), (3, 40), (16, 2000)],
 )
 def test_deberta_buckets_equal_transformers(position_buckets, max_position):
     got = deberta_buckets(1500, position_buckets, max_position)
     assert got.dtype == torch.int32
-    assert torch.equal(got.long(), transformers_deberta_buckets(1500, position_buckets, max_position))
+    assert torch.equal(
+        got.long(), transformers_deberta_buckets(1500, position_buckets, max_position)
+    )
 
 
 @pytest.mark.parametrize("max_seqlen", [0, 1, 2])
@@ -127,7 +142,9 @@ def test_wrong_arguments_are_named(make, message):
 @pytest.mark.parametrize("types", [["c2p"], ["p2c"], ["c2p", "p2c"]], ids="+".join)
 @pytest.mark.parametrize("position_buckets", [8, -1])
 def test_deberta_attention_equals_transformers(backend, types, position_buckets):
-    """The whole of transformers' disentangled attention and every gradient, from its own projections."""
+    """The whole of transformers' disentangled attention and every gradient, from its own
+    projections.
+    """
     modeling = pytest.importorskip("transformers.models.deberta_v2.modeling_deberta_v2")
     torch.manual_seed(0)
     heads, head_dim, length, max_position = 2, 16, 40, 24
@@ -156,17 +173,31 @@ def test_deberta_attention_equals_transformers(backend, types, position_buckets)
     scale = (head_dim * (1 + len(types))) ** -0.5
     query_scores = key_scores = None
     if "c2p" in types:
-        query_scores = scale * torch.einsum("thd,bhd->thb", q, split(module.pos_key_proj(embeddings)))
+        query_scores = scale * torch.einsum(
+            "thd,bhd->thb", q, split(module.pos_key_proj(embeddings))
+        )
     if "p2c" in types:
-        key_scores = scale * torch.einsum("thd,bhd->thb", k, split(module.pos_query_proj(embeddings)))
+        key_scores = scale * torch.einsum(
+            "thd,bhd->thb", k, split(module.pos_query_proj(embeddings))
+        )
     positions = kernels.RelativePositions(
-        deberta_buckets(length, position_buckets, max_position), query_scores=query_scores, key_scores=key_scores
+        deberta_buckets(length, position_buckets, max_position),
+        query_scores=query_scores,
+        key_scores=key_scores,
     )
     with forced(backend):
         got = kernels.attention(
-            q, k, v, boundaries([length], torch.device("cpu")), length, scale=scale, positions=positions
+            q,
+            k,
+            v,
+            boundaries([length], torch.device("cpu")),
+            length,
+            scale=scale,
+            positions=positions,
         ).flatten(1)
         gradients = torch.autograd.grad(got.square().sum(), leaves)
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
     for mine, other in zip(gradients, wanted_gradients, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5 * max(1.0, other.abs().max().item()))
+        torch.testing.assert_close(
+            mine, other, rtol=1e-5, atol=1e-5 * max(1.0, other.abs().max().item())
+        )

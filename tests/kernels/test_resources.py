@@ -17,14 +17,24 @@ pytest.importorskip("triton", reason="Triton is not installed")
 def rows(request):
     """The report of one dtype, from a process in which Triton compiles and does not interpret."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bertfast.kernels.resources", "--json", "--dtype", request.param]
+    command = [
+        sys.executable,
+        "-m",
+        "bertfast.kernels.resources",
+        "--json",
+        "--dtype",
+        request.param,
+    ]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
 
 def name(row):
-    traits = " ".join(f"{trait}={row[trait]}" for trait in ("head_dim", "dropout", "positions", "window", "length"))
+    traits = " ".join(
+        f"{trait}={row[trait]}"
+        for trait in ("head_dim", "dropout", "positions", "window", "length")
+    )
     return f"{row['kernel']} {row['dtype']} {traits} sm_{row['capability']}"
 
 
@@ -43,7 +53,8 @@ def test_every_kernel_is_compiled_for_every_target(rows):
 
 
 def test_no_register_is_spilled(rows):
-    # The tiles are chosen for Triton 3.7; the registers that 3.6 hands out differ by a few bytes, in float32.
+    # The tiles are chosen for Triton 3.7; the registers that 3.6 hands out differ by a few bytes,
+    # in float32.
     bound = 0 if version("triton") >= "3.7" else 16
     assert [name(row) for row in rows if row["spills"] > bound] == []
 

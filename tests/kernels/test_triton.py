@@ -1,4 +1,6 @@
-"""The Triton kernels keep the promises of the other backends: on a GPU compiled, elsewhere in Triton's interpreter."""
+"""The Triton kernels keep the promises of the other backends: on a GPU compiled, elsewhere in
+Triton's interpreter.
+"""
 
 from importlib import import_module
 
@@ -20,7 +22,10 @@ def attention_run(backend, qkv, dout, cu_seqlens, max_seqlen, **options):
     leaves = [x.detach().requires_grad_() for x in qkv]
     positions = options.pop("positions", None)
     if positions:
-        tables = [None if x is None else x.detach().to(qkv[0].dtype).requires_grad_() for x in positions.tables]
+        tables = [
+            None if x is None else x.detach().to(qkv[0].dtype).requires_grad_()
+            for x in positions.tables
+        ]
         options["positions"] = kernels.RelativePositions(positions.buckets, *tables)
         leaves += [x for x in tables if x is not None]
     with kernels.use_backend(backend):
@@ -30,13 +35,19 @@ def attention_run(backend, qkv, dout, cu_seqlens, max_seqlen, **options):
 
 def attention_check(lengths, heads, head_dim, dtype, slack=0, tables="", buckets=7, **options):
     generator = torch.Generator().manual_seed(0)
-    qkv = torch.randn(sum(lengths) + slack, 3, heads, head_dim, generator=generator).to(DEVICE, dtype).unbind(1)
+    qkv = (
+        torch.randn(sum(lengths) + slack, 3, heads, head_dim, generator=generator)
+        .to(DEVICE, dtype)
+        .unbind(1)
+    )
     dout = torch.randn(sum(lengths) + slack, heads, head_dim, generator=generator).to(DEVICE, dtype)
     cu_seqlens, longest = boundaries(lengths), max(lengths, default=0)
     if tables:
         options["positions"] = random_positions(tables, len(dout), heads, longest, dtype, buckets)
     got = attention_run("triton", qkv, dout, cu_seqlens, longest, **options)
-    wanted = attention_run("reference", [x.double() for x in qkv], dout.double(), cu_seqlens, longest, **options)
+    wanted = attention_run(
+        "reference", [x.double() for x in qkv], dout.double(), cu_seqlens, longest, **options
+    )
     for mine, other in zip(got, wanted, strict=True):
         assert mine.dtype == dtype
         assert_close_to_float64(mine, other)
@@ -61,12 +72,29 @@ def test_half_precision_matches_float64_at_the_borders_of_the_lengths_tiles(long
 
 @pytest.mark.parametrize("head_dim", [16, 48, 64, 80, 128])
 def test_one_pass_backward_matches_float64_for_sequences_of_every_length_at_once(head_dim):
-    attention_check([1, 64, 0, 65, 128, 30], 2, head_dim, torch.bfloat16, slack=3, dropout_p=0.2, seed=6, scale=0.3)
+    attention_check(
+        [1, 64, 0, 65, 128, 30],
+        2,
+        head_dim,
+        torch.bfloat16,
+        slack=3,
+        dropout_p=0.2,
+        seed=6,
+        scale=0.3,
+    )
 
 
 @pytest.mark.parametrize(
     ("longest", "lengths"),
-    [(1, [64]), (64, [64]), (65, [64, 128]), (128, [64, 128]), (129, [64, 128, 256]), (256, [64, 128, 256]), (257, [])],
+    [
+        (1, [64]),
+        (64, [64]),
+        (65, [64, 128]),
+        (128, [64, 128]),
+        (129, [64, 128, 256]),
+        (256, [64, 128, 256]),
+        (257, []),
+    ],
 )
 def test_one_pass_serves_half_precision_up_to_the_longest_length_that_fits(longest, lengths):
     module = import_module("bertfast.kernels.attention")
@@ -82,7 +110,9 @@ def test_one_pass_serves_half_precision_up_to_the_longest_length_that_fits(longe
 
 @pytest.mark.parametrize("window", [0, 1, 31, 64, 69])
 def test_every_window_matches_float64(window):
-    attention_check([5, 0, 1, 70], 1, 16, torch.float32, slack=2, window=window, dropout_p=0.2, seed=4)
+    attention_check(
+        [5, 0, 1, 70], 1, 16, torch.float32, slack=2, window=window, dropout_p=0.2, seed=4
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -106,7 +136,9 @@ def test_a_table_that_needs_no_gradient_changes_no_other_gradient(tables):
             table.requires_grad_(name in trained)
         with kernels.use_backend("triton"):
             out = kernels.attention(*leaves, boundaries([15, 5]), 15, positions=positions)
-            results.append(torch.autograd.grad(out.sum(), [*leaves, positions.tables["bqk".index(tables)]]))
+            results.append(
+                torch.autograd.grad(out.sum(), [*leaves, positions.tables["bqk".index(tables)]])
+            )
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
 
@@ -114,13 +146,22 @@ def test_tables_of_strided_scores_and_of_no_tokens():
     qkv = [torch.randn(20, 2, 16, device=DEVICE) for _ in range(3)]
     dout, cu_seqlens = torch.randn(20, 2, 16, device=DEVICE), boundaries([15, 5])
     positions = random_positions("bqk", 20, 2, 15)
-    by_head = [x.detach().transpose(0, 1).contiguous().transpose(0, 1) for x in positions.tables[1:]]
-    strided = kernels.RelativePositions(positions.buckets, positions.bias.detach().T.contiguous().T, *by_head)
-    one, other = (attention_run("triton", qkv, dout, cu_seqlens, 15, positions=x) for x in (positions, strided))
+    by_head = [
+        x.detach().transpose(0, 1).contiguous().transpose(0, 1) for x in positions.tables[1:]
+    ]
+    strided = kernels.RelativePositions(
+        positions.buckets, positions.bias.detach().T.contiguous().T, *by_head
+    )
+    one, other = (
+        attention_run("triton", qkv, dout, cu_seqlens, 15, positions=x)
+        for x in (positions, strided)
+    )
     assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
     for lengths, longest in (([0, 0], 4), ([], 0)):
         empty = random_positions("bqk", 20, 2, longest)
-        results = attention_run("triton", qkv, dout, boundaries(lengths), longest, positions=empty, window=1)
+        results = attention_run(
+            "triton", qkv, dout, boundaries(lengths), longest, positions=empty, window=1
+        )
         assert [x.shape for x in results[4:]] == [x.shape for x in empty.tables]
         assert not any(x.any() for x in results)
 
@@ -128,8 +169,13 @@ def test_tables_of_strided_scores_and_of_no_tokens():
 def test_tables_too_large_to_count_are_refused():
     q = torch.zeros(1, 1, 16, device=DEVICE)
     scores = torch.zeros(2, device=DEVICE).as_strided((1, 1, 2), (2**30, 2, 1))
-    positions = kernels.RelativePositions(torch.zeros(3, dtype=torch.int32, device=DEVICE), query_scores=scores)
-    with kernels.use_backend("triton"), pytest.raises(ValueError, match=r"2147483648 elements; .* below 2\*\*31"):
+    positions = kernels.RelativePositions(
+        torch.zeros(3, dtype=torch.int32, device=DEVICE), query_scores=scores
+    )
+    with (
+        kernels.use_backend("triton"),
+        pytest.raises(ValueError, match=r"2147483648 elements; .* below 2\*\*31"),
+    ):
         kernels.attention(q, q, q, boundaries([1]), 2, positions=positions)
 
 
@@ -142,8 +188,21 @@ def test_tables_too_large_to_count_are_refused():
     window=st.one_of(st.none(), st.integers(0, 66)),
     buckets=st.sampled_from([3, 40]),
 )
-def test_attention_matches_float64_for_any_positions_and_window(lengths, slack, dropout_p, tables, window, buckets):
-    attention_check(lengths, 1, 16, torch.float32, slack, tables, buckets, window=window, dropout_p=dropout_p, seed=3)
+def test_attention_matches_float64_for_any_positions_and_window(
+    lengths, slack, dropout_p, tables, window, buckets
+):
+    attention_check(
+        lengths,
+        1,
+        16,
+        torch.float32,
+        slack,
+        tables,
+        buckets,
+        window=window,
+        dropout_p=dropout_p,
+        seed=3,
+    )
 
 
 @settings(max_examples=8, deadline=None)
@@ -166,14 +225,20 @@ def test_attention_drops_exactly_what_the_reference_drops():
     kept = []
     for backend in ("reference", "triton"):
         with kernels.use_backend(backend):
-            kept.append(kernels.attention(q, k, v, cu_seqlens, length, dropout_p=0.4, seed=-9)[5:] != 0)
+            kept.append(
+                kernels.attention(q, k, v, cu_seqlens, length, dropout_p=0.4, seed=-9)[5:] != 0
+            )
     assert torch.equal(kept[0], kept[1])
 
 
 def test_the_one_pass_backward_drops_exactly_what_the_reference_drops():
-    """With the identity for the output's gradient, V's is the transposed matrix of kept probabilities."""
+    """With the identity for the output's gradient, V's is the transposed matrix of kept
+    probabilities.
+    """
     length = 64
-    q, k, v, dout = (torch.zeros(length + 5, 2, length, dtype=torch.bfloat16, device=DEVICE) for _ in range(4))
+    q, k, v, dout = (
+        torch.zeros(length + 5, 2, length, dtype=torch.bfloat16, device=DEVICE) for _ in range(4)
+    )
     dout[5:] = torch.eye(length, device=DEVICE)[:, None, :]
     options = {"dropout_p": 0.4, "seed": -9}
     kept = [
@@ -184,11 +249,16 @@ def test_the_one_pass_backward_drops_exactly_what_the_reference_drops():
     assert 0 < kept[0][5:].float().mean() < 1
 
 
-@pytest.mark.parametrize(("tables", "dtype"), [("", torch.float32), ("bqk", torch.float32), ("", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("tables", "dtype"), [("", torch.float32), ("bqk", torch.float32), ("", torch.bfloat16)]
+)
 def test_the_backward_is_the_same_bits_each_time(tables, dtype):
     q, k, v, dout = (torch.randn(40, 2, 32, device=DEVICE, dtype=dtype) for _ in range(4))
     options = {"dropout_p": 0.1, "seed": 1, "positions": random_positions(tables, 40, 2, 33)}
-    one, other = (attention_run("triton", (q, k, v), dout, boundaries([33, 7]), 33, **options) for _ in range(2))
+    one, other = (
+        attention_run("triton", (q, k, v), dout, boundaries([33, 7]), 33, **options)
+        for _ in range(2)
+    )
     assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
 
 
@@ -226,13 +296,18 @@ def lce_run(backend, leaves, labels, dloss, **options):
     leaves = [x.detach().requires_grad_() for x in leaves]
     hidden, weight, *bias = leaves
     with kernels.use_backend(backend):
-        loss, correct = kernels.linear_cross_entropy(hidden, weight, bias[0] if bias else None, labels, **options)
+        loss, correct = kernels.linear_cross_entropy(
+            hidden, weight, bias[0] if bias else None, labels, **options
+        )
         return loss.detach(), correct, torch.autograd.grad(loss, leaves, dloss)
 
 
 def lce_check(rows, vocab, hidden, dtype, ignored=0, bias=True, **options):
     generator = torch.Generator().manual_seed(0)
-    h, w, b = (torch.randn(*shape, generator=generator) for shape in ((rows, hidden), (vocab, hidden), (vocab,)))
+    h, w, b = (
+        torch.randn(*shape, generator=generator)
+        for shape in ((rows, hidden), (vocab, hidden), (vocab,))
+    )
     leaves = [x.to(DEVICE, dtype) for x in (h, w / hidden**0.5, b)[: 3 if bias else 2]]
     labels = torch.randint(vocab, (rows,), generator=generator)
     labels[:ignored] = -100
@@ -267,7 +342,9 @@ def test_linear_cross_entropy_matches_float64_at_odd_sizes(rows, vocab):
 def test_a_tie_goes_to_the_lowest_id():
     hidden, weight = torch.ones(2, 16, device=DEVICE), torch.ones(2200, 16, device=DEVICE)
     with kernels.use_backend("triton"):
-        _, correct = kernels.linear_cross_entropy(hidden, weight, None, torch.tensor([0, 1], device=DEVICE))
+        _, correct = kernels.linear_cross_entropy(
+            hidden, weight, None, torch.tensor([0, 1], device=DEVICE)
+        )
     assert correct == 1
 
 
@@ -284,7 +361,19 @@ def test_nan_reaches_the_loss():
 def test_the_custom_ops_pass_opcheck():
     q, k, v = (torch.randn(9, 1, 16, device=DEVICE, requires_grad=True) for _ in range(3))
     cu_seqlens, seed = boundaries([4, 5]), as_seed(1, DEVICE)
-    arguments = (q, k, v, cu_seqlens, seed, *(None,) * 4, 5, 0.25, dropout_threshold(0.2), -1, "triton")
+    arguments = (
+        q,
+        k,
+        v,
+        cu_seqlens,
+        seed,
+        *(None,) * 4,
+        5,
+        0.25,
+        dropout_threshold(0.2),
+        -1,
+        "triton",
+    )
     torch.library.opcheck(torch.ops.bertfast.attention.default, arguments)
     positions = random_positions("bqk", 9, 1, 5)
     placed = (*arguments[:5], positions.buckets, *positions.tables, *arguments[9:12], 2, "triton")
@@ -293,7 +382,11 @@ def test_the_custom_ops_pass_opcheck():
     torch.library.opcheck(torch.ops.bertfast.dropout.default, (x, seed, 6554, "triton"))
     index = torch.tensor([2, -1], device=DEVICE)
     torch.library.opcheck(torch.ops.bertfast.gather_rows.default, (x, index, "triton"))
-    h, w, b = (torch.randn(*s, device=DEVICE, requires_grad=True) for s in ((5, 16), (30, 16), (30,)))
+    h, w, b = (
+        torch.randn(*s, device=DEVICE, requires_grad=True) for s in ((5, 16), (30, 16), (30,))
+    )
     labels = torch.tensor([1, 2, -100, 3, 4], device=DEVICE)
     options = (-100, 0.1, 0.0, "mean", False, "triton")
-    torch.library.opcheck(torch.ops.bertfast.linear_cross_entropy.default, (h, w, b, labels, *options))
+    torch.library.opcheck(
+        torch.ops.bertfast.linear_cross_entropy.default, (h, w, b, labels, *options)
+    )

@@ -1,4 +1,6 @@
-"""The options that kernels are launched with: what is shipped, what a user's measurements change, and that damage to them changes nothing."""
+"""The options that kernels are launched with: what is shipped, what a user's measurements change,
+and that damage to them changes nothing.
+"""
 
 import json
 import os
@@ -26,8 +28,12 @@ def forget():
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A GPU that is not there: its capability and name, which tests may set, and the path of a cache that is not there yet."""
-    made = SimpleNamespace(capability=(9, 0), name="Some GPU", cache=tmp_path / "cache" / "tuning.json")
+    """A GPU that is not there: its capability and name, which tests may set, and the path of a
+    cache that is not there yet.
+    """
+    made = SimpleNamespace(
+        capability=(9, 0), name="Some GPU", cache=tmp_path / "cache" / "tuning.json"
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: made.capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: made.name)
     monkeypatch.setenv("BERTFAST_CACHE", str(made.cache))
@@ -42,7 +48,10 @@ def usual(kernel=KERNEL, dtype=HALF, size=64):
 
 def test_every_generation_has_the_same_kernels_precisions_and_options():
     files = [tuning.shipped(capability) for capability in tuning.GENERATIONS.values()]
-    names = [{(k, key): tuple(found) for k, table in file.items() for key, found in table.items()} for file in files]
+    names = [
+        {(k, key): tuple(found) for k, table in file.items() for key, found in table.items()}
+        for file in files
+    ]
     assert names[0] == names[1] == names[2]
     for file in files:
         for kernel, table in file.items():
@@ -64,13 +73,19 @@ def test_every_head_size_has_options_of_its_own():
     ("capability", "file"),
     [((8, 0), 80), ((8, 6), 80), ((8, 9), 80), ((9, 0), 90), ((10, 0), 100), ((10, 3), 100), ((12, 0), 80), ((7, 5), 80)],
 )  # fmt: skip
-def test_a_gpu_takes_the_options_of_its_generation_or_the_least_demanding(gpu, capability, file, monkeypatch):
-    monkeypatch.setattr(tuning, "shipped", lambda capability: {KERNEL: {"half 64": {"BLOCK_M": capability}}})
+def test_a_gpu_takes_the_options_of_its_generation_or_the_least_demanding(
+    gpu, capability, file, monkeypatch
+):
+    monkeypatch.setattr(
+        tuning, "shipped", lambda capability: {KERNEL: {"half 64": {"BLOCK_M": capability}}}
+    )
     gpu.capability = capability
     assert tuning.options(KERNEL, HALF, CUDA, 64) == {"BLOCK_M": file}
 
 
-@pytest.mark.parametrize(("size", "taken"), [(16, 128), (128, 128), (1024, 1024), (2048, 2048), (65536, 8192)])
+@pytest.mark.parametrize(
+    ("size", "taken"), [(16, 128), (128, 128), (1024, 1024), (2048, 2048), (65536, 8192)]
+)
 def test_a_size_that_is_not_listed_takes_the_next_larger_ones_options(size, taken):
     key, found = tuning.default("add_layer_norm.forward", torch.float16, DEVICE, size)
     assert key == f"half {taken}"
@@ -78,14 +93,20 @@ def test_a_size_that_is_not_listed_takes_the_next_larger_ones_options(size, take
 
 
 def test_precisions_have_their_own_options():
-    half, single = (tuning.options(KERNEL, dtype, DEVICE, 64) for dtype in (torch.float16, torch.float32))
+    half, single = (
+        tuning.options(KERNEL, dtype, DEVICE, 64) for dtype in (torch.float16, torch.float32)
+    )
     assert half == tuning.options(KERNEL, HALF, DEVICE, 64) != single
 
 
 def test_measurements_come_before_what_is_shipped_and_for_their_size_alone(gpu):
     assert tuning.options(KERNEL, HALF, CUDA, 64) == usual()
     tuning.save(KERNEL, "half 64", FASTER, 0)
-    assert tuning.options(KERNEL, HALF, CUDA, 64) == tuning.options(KERNEL, torch.float16, CUDA, 64) == FASTER
+    assert (
+        tuning.options(KERNEL, HALF, CUDA, 64)
+        == tuning.options(KERNEL, torch.float16, CUDA, 64)
+        == FASTER
+    )
     assert tuning.options(KERNEL, HALF, CUDA, 128) == usual(size=128)
     assert tuning.options(KERNEL, torch.float32, CUDA, 64) == usual(dtype=torch.float32)
     assert tuning.options(KERNEL, HALF, torch.device("cpu"), 64) != FASTER, (
@@ -186,7 +207,9 @@ def test_without_the_variable_the_cache_is_in_the_users_folder(monkeypatch, tmp_
 
 
 @pytest.mark.skipif(bool(missing_backend("triton")), reason=missing_backend("triton"))
-@pytest.mark.parametrize("candidate", [{"BLOCK_M": 16, "BLOCK_N": 32}, {"BLOCK_M": 32, "BLOCK_N": 16}])
+@pytest.mark.parametrize(
+    "candidate", [{"BLOCK_M": 16, "BLOCK_N": 32}, {"BLOCK_M": 32, "BLOCK_N": 16}]
+)
 def test_other_options_give_the_same_result(candidate):
     candidate = {**candidate, "num_warps": 4, "num_stages": 1}
     q, k, v = (torch.randn(40, 2, 16, device=DEVICE) for _ in range(3))

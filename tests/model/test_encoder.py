@@ -45,7 +45,9 @@ def built(cls, seed=0, **overrides):
 def pretraining_batch(lengths=LENGTHS):
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(5, VOCAB, (length,), generator=generator).tolist() for length in lengths]
-    batch = PackedBatch.from_sequences(ids, [[int(i > len(row) // 2) for i in range(len(row))] for row in ids])
+    batch = PackedBatch.from_sequences(
+        ids, [[int(i > len(row) // 2) for i in range(len(row))] for row in ids]
+    )
     batch.masked_positions = torch.tensor([0, 7, 9, 30, batch.num_tokens - 1])
     batch.masked_labels = torch.tensor([5, 210, 17, 9, 100])
     batch.next_sentence_labels = torch.tensor([0, 1, 1, 0])[: len(lengths)]
@@ -53,7 +55,9 @@ def pretraining_batch(lengths=LENGTHS):
 
 
 def with_slack(batch, tokens=9, positions=4):
-    """The same batch padded to a budget; what stands in the slack must not matter, so it is no zeros."""
+    """The same batch padded to a budget; what stands in the slack must not matter, so it is no
+    zeros.
+    """
     return PackedBatch(
         torch.cat([batch.input_ids, torch.randint(5, VOCAB, (tokens,))]),
         torch.cat([batch.segment_ids, torch.ones(tokens, dtype=torch.int64)]),
@@ -105,7 +109,9 @@ def test_the_decoder_is_the_word_embedding_table():
 
 def test_the_same_torch_seed_draws_the_same_weights():
     first, second = built(BertForPreTraining, 3), built(BertForPreTraining, 3)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
 
 
 # --- packed batches ---
@@ -133,7 +139,10 @@ def test_slack_changes_no_output_and_no_gradient(backend, training):
 def test_a_batch_padded_to_a_budget_gives_the_same_losses_counts_and_gradients(backend, cls):
     lengths = (5, 1, 7)
     model, batch = built(cls).train(), pretraining_batch(lengths)
-    batch.masked_positions, batch.masked_labels = torch.tensor([0, 7, 9]), torch.tensor([5, 210, 17])
+    batch.masked_positions, batch.masked_labels = (
+        torch.tensor([0, 7, 9]),
+        torch.tensor([5, 210, 17]),
+    )
     with forced(backend):
         exact, exact_gradients = step(model, batch, seed=5)
         padded, padded_gradients = step(model, batch.pad_to(19, 6, 5, 11), seed=5)
@@ -164,7 +173,9 @@ def test_a_sequence_is_encoded_alike_alone_and_among_others(backend):
                     [batch.input_ids[start:end].tolist()], [batch.segment_ids[start:end].tolist()]
                 )
             )
-            torch.testing.assert_close(together.last_hidden_state[start:end], alone.last_hidden_state)
+            torch.testing.assert_close(
+                together.last_hidden_state[start:end], alone.last_hidden_state
+            )
             torch.testing.assert_close(together.pooler_output[row], alone.pooler_output[0])
 
 
@@ -194,7 +205,9 @@ def test_the_loss_is_that_of_the_full_logits_at_the_masked_positions():
     assert output.mlm_count == len(batch.masked_labels)
 
 
-@pytest.mark.parametrize("cls", [BertForMaskedLM, BertForPreTraining, BertForSequenceClassification])
+@pytest.mark.parametrize(
+    "cls", [BertForMaskedLM, BertForPreTraining, BertForSequenceClassification]
+)
 @pytest.mark.parametrize("lengths", [LENGTHS, (7, 0, 23, 13)])
 def test_rows_that_no_head_reads_are_left_out_and_nothing_changes(cls, lengths):
     model = built(cls).eval()
@@ -208,7 +221,12 @@ def test_rows_that_no_head_reads_are_left_out_and_nothing_changes(cls, lengths):
         model.zero_grad()
         output = model(batch, output_hidden_states=every_row)
         output.loss.backward()
-        found.append([output.loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        found.append(
+            [
+                output.loss.detach(),
+                *(p.grad.clone() for p in model.parameters() if p.grad is not None),
+            ]
+        )
     masked = 0 if cls is BertForSequenceClassification else len(batch.masked_positions)
     pooled = 0 if cls is BertForMaskedLM else batch.num_sequences
     assert rows == [batch.num_tokens, masked + pooled]
@@ -253,7 +271,9 @@ def test_positions_count_the_columns_unless_they_are_given():
     with torch.no_grad():
         left = model(ids, mask).last_hidden_state[0, 2:]
         shifted = model(ids[:, 2:], position_ids=torch.arange(2, 6)[None]).last_hidden_state[0]
-        restarted = model(ids, mask, position_ids=torch.tensor([[0, 0, 0, 1, 2, 3]])).last_hidden_state[0, 2:]
+        restarted = model(
+            ids, mask, position_ids=torch.tensor([[0, 0, 0, 1, 2, 3]])
+        ).last_hidden_state[0, 2:]
         plain = model(ids[:, 2:]).last_hidden_state[0]
     torch.testing.assert_close(left, shifted)
     torch.testing.assert_close(restarted, plain)
@@ -296,7 +316,9 @@ def test_a_seed_fixes_the_dropout_and_another_changes_it(backend):
         again, again_gradients = step(model, batch, seed=torch.tensor([5]))
         other, _ = step(model, batch, seed=6)
     assert torch.equal(first.loss, again.loss)
-    assert all(torch.equal(first_gradients[name], again_gradients[name]) for name in first_gradients)
+    assert all(
+        torch.equal(first_gradients[name], again_gradients[name]) for name in first_gradients
+    )
     assert not torch.equal(first.loss, other.loss)
 
 
@@ -344,7 +366,9 @@ def test_the_classifier_has_a_rate_of_its_own():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cls", [BertForPreTraining, BertForSequenceClassification], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls", [BertForPreTraining, BertForSequenceClassification], ids=lambda cls: cls.__name__
+)
 def test_half_precision_follows_single_precision(cls, backend):
     model, batch = built(cls).eval(), pretraining_batch()
     batch.labels = torch.tensor([0, 1, 1, 0])
@@ -388,12 +412,36 @@ def test_a_training_step_compiles_without_a_graph_break(backend):
         ({"input_ids": torch.ones(5, dtype=torch.int64)}, r"shape \(5,\)"),
         ({"input_ids": torch.ones(2, 3)}, "whole numbers"),
         ({"input_ids": torch.ones(1, 41, dtype=torch.int64)}, "41 positions and the model 40"),
-        ({"input_ids": torch.full((1, 3), VOCAB)}, f"input_ids hold {VOCAB}; vocab_size is {VOCAB}"),
+        (
+            {"input_ids": torch.full((1, 3), VOCAB)},
+            f"input_ids hold {VOCAB}; vocab_size is {VOCAB}",
+        ),
         ({"input_ids": torch.full((1, 3), -1)}, "input_ids hold -1"),
-        ({"input_ids": torch.ones(1, 3, dtype=torch.int64), "token_type_ids": torch.full((1, 3), 2)}, "token_type_ids"),
-        ({"input_ids": torch.ones(1, 3, dtype=torch.int64), "position_ids": torch.full((1, 3), 40)}, "position_ids"),
-        ({"input_ids": torch.ones(1, 3, dtype=torch.int64), "token_type_ids": torch.zeros(1, 4)}, "token_type_ids"),
-        ({"input_ids": torch.ones(1, 3, dtype=torch.int64), "attention_mask": torch.ones(1, 3, 3)}, "attention_mask"),
+        (
+            {
+                "input_ids": torch.ones(1, 3, dtype=torch.int64),
+                "token_type_ids": torch.full((1, 3), 2),
+            },
+            "token_type_ids",
+        ),
+        (
+            {
+                "input_ids": torch.ones(1, 3, dtype=torch.int64),
+                "position_ids": torch.full((1, 3), 40),
+            },
+            "position_ids",
+        ),
+        (
+            {"input_ids": torch.ones(1, 3, dtype=torch.int64), "token_type_ids": torch.zeros(1, 4)},
+            "token_type_ids",
+        ),
+        (
+            {
+                "input_ids": torch.ones(1, 3, dtype=torch.int64),
+                "attention_mask": torch.ones(1, 3, 3),
+            },
+            "attention_mask",
+        ),
         ({"inputs_embeds": torch.ones(1, 3, 32)}, "32 features and the model 64"),
     ],
 )

@@ -13,7 +13,9 @@ ONE = {
     "max": lambda x: x.amax(0),
     "mean": lambda x: x.mean(0),
     "mean_sqrt_len_tokens": lambda x: x.sum(0) / len(x) ** 0.5,
-    "weightedmean": lambda x: (torch.arange(1, len(x) + 1)[:, None] * x).sum(0) / (len(x) * (len(x) + 1) / 2),
+    "weightedmean": lambda x: (
+        (torch.arange(1, len(x) + 1)[:, None] * x).sum(0) / (len(x) * (len(x) + 1) / 2)
+    ),
 }
 
 

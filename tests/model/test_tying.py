@@ -1,4 +1,6 @@
-"""The table that is tied to the output layer takes one dense gradient, whichever parts of the model a backward goes through."""
+"""The table that is tied to the output layer takes one dense gradient, whichever parts of the model
+a backward goes through.
+"""
 
 import pytest
 import torch

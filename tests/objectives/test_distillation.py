@@ -1,4 +1,6 @@
-"""Distillation's losses are those of plain PyTorch, with their gradients; the student starts from layers spread over the teacher's."""
+"""Distillation's losses are those of plain PyTorch, with their gradients; the student starts from
+layers spread over the teacher's.
+"""
 
 import itertools
 
@@ -15,14 +17,29 @@ from bertfast.packed import PackedBatch
 def make(masked=23, vocab=50, hidden=6, teacher_hidden=9, dtype=torch.float64):
     """The student's tensors, the teacher's, and which rows count."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [(masked, hidden), (vocab, hidden), (vocab,), (masked, teacher_hidden), (vocab, teacher_hidden), (vocab,)]
-    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
-    return [x.requires_grad_() for x in tensors[:3]], tensors[3:], torch.rand(masked, generator=generator) < 0.8
+    shapes = [
+        (masked, hidden),
+        (vocab, hidden),
+        (vocab,),
+        (masked, teacher_hidden),
+        (vocab, teacher_hidden),
+        (vocab,),
+    ]
+    tensors = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes
+    ]
+    return (
+        [x.requires_grad_() for x in tensors[:3]],
+        tensors[3:],
+        torch.rand(masked, generator=generator) < 0.8,
+    )
 
 
 def plain(student, teacher, counted, temperature):
     logits, targets = (F.linear(*side)[counted] / temperature for side in (student, teacher))
-    return F.kl_div(logits.log_softmax(1), targets.softmax(1), reduction="batchmean") * temperature**2
+    return (
+        F.kl_div(logits.log_softmax(1), targets.softmax(1), reduction="batchmean") * temperature**2
+    )
 
 
 @pytest.fixture(params=[1, 5, 1000])
@@ -30,7 +47,9 @@ def blocked(request, monkeypatch):
     """Rows in blocks of so many."""
     height = request.param
     monkeypatch.setattr(
-        distillation, "row_blocks", lambda rows, *_: [slice(i, min(i + height, rows)) for i in range(0, rows, height)]
+        distillation,
+        "row_blocks",
+        lambda rows, *_: [slice(i, min(i + height, rows)) for i in range(0, rows, height)],
     )
 
 
@@ -94,7 +113,9 @@ def test_without_gradients_none_are_made():
 
 def test_vocabularies_of_other_sizes_are_refused():
     student, teacher, counted = make()
-    with pytest.raises(BertfastError, match="teacher's vocabulary has 49 entries and the student's 50"):
+    with pytest.raises(
+        BertfastError, match="teacher's vocabulary has 49 entries and the student's 50"
+    ):
         distillation_loss(*student, teacher[0], teacher[1][:49], teacher[2][:49], counted)
 
 
@@ -105,7 +126,9 @@ def test_the_cosine_loss_is_pytorchs_over_the_real_tokens(slack):
     hidden = torch.randn(12 + slack, 6, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(12 + slack, 6, dtype=torch.float64)
     loss = cosine_loss(hidden, teacher, batch)
-    wanted = torch.nn.CosineEmbeddingLoss()(hidden[:12], teacher[:12], torch.ones(12, dtype=torch.float64))
+    wanted = torch.nn.CosineEmbeddingLoss()(
+        hidden[:12], teacher[:12], torch.ones(12, dtype=torch.float64)
+    )
     torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(*(torch.autograd.grad(x, hidden)[0] for x in (loss, wanted)))
 

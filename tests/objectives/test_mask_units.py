@@ -35,7 +35,9 @@ def make(lengths, special_rate=0.1, start_rate=0.7, seed=0):
 
 
 def words_of(case):
-    """Of each sequence, its words as lists of tokens, in stretches that no special token interrupts."""
+    """Of each sequence, its words as lists of tokens, in stretches that no special token
+    interrupts.
+    """
     found = []
     for start, end in itertools.pairwise(case["cu_seqlens"].tolist()):
         stretches = [[]]
@@ -51,7 +53,9 @@ def words_of(case):
 
 
 def one_by_one(case, spans):
-    """The tokens that the published loops choose, given the order of the words and the spans' lengths."""
+    """The tokens that the published loops choose, given the order of the words and the spans'
+    lengths.
+    """
     choice, _, _, extent = token_words(torch.tensor([case["seed"]]), case["counters"])
     chosen = set()
     for stretches in words_of(case):
@@ -136,7 +140,9 @@ def test_a_sequences_masks_go_with_its_counters_wherever_it_stands(spans):
     whole = mask_tokens(**case, spans=spans)[0]
     for order in itertools.permutations(range(3)):
         pick = torch.cat([torch.arange(125)[parts[part]] for part in order])
-        bounds = torch.tensor([0, *itertools.accumulate(parts[part].stop - parts[part].start for part in order)])
+        bounds = torch.tensor(
+            [0, *itertools.accumulate(parts[part].stop - parts[part].start for part in order)]
+        )
         moved = {name: case[name][pick] for name in ("ids", "special", "counters", "word_starts")}
         again = mask_tokens(**{**case, **moved, "cu_seqlens": bounds.int()}, spans=spans)[0]
         assert torch.equal(again, whole[pick])
@@ -163,8 +169,12 @@ def runs(case, positions):
 
 def test_spans_are_longer_than_words_and_few_are_at_their_longest():
     case = make([500] * 200, 0.0, 1.0)
-    lengths = np.array([end - start for start, end in runs(case, mask_tokens(**case, spans=True)[1])])
-    assert 3.8 < lengths.mean() < 5.2  # spans that meet are one run, and the last one of a sequence is cut
+    lengths = np.array(
+        [end - start for start, end in runs(case, mask_tokens(**case, spans=True)[1])]
+    )
+    assert (
+        3.8 < lengths.mean() < 5.2
+    )  # spans that meet are one run, and the last one of a sequence is cut
     assert 0.1 < (lengths == 1).mean() < 0.25
     singly = np.array([end - start for start, end in runs(case, mask_tokens(**case)[1])])
     assert singly.mean() < 1.3
@@ -187,7 +197,9 @@ def test_what_becomes_of_a_span_is_decided_for_all_of_it():
     assert abs(float((decided == 0).double().mean()) - 0.8) < 5 * deviation
     assert abs(float((decided == 2).double().mean()) - 0.1) < 5 * deviation
     drawn = now[kinds == 1]
-    assert len(drawn.unique()) > 0.95 * min(len(drawn), len(WORDS)), "each token of a span draws its own word"
+    assert len(drawn.unique()) > 0.95 * min(len(drawn), len(WORDS)), (
+        "each token of a span draws its own word"
+    )
 
 
 @pytest.mark.parametrize("words", [False, True])

@@ -1,4 +1,6 @@
-"""Masked-token selection keeps BERT's shares, never touches special tokens, and is a function of its bits."""
+"""Masked-token selection keeps BERT's shares, never touches special tokens, and is a function of
+its bits.
+"""
 
 import itertools
 
@@ -26,7 +28,9 @@ def run(lengths, special_rate=0.1, seed=0):
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 60), max_size=8), st.integers(0, 1000), st.sampled_from([0.0, 0.3, 1.0]))
+@given(
+    st.lists(st.integers(0, 60), max_size=8), st.integers(0, 1000), st.sampled_from([0.0, 0.3, 1.0])
+)
 def test_each_sequence_hides_fifteen_percent_of_its_words(lengths, seed, special_rate):
     ids, special, cu_seqlens, (hidden, positions, labels) = run(lengths, special_rate, seed)
     assert np.array_equal(positions, np.unique(positions))
@@ -75,17 +79,29 @@ def test_a_sequences_masks_go_with_its_counters_wherever_it_stands():
 
     def masked(places, bounds):
         found = mask_tokens(
-            ids[places], torch.tensor(bounds, dtype=torch.int32), special, words, MASK, counters[places], 1
+            ids[places],
+            torch.tensor(bounds, dtype=torch.int32),
+            special,
+            words,
+            MASK,
+            counters[places],
+            1,
         )
         return torch.stack((found[0], torch.zeros_like(ids).index_fill(0, found[1], 1)))
 
-    here, there = torch.arange(50), torch.arange(50).roll(20)  # sequences of 30 and 20, then of 20 and 30
+    here, there = (
+        torch.arange(50),
+        torch.arange(50).roll(20),
+    )  # sequences of 30 and 20, then of 20 and 30
     assert torch.equal(masked(here, [0, 30, 50]).roll(20, 1), masked(there, [0, 20, 50]))
 
 
 def test_words_may_be_any_ids():
     words = torch.tensor([7, 900, 12])
     ids = torch.full((20000,), 500)
-    bounds, special = torch.tensor([0, 20000], dtype=torch.int32), torch.zeros(20000, dtype=torch.bool)
+    bounds, special = (
+        torch.tensor([0, 20000], dtype=torch.int32),
+        torch.zeros(20000, dtype=torch.bool),
+    )
     hidden, _, _ = mask_tokens(ids, bounds, special, words, MASK, torch.arange(20000), 0)
     assert hidden.unique().tolist() == [4, 7, 12, 500, 900]

@@ -1,4 +1,6 @@
-"""Segment pairs: truncation keeps both sides, lengths aim as published, single segments cover documents."""
+"""Segment pairs: truncation keeps both sides, lengths aim as published, single segments cover
+documents.
+"""
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ def test_truncation_fits_and_keeps_a_token_of_each(left, right, limit, seed):
     assert 500 <= b0 < b1 <= 500 + right
     kept = (a1 - a0) + (b1 - b0)
     assert kept == min(left + right, limit)
-    if left + right > limit:  # the longer side was cut, down to the shorter one's length before both were
+    if (
+        left + right > limit
+    ):  # the longer side was cut, down to the shorter one's length before both were
         assert abs((a1 - a0) - (b1 - b0)) <= 1 or min(a1 - a0, b1 - b0) == min(left, right)
 
 
@@ -40,7 +44,10 @@ def test_half_of_the_partners_are_random_whatever_the_sentences_length(max_token
     # A document's last sentence, where it stands alone, can only have a random one.
     assert 0.45 < spans.label.mean() < 0.55 + 1 / 20
     following = spans.label == 0
-    a, b = (np.searchsorted(sentences[documents], start, "right") for start in (spans.a_start, spans.b_start))
+    a, b = (
+        np.searchsorted(sentences[documents], start, "right")
+        for start in (spans.a_start, spans.b_start)
+    )
     assert (a == b)[following].all()
     assert (a != b)[~following].all()
 
@@ -61,5 +68,8 @@ def test_single_segments_never_cross_documents():
     sentences, documents = corpus(20, 7, 13)
     spans = document_spans(sentences, documents, 32, np.random.default_rng(2))
     bounds = sentences[documents]
-    assert (np.searchsorted(bounds, spans.a_start, "right") == np.searchsorted(bounds, spans.a_end, "left")).all()
+    assert (
+        np.searchsorted(bounds, spans.a_start, "right")
+        == np.searchsorted(bounds, spans.a_end, "left")
+    ).all()
     assert (spans.a_end - spans.a_start).max() <= 32

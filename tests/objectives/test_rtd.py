@@ -1,4 +1,6 @@
-"""Sampled replacements follow the generator's distribution, from counted bits; the discriminator is asked about every real token."""
+"""Sampled replacements follow the generator's distribution, from counted bits; the discriminator is
+asked about every real token.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from bertfast.packed import PackedBatch
 
 def make(masked=40, vocab=120, hidden=8, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    rows, table = (torch.randn(n, hidden, generator=generator, dtype=dtype) for n in (masked, vocab))
+    rows, table = (
+        torch.randn(n, hidden, generator=generator, dtype=dtype) for n in (masked, vocab)
+    )
     return rows, table, torch.randn(vocab, generator=generator, dtype=dtype)
 
 
@@ -47,7 +51,9 @@ def test_the_bits_are_a_rows_own_however_rows_are_blocked(monkeypatch):
     whole = sample_tokens(rows, table, bias, 5, torch.arange(60))
     order = torch.randperm(60)
     assert torch.equal(sample_tokens(rows[order], table, bias, 5, order), whole[order])
-    monkeypatch.setattr("bertfast.objectives.rtd.row_blocks", lambda *_: [slice(i, i + 7) for i in range(0, 60, 7)])
+    monkeypatch.setattr(
+        "bertfast.objectives.rtd.row_blocks", lambda *_: [slice(i, i + 7) for i in range(0, 60, 7)]
+    )
     assert torch.equal(sample_tokens(rows, table, bias, torch.tensor([5]), torch.arange(60)), whole)
     assert not torch.equal(sample_tokens(rows, table, bias, 6, torch.arange(60)), whole)
 

@@ -1,4 +1,6 @@
-"""Sentence-order pairs: consecutive segments of one document, half of them swapped, and no cut that tells which."""
+"""Sentence-order pairs: consecutive segments of one document, half of them swapped, and no cut that
+tells which.
+"""
 
 import numpy as np
 import pytest
@@ -19,15 +21,22 @@ DOCUMENTS = st.lists(st.lists(st.integers(1, 15), min_size=1, max_size=8), min_s
 
 
 @given(DOCUMENTS, st.integers(2, 40), st.integers(0, 1000))
-def test_the_segments_are_neighbours_in_a_document_and_the_label_tells_their_order(lengths, max_tokens, seed):
+def test_the_segments_are_neighbours_in_a_document_and_the_label_tells_their_order(
+    lengths, max_tokens, seed
+):
     sentences, documents = corpus([*lengths, [1, 1]])
     spans = ordered_pairs(sentences, documents, max_tokens, np.random.default_rng(seed))
     assert (spans.tokens <= max_tokens).all()
     assert (np.minimum(spans.a_end - spans.a_start, spans.b_end - spans.b_start) >= 1).all()
     assert np.array_equal(spans.label, spans.a_start > spans.b_start)
-    first, second = np.minimum(spans.a_start, spans.b_start), np.maximum(spans.a_start, spans.b_start)
+    first, second = (
+        np.minimum(spans.a_start, spans.b_start),
+        np.maximum(spans.a_start, spans.b_start),
+    )
     bounds = sentences[documents]
-    assert np.array_equal(np.searchsorted(bounds, first, "right"), np.searchsorted(bounds, second, "right"))
+    assert np.array_equal(
+        np.searchsorted(bounds, first, "right"), np.searchsorted(bounds, second, "right")
+    )
     assert (np.diff(first) > 0).all(), "one pass over the corpus"
 
 
@@ -35,8 +44,12 @@ def test_the_segments_are_neighbours_in_a_document_and_the_label_tells_their_ord
 def test_where_nothing_is_too_long_every_token_of_documents_of_two_is_used_once(lengths, seed):
     sentences, documents = corpus([*lengths, [1, 1]])
     spans = ordered_pairs(sentences, documents, 1000, np.random.default_rng(seed))
-    assert np.array_equal(np.where(spans.label, spans.b_end, spans.a_end), np.maximum(spans.a_start, spans.b_start))
-    assert spans.tokens.sum() == sum(sum(document) for document in [*lengths, [1, 1]] if sum(document) > 1)
+    assert np.array_equal(
+        np.where(spans.label, spans.b_end, spans.a_end), np.maximum(spans.a_start, spans.b_start)
+    )
+    assert spans.tokens.sum() == sum(
+        sum(document) for document in [*lengths, [1, 1]] if sum(document) > 1
+    )
 
 
 def test_half_of_the_pairs_are_swapped():

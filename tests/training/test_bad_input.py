@@ -1,4 +1,6 @@
-"""Mistakes at the command line: exit code 2, one ``error:`` line that names the cause, nothing overwritten, nothing left over."""
+"""Mistakes at the command line: exit code 2, one ``error:`` line that names the cause, nothing
+overwritten, nothing left over.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,18 @@ from bertfast.kernels import dispatch
 from bertfast.model import BertForMaskedLM, BertForSequenceClassification, BertModel
 from bertfast.training.checkpoint import checkpoints
 
-PRETRAIN = ("--model", "bert-tiny", "--steps", 2, "--batch-tokens", 128, "--seq-len", 24, "--warmup", 1)
+PRETRAIN = (
+    "--model",
+    "bert-tiny",
+    "--steps",
+    2,
+    "--batch-tokens",
+    128,
+    "--seq-len",
+    24,
+    "--warmup",
+    1,
+)
 
 
 @pytest.fixture
@@ -24,7 +37,9 @@ def place(tmp_path: Path) -> Path:
     write_model(tmp_path / "model")
     write_model(tmp_path / "mlm", BertForMaskedLM)
     write_model(tmp_path / "encoder", BertModel)
-    write_model(tmp_path / "classifier", BertForSequenceClassification, id2label={0: "bad", 1: "good"})
+    write_model(
+        tmp_path / "classifier", BertForSequenceClassification, id2label={0: "bad", 1: "good"}
+    )
     write_table(tmp_path / "train.tsv", sentences(24))
     texts = [text for text, _ in sentences(60)]
     documents = ["\n".join(texts[start : start + 6]) for start in range(0, 60, 6)]
@@ -38,18 +53,26 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "latin1.txt").write_bytes("caf\xe9 au lait\n".encode("latin-1"))
     (tmp_path / "cut.txt.gz").write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\x03abc")
     (tmp_path / "notjson.jsonl").write_text('{"text": "fine"}\n{"text": \n')
-    write_table(tmp_path / "unseen.tsv", [("the film was warm", "good"), ("the film was odd", "strange")])
+    write_table(
+        tmp_path / "unseen.tsv", [("the film was warm", "good"), ("the film was odd", "strange")]
+    )
     write_table(tmp_path / "onelabel.tsv", [("the film was warm", "good")] * 3)
     return tmp_path
 
 
 @pytest.fixture
-def fails(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def fails(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
     """Runs a command in ``place`` that must fail and change nothing there; returns what it printed."""
     monkeypatch.chdir(place)
 
     def files() -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file() and path.name != ".lock"}
+        return {
+            str(path): path.read_bytes()
+            for path in place.rglob("*")
+            if path.is_file() and path.name != ".lock"
+        }
 
     def run(*args: object) -> Outcome:
         before = files()
@@ -89,8 +112,13 @@ def finetune(model: str = "model", **changes: object) -> list[object]:
         ("model", "folder"),
     ],
 )
-def test_text_that_cannot_be_used(file: str, said: str, fails: Callable[..., Outcome], place: Path) -> None:
-    for command in (pretrain(data=file), ["tokenizer", "--data", file, "--vocab-size", 200, "--out", "tok"]):
+def test_text_that_cannot_be_used(
+    file: str, said: str, fails: Callable[..., Outcome], place: Path
+) -> None:
+    for command in (
+        pretrain(data=file),
+        ["tokenizer", "--data", file, "--vocab-size", 200, "--out", "tok"],
+    ):
         message = fails(*command).errors[0]
         assert said in message
         assert file in message
@@ -109,8 +137,14 @@ def test_text_that_cannot_be_used(file: str, said: str, fails: Callable[..., Out
         ("notjson.jsonl", "line"),
     ],
 )
-def test_labelled_data_that_cannot_be_used(file: str, said: str, fails: Callable[..., Outcome], place: Path) -> None:
-    for command in (finetune(train=file), finetune(dev=file), ["evaluate", "classifier", "--data", file]):
+def test_labelled_data_that_cannot_be_used(
+    file: str, said: str, fails: Callable[..., Outcome], place: Path
+) -> None:
+    for command in (
+        finetune(train=file),
+        finetune(dev=file),
+        ["evaluate", "classifier", "--data", file],
+    ):
         message = fails(*command).errors[0]
         assert said in message
         assert file in message
@@ -124,7 +158,9 @@ def test_no_such_column(fails: Callable[..., Outcome]) -> None:
         assert "'sentence', 'label'" in message
         fails("evaluate", "classifier", "--data", "train.tsv", option, "nonsense")
     fails("predict", "classifier", "train.tsv", "--text-column", "nonsense")
-    assert "no columns" in fails("predict", "classifier", "corpus.txt", "--pair-column", "b").errors[0]
+    assert (
+        "no columns" in fails("predict", "classifier", "corpus.txt", "--pair-column", "b").errors[0]
+    )
 
 
 def test_a_label_unseen_in_training(fails: Callable[..., Outcome]) -> None:
@@ -177,7 +213,9 @@ def test_a_truncated_checkpoint(place: Path, fails: Callable[..., Outcome]) -> N
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_foreign_file_in_a_checkpoint(name: str, place: Path, fails: Callable[..., Outcome]) -> None:
+def test_a_foreign_file_in_a_checkpoint(
+    name: str, place: Path, fails: Callable[..., Outcome]
+) -> None:
     (place / "classifier" / name).write_bytes(b"\x80\x04\x95 this is not it")
     for command in commands_that_load("classifier"):
         assert name in fails(*command).errors[0]
@@ -204,7 +242,9 @@ def test_a_folder_without_a_model(fails: Callable[..., Outcome], place: Path) ->
             assert folder in fails(*command).errors[0]
 
 
-def test_a_tokenizer_that_does_not_fit_the_model(place: Path, fails: Callable[..., Outcome]) -> None:
+def test_a_tokenizer_that_does_not_fit_the_model(
+    place: Path, fails: Callable[..., Outcome]
+) -> None:
     path = place / "small" / "config.json"
     write_model(place / "small", BertForSequenceClassification, vocab_size=50)
     assert path.exists()
@@ -253,7 +293,9 @@ def test_a_model_without_a_tokenizer(place: Path, fails: Callable[..., Outcome])
         ("seed", 2**64),
     ],
 )
-def test_pretrain_options_out_of_range(option: str, value: object, fails: Callable[..., Outcome], place: Path) -> None:
+def test_pretrain_options_out_of_range(
+    option: str, value: object, fails: Callable[..., Outcome], place: Path
+) -> None:
     message = fails(*pretrain(**{option: value})).errors[0]
     assert option.replace("_", "-") in message.replace("_", "-")
     assert not (place / "run").exists()
@@ -263,7 +305,10 @@ def test_pretrain_options_out_of_range(option: str, value: object, fails: Callab
     ("options", "said"),
     [
         ({"objective": "distill"}, "--teacher"),
-        ({"objective": "distill", "teacher": "nowhere"}, "teacher is 'nowhere'; it must be a model's folder"),
+        (
+            {"objective": "distill", "teacher": "nowhere"},
+            "teacher is 'nowhere'; it must be a model's folder",
+        ),
         ({"objective": "mlm", "teacher": "tok"}, "only --objective distill"),
         ({"objective": "clm"}, "mlm, mlm+nsp, mlm+sop, rtd, distill"),
     ],
@@ -292,14 +337,21 @@ def test_objectives_that_do_not_fit_the_options(
         ("seed", 2**64),
     ],
 )
-def test_finetune_options_out_of_range(option: str, value: object, fails: Callable[..., Outcome], place: Path) -> None:
+def test_finetune_options_out_of_range(
+    option: str, value: object, fails: Callable[..., Outcome], place: Path
+) -> None:
     assert option.replace("_", "-") in fails(*finetune(**{option: value})).errors[0]
     assert not (place / "out").exists()
 
 
 @pytest.mark.parametrize("size", [0, -3, 5, 10])
 def test_a_vocabulary_too_small(size: int, fails: Callable[..., Outcome], place: Path) -> None:
-    assert "vocab-size" in fails("tokenizer", "--data", "corpus.txt", "--vocab-size", size, "--out", "tok").errors[0]
+    assert (
+        "vocab-size"
+        in fails("tokenizer", "--data", "corpus.txt", "--vocab-size", size, "--out", "tok").errors[
+            0
+        ]
+    )
     assert not (place / "tok").exists()
 
 
@@ -309,8 +361,15 @@ def test_too_few_or_too_many_fillers(top: int, fails: Callable[..., Outcome]) ->
 
 
 def test_a_prediction_asked_of_a_model_without_that_head(fails: Callable[..., Outcome]) -> None:
-    for folder, name in (("model", "BertForPreTraining"), ("mlm", "BertForMaskedLM"), ("encoder", "BertModel")):
-        for command in (["predict", folder, "train.tsv"], ["evaluate", folder, "--data", "train.tsv"]):
+    for folder, name in (
+        ("model", "BertForPreTraining"),
+        ("mlm", "BertForMaskedLM"),
+        ("encoder", "BertModel"),
+    ):
+        for command in (
+            ["predict", folder, "train.tsv"],
+            ["evaluate", folder, "--data", "train.tsv"],
+        ):
             message = fails(*command).errors[0]
             assert name in message
             assert "no classification head" in message
@@ -357,17 +416,23 @@ def test_usage_errors_are_one_line_too(fails: Callable[..., Outcome]) -> None:
         ("model: 5\n", "model"),
     ],
 )
-def test_a_config_file_that_cannot_be_used(yaml: str, said: str, fails: Callable[..., Outcome], place: Path) -> None:
+def test_a_config_file_that_cannot_be_used(
+    yaml: str, said: str, fails: Callable[..., Outcome], place: Path
+) -> None:
     (place / "run.yaml").write_text(yaml)
     base = {"--data": "corpus.txt", "--tokenizer": "model", "--out": "run"}
     key = yaml.split(":")[0]
     base.pop(f"--{key}", None)
-    message = fails("pretrain", *(part for pair in base.items() for part in pair), "--config", "run.yaml").errors[0]
+    message = fails(
+        "pretrain", *(part for pair in base.items() for part in pair), "--config", "run.yaml"
+    ).errors[0]
     assert said in message
     assert not (place / "run").exists()
 
 
-def test_a_backend_that_cannot_run(fails: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_cannot_run(
+    fails: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dispatch, "NO_EXTENSION", "the extension is not built")
     with kernels.use_backend("cpp"):
         message = fails("predict", "classifier", "train.tsv").errors[0]
@@ -394,7 +459,11 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    done = run_cli(monkeypatch, capfd, *pretrain(model="model", lr=1e36, steps=30, checkpoint_every=1, warmup=0))
+    done = run_cli(
+        monkeypatch,
+        capfd,
+        *pretrain(model="model", lr=1e36, steps=30, checkpoint_every=1, warmup=0),
+    )
     assert done.code == 2
     assert len(done.errors) == 1
     kept = checkpoints(place / "run")[-1]

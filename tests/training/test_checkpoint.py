@@ -75,7 +75,9 @@ def test_a_failure_at_any_stage_leaves_the_last_checkpoint(
     with monkeypatch.context() as patched:
         patched.setattr(where, stage, fail)
         if isinstance(error, OSError):
-            with pytest.raises(BertfastError, match=r"No space left on device.*earlier checkpoints are untouched"):
+            with pytest.raises(
+                BertfastError, match=r"No space left on device.*earlier checkpoints are untouched"
+            ):
                 save(tmp_path, 10)
         else:
             with pytest.raises(KeyboardInterrupt):
@@ -91,7 +93,11 @@ def test_clean_removes_only_what_a_kill_left(tmp_path: Path) -> None:
     shutil.copytree(folder, folder.with_name(".step-00000010.tmp"))
     (tmp_path / ".model.safetensors.tmp").write_bytes(b"half")
     clean(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model.safetensors", "part"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoints",
+        "model.safetensors",
+        "part",
+    ]
     assert checkpoints(tmp_path) == [folder]
 
 
@@ -110,12 +116,16 @@ def test_a_truncated_file_is_named(name: str, keep: float, tmp_path: Path) -> No
 def test_foreign_values_are_named(values: str, tmp_path: Path) -> None:
     folder = save(tmp_path, 5)
     (folder / STATE_VALUES).write_text(values)
-    with pytest.raises(BertfastError, match=r"is no training state.*to resume from the checkpoint before it"):
+    with pytest.raises(
+        BertfastError, match=r"is no training state.*to resume from the checkpoint before it"
+    ):
         load_checkpoint(folder)
 
 
 def test_the_optimizer_goes_on_to_the_same_weights() -> None:
-    def trained(steps: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, start: int = 0) -> None:
+    def trained(
+        steps: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, start: int = 0
+    ) -> None:
         for step in range(start, start + steps):
             model(torch.full((2, 3), step + 1.0)).square().sum().backward()
             optimizer.step()
@@ -127,12 +137,19 @@ def test_the_optimizer_goes_on_to_the_same_weights() -> None:
     trained(3, model, optimizer)
     names = [name for name, _ in model.named_parameters()]
     tensors = optimizer_tensors(optimizer, names, model.parameters())
-    assert set(tensors) == {f"{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in names}
+    assert set(tensors) == {
+        f"{kind}.{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in names
+    }
 
     other = torch.nn.Linear(3, 3)
     other.load_state_dict(model.state_dict())
     restored = build_optimizer(other, 1e-2)
-    restore_optimizer(restored, names, other.parameters(), {name: tensor.clone() for name, tensor in tensors.items()})
+    restore_optimizer(
+        restored,
+        names,
+        other.parameters(),
+        {name: tensor.clone() for name, tensor in tensors.items()},
+    )
     trained(2, model, optimizer, 3)
     trained(2, other, restored, 3)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):

@@ -34,12 +34,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tuned(place: Path) -> FinetuneResult:
     return bertfast.finetune(
-        str(place / "model"), str(place / "train.tsv"), str(place / "dev.tsv"), str(place / "tuned"), **SETTINGS
+        str(place / "model"),
+        str(place / "train.tsv"),
+        str(place / "dev.tsv"),
+        str(place / "tuned"),
+        **SETTINGS,
     )
 
 
 def _finetune(place: Path, out: Path, **options: object) -> FinetuneResult:
-    settings = {"train": str(place / "train.tsv"), "dev": str(place / "dev.tsv"), **SETTINGS, **options}
+    settings = {
+        "train": str(place / "train.tsv"),
+        "dev": str(place / "dev.tsv"),
+        **SETTINGS,
+        **options,
+    }
     return bertfast.finetune(settings.pop("model", str(place / "model")), out=str(out), **settings)  # type: ignore[arg-type]
 
 
@@ -64,7 +73,9 @@ def test_the_folder_holds_all_that_a_prediction_needs(tuned: FinetuneResult) -> 
     assert not list(tuned.out.parent.glob(".*.tmp"))
 
 
-def test_evaluate_repeats_the_dev_scores_of_the_best_epoch(place: Path, tuned: FinetuneResult) -> None:
+def test_evaluate_repeats_the_dev_scores_of_the_best_epoch(
+    place: Path, tuned: FinetuneResult
+) -> None:
     scores = evaluate(tuned.out, place / "dev.tsv")
     assert scores["accuracy"] == tuned.accuracy
     assert scores["macro_f1"] == pytest.approx(tuned.macro_f1)
@@ -78,9 +89,17 @@ def test_metrics_tell_each_epoch_and_the_best_one(tuned: FinetuneResult) -> None
 
 
 def test_the_script_in_the_folder_labels_a_text(tuned: FinetuneResult) -> None:
-    script = [sys.executable, str(tuned.out / "predict.py"), "the film was lovely and the cast was long"]
+    script = [
+        sys.executable,
+        str(tuned.out / "predict.py"),
+        "the film was lovely and the cast was long",
+    ]
     done = subprocess.run(
-        script, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True
+        script,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
     )
     assert done.stdout.split("\t")[0] == "good"
 
@@ -102,7 +121,9 @@ def test_transformers_loads_the_result_and_agrees(tuned: FinetuneResult) -> None
     assert theirs["score"] == pytest.approx(ours.probabilities[ours.label], abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_weights(place: Path, tuned: FinetuneResult, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights(
+    place: Path, tuned: FinetuneResult, tmp_path: Path
+) -> None:
     again = _finetune(place, tmp_path / "again")
     assert again.history == tuned.history
     for one, other in zip(load(again.out).parameters(), load(tuned.out).parameters(), strict=True):
@@ -120,7 +141,9 @@ def test_freezing_trains_a_pooler_that_the_checkpoint_lacks(
     tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_model(tmp_path / "mlm", BertForMaskedLM)
-    result = _finetune(place, tmp_path / "frozen", model=str(tmp_path / "mlm"), freeze_encoder=True, seed=3)
+    result = _finetune(
+        place, tmp_path / "frozen", model=str(tmp_path / "mlm"), freeze_encoder=True, seed=3
+    )
     said = capsys.readouterr().err
     assert said.count("does not have") == 1
     assert "bert.pooler.dense.weight" in said
@@ -142,7 +165,9 @@ def test_it_starts_from_any_bert_folder(
     cls: type[BertModel] | type[BertForMaskedLM], place: Path, tmp_path: Path
 ) -> None:
     write_model(tmp_path / "model", cls)
-    assert _finetune(place, tmp_path / "out", model=str(tmp_path / "model"), epochs=1).best_epoch == 1
+    assert (
+        _finetune(place, tmp_path / "out", model=str(tmp_path / "model"), epochs=1).best_epoch == 1
+    )
 
 
 def test_it_trains_in_bfloat16(place: Path, tmp_path: Path) -> None:
@@ -157,13 +182,19 @@ def test_a_regression_head_before_does_not_change_the_loss(place: Path, tmp_path
     assert load(result.out).config.problem_type == "single_label_classification"
 
 
-def test_long_inputs_are_cut_counted_and_said(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_inputs_are_cut_counted_and_said(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [
-        (text + " and" * (3 * POSITIONS if row < 5 else 0), label) for row, (text, label) in enumerate(sentences(40))
+        (text + " and" * (3 * POSITIONS if row < 5 else 0), label)
+        for row, (text, label) in enumerate(sentences(40))
     ]
     train = write_table(tmp_path / "long.tsv", rows)
     result = _finetune(place, tmp_path / "out", train=str(train), epochs=1)
-    assert f"5 of 40 inputs were longer than {POSITIONS} tokens and were cut" in capsys.readouterr().err
+    assert (
+        f"5 of 40 inputs were longer than {POSITIONS} tokens and were cut"
+        in capsys.readouterr().err
+    )
     assert json.loads((result.out / "metrics.json").read_text())["truncated"]["train"] == 5
 
 
@@ -178,7 +209,9 @@ def test_pairs_are_trained_on_and_asked_for_later(place: Path, tmp_path: Path) -
     rows = [(text, "the story was cold", label) for text, label in sentences(64)]
     table = write_table(tmp_path / "pairs.tsv", rows, ("text", "other", "class"))
     columns = {"text_column": "text", "pair_column": "other", "label_column": "class"}
-    result = _finetune(place, tmp_path / "out", train=str(table), dev=str(table), epochs=1, **columns)
+    result = _finetune(
+        place, tmp_path / "out", train=str(table), dev=str(table), epochs=1, **columns
+    )
     scores = evaluate(result.out, table, label_column="class")
     assert scores["accuracy"] == result.accuracy
 
@@ -195,7 +228,9 @@ def test_nan_loss_stops_and_leaves_nothing(place: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_place_that_cannot_be_written_to_is_found_before_training(place: Path, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_to_is_found_before_training(
+    place: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("here first")
     with pytest.raises(BertfastError, match="cannot be written"):
         _finetune(place, tmp_path / "file" / "out", epochs=10**9)
@@ -207,9 +242,14 @@ def test_scores_are_those_of_scikit_learn() -> None:
     labels, predicted = [0, 0, 1, 2, 2, 2, 4], [0, 1, 1, 2, 0, 2, 2]
     ours = score(predicted, labels, 6)
     assert ours.accuracy == pytest.approx(metrics.accuracy_score(labels, predicted))
-    assert ours.macro_f1 == pytest.approx(metrics.f1_score(labels, predicted, average="macro", zero_division=0))
+    assert ours.macro_f1 == pytest.approx(
+        metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+    )
 
 
 def test_the_tokenizer_is_kept(place: Path, tuned: FinetuneResult) -> None:
     text = "the film was lovely"
-    assert load_tokenizer(tuned.out).encode(text).ids == load_tokenizer(place / "model").encode(text).ids
+    assert (
+        load_tokenizer(tuned.out).encode(text).ids
+        == load_tokenizer(place / "model").encode(text).ids
+    )

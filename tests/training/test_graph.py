@@ -18,7 +18,14 @@ from tiny import run_cli, sentences, write_model
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import bertfast
-from bertfast import BertConfig, BertfastError, BertForMaskedLM, BertForPreTraining, PackedBatch, kernels
+from bertfast import (
+    BertConfig,
+    BertfastError,
+    BertForMaskedLM,
+    BertForPreTraining,
+    PackedBatch,
+    kernels,
+)
 from bertfast.config import ElectraConfig
 from bertfast.model.members import ElectraForMaskedLM, ElectraForPreTraining
 from bertfast.packed import Budget
@@ -30,7 +37,9 @@ from bertfast.training.optimizer import build_optimizer, clip_gradients, set_rat
 from bertfast.training.precision import Masters
 from support import DEVICE, forced
 
-module = importlib.import_module("bertfast.training.pretrain")  # the package has a function of that name
+module = importlib.import_module(
+    "bertfast.training.pretrain"
+)  # the package has a function of that name
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 CONFIG = BertConfig(
     vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=16
@@ -39,16 +48,22 @@ CONFIG = BertConfig(
 
 def rtd(config: BertConfig) -> ReplacedTokenDetection:
     shape = ElectraConfig(**asdict(config), embedding_size=16)
-    return ReplacedTokenDetection(ElectraForPreTraining(shape), ElectraForMaskedLM(generator_config(shape, 0.5)))
+    return ReplacedTokenDetection(
+        ElectraForPreTraining(shape), ElectraForMaskedLM(generator_config(shape, 0.5))
+    )
 
 
 def distill(config: BertConfig) -> Distillation:
-    return Distillation(BertForMaskedLM(replace(config, num_hidden_layers=1)), BertForMaskedLM(config))
+    return Distillation(
+        BertForMaskedLM(replace(config, num_hidden_layers=1)), BertForMaskedLM(config)
+    )
 
 
 MODELS = (BertForMaskedLM, BertForPreTraining, rtd, distill)
 BUDGET = Budget(40, 6, 12, 16)
-STEPS = WARMUP + 5  # on a GPU some are launched one by one, one is captured, and the rest are replays
+STEPS = (
+    WARMUP + 5
+)  # on a GPU some are launched one by one, one is captured, and the rest are replays
 CLIP, RATE = 0.5, 3e-3
 PRETRAIN: dict[str, Any] = {
     "steps": 12, "batch_tokens": 128, "seq_len": 24, "lr": 1e-3, "warmup": 2, "checkpoint_every": 4, "log_every": 1
@@ -61,21 +76,28 @@ def batch(number: int) -> PackedBatch:
     lengths = torch.randint(1, 12, (3 + number % 3,), generator=draw).tolist()
     ids = [torch.randint(5, 101, (length,), generator=draw).tolist() for length in lengths]
     made = PackedBatch.from_sequences(ids)
-    made.masked_positions = torch.randperm(made.num_tokens, generator=draw)[: 2 + number % 4].sort().values
+    made.masked_positions = (
+        torch.randperm(made.num_tokens, generator=draw)[: 2 + number % 4].sort().values
+    )
     made.masked_labels = torch.randint(5, 101, made.masked_positions.shape, generator=draw)
     made.next_sentence_labels = torch.randint(2, (len(lengths),), generator=draw)
     made.max_seqlen = BUDGET.max_seqlen
     return made.to(DEVICE)
 
 
-def trained(cls: type, precision: str, step: Callable[..., Any]) -> tuple[list[Any], dict[str, torch.Tensor]]:
+def trained(
+    cls: type, precision: str, step: Callable[..., Any]
+) -> tuple[list[Any], dict[str, torch.Tensor]]:
     """What ``step(model, masters, optimizer)`` returns for each batch, and the weights after them."""
     torch.manual_seed(0)
     model = cls(CONFIG).to(DEVICE).train()
     masters = Masters(model, precision)
     optimizer = build_optimizer(masters, RATE)
     call = step(model, optimizer)
-    results = [call(batch(number), 1000 + number, RATE / (1 + number), number + 1) for number in range(STEPS)]
+    results = [
+        call(batch(number), 1000 + number, RATE / (1 + number), number + 1)
+        for number in range(STEPS)
+    ]
     assert {int(state["step"]) for state in optimizer.state.values()} == {STEPS}
     return results, masters.named()
 
@@ -101,7 +123,9 @@ def graphed(model: Any, optimizer: Any) -> Callable[..., Any]:
 def numbers(output: Any, norm: torch.Tensor) -> dict[str, float]:
     names = ("loss", "mlm_loss", "nsp_loss", "mlm_correct", "mlm_count", "nsp_correct")
     found = {name: getattr(output, name, None) for name in names}
-    return {name: float(value.detach()) for name, value in found.items() if value is not None} | {"norm": float(norm)}
+    return {name: float(value.detach()) for name, value in found.items() if value is not None} | {
+        "norm": float(norm)
+    }
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -112,9 +136,12 @@ def test_padded_steps_learn_what_plain_steps_learn(cls: type, precision: str) ->
     limit = {"rel": 1e-4, "abs": 1e-5} if precision == "fp32" else {"rel": 0.02, "abs": 0.02}
     for mine, other in zip(results, wanted, strict=True):
         assert mine == pytest.approx(other, **limit)
-    # Adam moves a weight whose gradient is rounding alone by the whole rate, whichever way that falls.
+    # Adam moves a weight whose gradient is rounding alone by the whole rate, whichever way that
+    # falls.
     for name, weight in weights.items():
-        assert (weight - wanted_weights[name]).norm() <= 0.02 * wanted_weights[name].norm() + 0.02, name
+        assert (weight - wanted_weights[name]).norm() <= 0.02 * wanted_weights[
+            name
+        ].norm() + 0.02, name
 
 
 def test_a_batch_beyond_the_budget_is_refused_and_nothing_is_trained() -> None:
@@ -126,7 +153,9 @@ def test_a_batch_beyond_the_budget_is_refused_and_nothing_is_trained() -> None:
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
-def test_the_first_calls_warm_up_one_captures_and_the_rest_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_calls_warm_up_one_captures_and_the_rest_replay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The order of what is asked of CUDA, which stands here as a list of what it was asked."""
     did: list[str] = []
 
@@ -139,7 +168,9 @@ def test_the_first_calls_warm_up_one_captures_and_the_rest_replay(monkeypatch: p
     stream = SimpleNamespace(wait_stream=lambda other: did.append("wait"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: within("stream"))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: did.append("replay")))
+    monkeypatch.setattr(
+        torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: did.append("replay"))
+    )
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: within("capture"))
     model = BertForMaskedLM(CONFIG).to(DEVICE).train()
     step = GraphedStep(model, build_optimizer(model, RATE), CLIP, BUDGET, DEVICE)
@@ -169,13 +200,23 @@ def test_a_step_that_cannot_be_captured_says_how_to_go_on(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "graph", capture)
     monkeypatch.setattr(step, "stream", SimpleNamespace())
     step.calls = WARMUP
-    with pytest.raises(BertfastError, match="not permitted when stream is capturing.*--no-cuda-graph"):
+    with pytest.raises(
+        BertfastError, match="not permitted when stream is capturing.*--no-cuda-graph"
+    ):
         step(batch(0), 0, RATE, 1)
 
 
 # --- what a capture forbids ---
 
-READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "_unique2", "unique_consecutive", "masked_select", "equal")
+READS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "is_nonzero",
+    "_unique2",
+    "unique_consecutive",
+    "masked_select",
+    "equal",
+)
 BRINGS = ("lift_fresh",)  # what torch.tensor and its like do last
 
 
@@ -191,13 +232,17 @@ class NoHost(TorchDispatchMode):
         assert not masks, f"{func} makes a shape of a mask's values, which the host must read"
         if func.namespace == "bertfast":
             with self:
-                return torch._library.custom_ops.OPDEFS[func.name().split(".")[0]]._init_fn(*args, **(kwargs or {}))
+                return torch._library.custom_ops.OPDEFS[func.name().split(".")[0]]._init_fn(
+                    *args, **(kwargs or {})
+                )
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The Triton kernels, and no look at values that are only looked at on the CPU; the interpreter itself is the GPU."""
+    """The Triton kernels, and no look at values that are only looked at on the CPU; the interpreter
+    itself is the GPU.
+    """
     from triton.runtime.interpreter import GridExecutor
 
     launch = GridExecutor.__call__
@@ -219,7 +264,9 @@ def test_a_step_neither_reads_values_on_the_host_nor_brings_any(
     cls: type, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = cls(CONFIG).train()
-    step = GraphedStep(model, build_optimizer(Masters(model, precision), RATE), CLIP, BUDGET, DEVICE)
+    step = GraphedStep(
+        model, build_optimizer(Masters(model, precision), RATE), CLIP, BUDGET, DEVICE
+    )
     step._load(batch(0), 1, RATE, 1)
     with as_on_a_gpu(monkeypatch):
         step._step()
@@ -258,9 +305,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(place: Path, out: Path, **options: Any) -> list[dict[str, Any]]:
     """The lines that a run logged, one a step, without what a clock decides."""
     model = str(place / "model")
-    bertfast.pretrain([str(place / "corpus.txt")], model, str(out), **{"model": model, **PRETRAIN, **options})
+    bertfast.pretrain(
+        [str(place / "corpus.txt")], model, str(out), **{"model": model, **PRETRAIN, **options}
+    )
     clocked = ("tokens_per_second", "seconds")
-    return [{name: value for name, value in line.items() if name not in clocked} for line in read_metrics(out)]
+    return [
+        {name: value for name, value in line.items() if name not in clocked}
+        for line in read_metrics(out)
+    ]
 
 
 @pytest.fixture
@@ -270,9 +322,13 @@ def with_graph(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return {"cuda_graph": True}
 
     class Graphed(module._Trainer):  # type: ignore[name-defined]
-        def __init__(self, config: Any, run: Any, model: Any, batches: Any, device: Any, on_log: Any) -> None:
+        def __init__(
+            self, config: Any, run: Any, model: Any, batches: Any, device: Any, on_log: Any
+        ) -> None:
             super().__init__(config, run, model, batches, device, on_log)
-            self.graphed = GraphedStep(model, self.optimizer, config.clip_norm, batches.budget(), device)
+            self.graphed = GraphedStep(
+                model, self.optimizer, config.clip_norm, batches.budget(), device
+            )
 
     monkeypatch.setattr(module, "_Trainer", Graphed)
     return {}
@@ -280,7 +336,11 @@ def with_graph(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.mark.parametrize("objective", ["mlm", "mlm+nsp"])
 def test_pretraining_logs_the_same_losses_with_the_graph(
-    objective: str, place: Path, tmp_path: Path, with_graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    objective: str,
+    place: Path,
+    tmp_path: Path,
+    with_graph: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines = run(place, tmp_path / "graphed", objective=objective, **with_graph)
     monkeypatch.undo()
@@ -295,7 +355,9 @@ def test_batches_beyond_the_budget_are_trained_all_the_same(
     lines = run(place, tmp_path / "graphed", **with_graph)
     whole, call, used = module.Batches.budget, GraphedStep.__call__, []
     monkeypatch.setattr(module.Batches, "budget", lambda self: whole(self)._replace(tokens=116))
-    monkeypatch.setattr(GraphedStep, "__call__", lambda *arguments: used.append(None) or call(*arguments))
+    monkeypatch.setattr(
+        GraphedStep, "__call__", lambda *arguments: used.append(None) or call(*arguments)
+    )
     mixed = run(place, tmp_path / "mixed", **with_graph)
     assert 0 < len(used) < PRETRAIN["steps"]
     for mine, other in zip(mixed, lines, strict=True):
@@ -304,7 +366,11 @@ def test_batches_beyond_the_budget_are_trained_all_the_same(
 
 @pytest.mark.parametrize("stop_after", [2, 7])
 def test_a_graphed_run_that_was_stopped_goes_on_bit_for_bit(
-    stop_after: int, place: Path, tmp_path: Path, with_graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    stop_after: int,
+    place: Path,
+    tmp_path: Path,
+    with_graph: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = run(place, tmp_path / "whole", **with_graph)
     update, done = module._Trainer._update, []
@@ -327,10 +393,19 @@ def test_a_graphed_run_that_was_stopped_goes_on_bit_for_bit(
 def test_asking_for_a_graph_without_a_gpu_is_one_error(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    paths = ("--data", place / "corpus.txt", "--tokenizer", place / "model", "--out", tmp_path / "run")
+    paths = (
+        "--data",
+        place / "corpus.txt",
+        "--tokenizer",
+        place / "model",
+        "--out",
+        tmp_path / "run",
+    )
     done = run_cli(monkeypatch, capfd, "pretrain", *paths, "--cuda-graph")
     assert done.code == 2
-    assert done.errors == ["error: cuda-graph needs a GPU that PyTorch can use, and there is none here; leave it out"]
+    assert done.errors == [
+        "error: cuda-graph needs a GPU that PyTorch can use, and there is none here; leave it out"
+    ]
     assert not (tmp_path / "run").exists()
 
 
@@ -369,4 +444,6 @@ def test_a_replay_is_what_was_captured() -> None:
     step = GraphedStep(model, build_optimizer(model, 0.0, weight_decay=0.0), CLIP, BUDGET, DEVICE)
     losses = [float(step(batch(0), 7, 0.0, number)[0].loss) for number in range(1, STEPS)]
     assert step.graph is not None
-    assert len(set(losses)) == 1, "at a rate of nothing, every step sees the same weights, batch and dropout"
+    assert len(set(losses)) == 1, (
+        "at a rate of nothing, every step sees the same weights, batch and dropout"
+    )

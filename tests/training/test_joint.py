@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tiny import sentences, write_model
 
-from bertfast import BertfastError, DistilBertForMaskedLM, ElectraForMaskedLM, ElectraForPreTraining, load, pretrain
+from bertfast import (
+    BertfastError,
+    DistilBertForMaskedLM,
+    ElectraForMaskedLM,
+    ElectraForPreTraining,
+    load,
+    pretrain,
+)
 from bertfast.config import BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 from bertfast.model import BertForMaskedLM, BertForPreTraining, RobertaForMaskedLM
 from bertfast.packed import PackedBatch
@@ -34,17 +41,23 @@ SHAPE = {
 
 def masked_batch(lengths=(7, 1, 12), seed=0):
     torch.manual_seed(seed)
-    batch = PackedBatch.from_sequences([torch.randint(5, 97, (length,)).tolist() for length in lengths])
+    batch = PackedBatch.from_sequences(
+        [torch.randint(5, 97, (length,)).tolist() for length in lengths]
+    )
     positions = torch.tensor([1, 4, 9, 15])
     labels = batch.input_ids[positions]
     ids = batch.input_ids.index_fill(0, positions, 4)
-    return dataclasses.replace(batch, input_ids=ids, masked_positions=positions, masked_labels=labels)
+    return dataclasses.replace(
+        batch, input_ids=ids, masked_positions=positions, masked_labels=labels
+    )
 
 
 def detection():
     config = ElectraConfig(**SHAPE, embedding_size=16)
     torch.manual_seed(1)
-    both = ReplacedTokenDetection(ElectraForPreTraining(config), ElectraForMaskedLM(generator_config(config, 0.5)))
+    both = ReplacedTokenDetection(
+        ElectraForPreTraining(config), ElectraForMaskedLM(generator_config(config, 0.5))
+    )
     for parameter in both.parameters():
         parameter.data.normal_(std=0.2)
     return both.train()
@@ -52,7 +65,9 @@ def detection():
 
 def test_generator_and_discriminator_share_their_embeddings_and_nothing_else():
     both = detection()
-    shared = {id(p) for p in both.generator.parameters()} & {id(p) for p in both.discriminator.parameters()}
+    shared = {id(p) for p in both.generator.parameters()} & {
+        id(p) for p in both.discriminator.parameters()
+    }
     assert shared == {id(p) for p in both.discriminator.electra.embeddings.parameters()}
     assert both.generator.config.hidden_size == 16
     assert both.generator.config.num_attention_heads == 1
@@ -72,8 +87,14 @@ def test_the_discriminators_loss_sends_no_gradient_into_the_generators_own_weigh
     both, batch = detection(), masked_batch()
     both(batch, seed=3).rtd_loss.backward()
     shared = {id(p) for p in both.discriminator.parameters()}
-    assert all(p.grad is None or not p.grad.any() for p in both.generator.parameters() if id(p) not in shared)
-    assert both.discriminator.electra.encoder.get_parameter("layer.0.output.dense.weight").grad.any()
+    assert all(
+        p.grad is None or not p.grad.any()
+        for p in both.generator.parameters()
+        if id(p) not in shared
+    )
+    assert both.discriminator.electra.encoder.get_parameter(
+        "layer.0.output.dense.weight"
+    ).grad.any()
 
 
 def test_a_seed_decides_the_samples():
@@ -94,7 +115,9 @@ def test_slack_changes_no_loss_of_detection():
 def distilled(student=DistilBertConfig, hidden=32, layers=2):
     torch.manual_seed(2)
     teacher = BertForPreTraining(BertConfig(**SHAPE))
-    own = DistilBertForMaskedLM(student(**{**SHAPE, "num_hidden_layers": layers, "hidden_size": hidden}))
+    own = DistilBertForMaskedLM(
+        student(**{**SHAPE, "num_hidden_layers": layers, "hidden_size": hidden})
+    )
     for model in (teacher, own):
         for parameter in model.parameters():
             parameter.data.normal_(std=0.2)
@@ -114,8 +137,12 @@ def test_the_triple_loss_is_that_of_plain_pytorch():
     mine, theirs = (m(plain, output_hidden_states=True) for m in (student, teacher.eval()))
     places, labels = batch.masked_positions, batch.masked_labels
     logits, targets = mine.logits[places], theirs.prediction_logits[places].detach()
-    soft = F.kl_div((logits / 2).log_softmax(-1), (targets / 2).softmax(-1), reduction="batchmean") * 4
-    cosine = 1 - F.cosine_similarity(mine.hidden_states[-1], theirs.hidden_states[-1].detach()).mean()
+    soft = (
+        F.kl_div((logits / 2).log_softmax(-1), (targets / 2).softmax(-1), reduction="batchmean") * 4
+    )
+    cosine = (
+        1 - F.cosine_similarity(mine.hidden_states[-1], theirs.hidden_states[-1].detach()).mean()
+    )
     loss = 5 * soft + 2 * F.cross_entropy(logits, labels) + cosine
     loss.backward()
     torch.testing.assert_close(output.loss, loss)
@@ -151,12 +178,19 @@ def test_the_student_starts_from_every_other_layer():
     mine, theirs = student.state_dict(), teacher.state_dict()
     for own, other in ((0, 0), (1, 3)):
         wanted = theirs[f"bert.encoder.layer.{other}.attention.self.query.weight"]
-        assert torch.equal(mine[f"distilbert.transformer.layer.{own}.attention.q_lin.weight"], wanted)
+        assert torch.equal(
+            mine[f"distilbert.transformer.layer.{own}.attention.q_lin.weight"], wanted
+        )
         wanted = theirs[f"bert.encoder.layer.{other}.output.LayerNorm.bias"]
-        assert torch.equal(mine[f"distilbert.transformer.layer.{own}.output_layer_norm.bias"], wanted)
+        assert torch.equal(
+            mine[f"distilbert.transformer.layer.{own}.output_layer_norm.bias"], wanted
+        )
     for own, other in (
         ("distilbert.embeddings.word_embeddings.weight", "bert.embeddings.word_embeddings.weight"),
-        ("distilbert.embeddings.position_embeddings.weight", "bert.embeddings.position_embeddings.weight"),
+        (
+            "distilbert.embeddings.position_embeddings.weight",
+            "bert.embeddings.position_embeddings.weight",
+        ),
         ("vocab_transform.weight", "cls.predictions.transform.dense.weight"),
         ("vocab_projector.bias", "cls.predictions.bias"),
     ):
@@ -201,7 +235,13 @@ def numbers(run):
 def test_a_detection_run_resumes_bit_for_bit_and_both_models_load(tmp_path, corpus):
     tokenizer = str(write_model(tmp_path / "model"))
     model = shape_file(tmp_path, model_type="electra", embedding_size=16)
-    told = {**OPTIONS, "model": model, "objective": "rtd", "generator_size": 0.5, "checkpoint_every": 3}
+    told = {
+        **OPTIONS,
+        "model": model,
+        "objective": "rtd",
+        "generator_size": 0.5,
+        "checkpoint_every": 3,
+    }
     pretrain([str(corpus)], tokenizer, str(tmp_path / "whole"), steps=6, **told)
 
     class Stop(Exception):
@@ -231,36 +271,62 @@ def test_a_detection_run_resumes_bit_for_bit_and_both_models_load(tmp_path, corp
 
 def test_a_student_runs_under_its_teacher_and_loads(tmp_path, corpus):
     teacher = write_model(tmp_path / "teacher", hidden_size=32, intermediate_size=48)
-    model = shape_file(tmp_path, model_type="distilbert", dim=32, n_layers=1, n_heads=2, hidden_dim=48)
+    model = shape_file(
+        tmp_path, model_type="distilbert", dim=32, n_layers=1, n_heads=2, hidden_dim=48
+    )
     told = {**OPTIONS, "model": model, "objective": "distill", "teacher": str(teacher)}
     pretrain([str(corpus)], str(teacher), str(tmp_path / "run"), steps=4, **told)
     lines = numbers(tmp_path / "run")
     assert {"loss", "mlm_loss", "soft_loss", "cosine_loss"} <= set(lines[-1])
     for line in lines:
-        assert line["loss"] == pytest.approx(5 * line["soft_loss"] + 2 * line["mlm_loss"] + line["cosine_loss"])
+        assert line["loss"] == pytest.approx(
+            5 * line["soft_loss"] + 2 * line["mlm_loss"] + line["cosine_loss"]
+        )
     assert isinstance(load(tmp_path / "run"), DistilBertForMaskedLM)
 
 
 def test_transformers_loads_what_the_runs_leave(tmp_path, corpus):
-    transformers = pytest.importorskip("transformers", reason="transformers is an extra: pip install 'bertfast[hf]'")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is an extra: pip install 'bertfast[hf]'"
+    )
     teacher = write_model(tmp_path / "teacher", hidden_size=32, intermediate_size=48)
     rtd = shape_file(tmp_path, model_type="electra", embedding_size=16)
-    pretrain([str(corpus)], str(teacher), str(tmp_path / "rtd"), steps=1, **OPTIONS, model=rtd, objective="rtd")
+    pretrain(
+        [str(corpus)],
+        str(teacher),
+        str(tmp_path / "rtd"),
+        steps=1,
+        **OPTIONS,
+        model=rtd,
+        objective="rtd",
+    )
     sop = shape_file(tmp_path, model_type="albert", embedding_size=16)
-    pretrain([str(corpus)], str(teacher), str(tmp_path / "sop"), steps=1, **OPTIONS, model=sop, objective="mlm+sop")
+    pretrain(
+        [str(corpus)],
+        str(teacher),
+        str(tmp_path / "sop"),
+        steps=1,
+        **OPTIONS,
+        model=sop,
+        objective="mlm+sop",
+    )
     for cls, folder in (
         (transformers.ElectraForPreTraining, "rtd"),
         (transformers.ElectraForMaskedLM, "rtd/generator"),
         (transformers.AlbertForPreTraining, "sop"),
     ):
         theirs, report = cls.from_pretrained(tmp_path / folder, output_loading_info=True)
-        assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert not any(
+            report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        )
         ids = torch.randint(5, 90, (2, 9))
         with torch.no_grad():
             wanted, got = theirs.eval()(ids), load(tmp_path / folder)(ids)
         for name in ("logits", "prediction_logits", "sop_logits"):
             if getattr(wanted, name, None) is not None:
-                torch.testing.assert_close(getattr(got, name), getattr(wanted, name), rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(
+                    getattr(got, name), getattr(wanted, name), rtol=1e-5, atol=1e-5
+                )
 
 
 @pytest.mark.parametrize(
@@ -269,7 +335,10 @@ def test_transformers_loads_what_the_runs_leave(tmp_path, corpus):
         ({"objective": "rtd", "model": "bert-tiny"}, "take one of electra-small"),
         ({"objective": "mlm+sop", "model": "bert-tiny"}, "take one of albert-base"),
         ({"objective": "mlm+nsp", "model": "roberta-base"}, "take one of bert-tiny"),
-        ({"objective": "rtd", "model": "electra-small", "generator_size": 2.0}, "generator-size is 2.0"),
+        (
+            {"objective": "rtd", "model": "electra-small", "generator_size": 2.0},
+            "generator-size is 2.0",
+        ),
         ({"objective": "distill", "model": "distilbert-base"}, "needs a teacher"),
     ],
 )
@@ -287,7 +356,9 @@ def test_a_teacher_of_another_vocabulary_or_without_a_head_is_refused(tmp_path, 
     headless = write_model(tmp_path / "headless", BertModel)
     told = {**OPTIONS, "model": "bert-tiny", "objective": "distill"}
     with pytest.raises(BertfastError, match="no masked-LM head"):
-        pretrain([str(corpus)], tokenizer, str(tmp_path / "run"), steps=1, teacher=str(headless), **told)
+        pretrain(
+            [str(corpus)], tokenizer, str(tmp_path / "run"), steps=1, teacher=str(headless), **told
+        )
     other = write_model(tmp_path / "other")
     vocabulary = json.loads((other / "tokenizer.json").read_text())
     words = vocabulary["model"]["vocab"]
@@ -295,4 +366,6 @@ def test_a_teacher_of_another_vocabulary_or_without_a_head_is_refused(tmp_path, 
     words["unheard"] = words.pop(last)
     (other / "tokenizer.json").write_text(json.dumps(vocabulary))
     with pytest.raises(BertfastError, match="is not the tokenizer of the teacher"):
-        pretrain([str(corpus)], tokenizer, str(tmp_path / "run"), steps=1, teacher=str(other), **told)
+        pretrain(
+            [str(corpus)], tokenizer, str(tmp_path / "run"), steps=1, teacher=str(other), **told
+        )

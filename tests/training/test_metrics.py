@@ -14,7 +14,10 @@ def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     log.write(10, {"loss": 2.5, "epoch": 0})
     log.write(20, {"loss": 1.25, "epoch": 1})
-    assert read_metrics(tmp_path) == [{"step": 10, "loss": 2.5, "epoch": 0}, {"step": 20, "loss": 1.25, "epoch": 1}]
+    assert read_metrics(tmp_path) == [
+        {"step": 10, "loss": 2.5, "epoch": 0},
+        {"step": 20, "loss": 1.25, "epoch": 1},
+    ]
     log.close()
 
 
@@ -28,7 +31,11 @@ def test_steps_that_will_be_run_again_are_dropped(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, start_step=20)
     log.write(30, {"loss": 7.0})
     log.close()
-    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [(10, 1.0), (20, 1.0), (30, 7.0)]
+    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [
+        (10, 1.0),
+        (20, 1.0),
+        (30, 7.0),
+    ]
 
 
 def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
@@ -39,10 +46,15 @@ def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
     log.close()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(10, 2.5), (20, 1.25)]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (10, 2.5),
+        (20, 1.25),
+    ]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here to stand for a full disk")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="no /dev/full here to stand for a full disk"
+)
 def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     log.file.close()

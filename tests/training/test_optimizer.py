@@ -24,7 +24,9 @@ from bertfast.training.precision import Masters
 
 def small_model() -> BertForPreTraining:
     torch.manual_seed(0)
-    return BertForPreTraining(BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+    return BertForPreTraining(
+        BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
 
 
 def test_biases_and_norms_do_not_decay() -> None:
@@ -49,7 +51,9 @@ def test_biases_and_norms_do_not_decay() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     model = small_model()
     model.bert.requires_grad_(False)
-    trained = {id(p) for group in build_optimizer(model, 1e-3).param_groups for p in group["params"]}
+    trained = {
+        id(p) for group in build_optimizer(model, 1e-3).param_groups for p in group["params"]
+    }
     assert trained == {id(p) for p in model.cls.parameters() if p.requires_grad}
 
 
@@ -61,7 +65,9 @@ def test_the_schedule_rises_and_falls_linearly() -> None:
 
 
 @given(total=st.integers(1, 500), share=st.floats(0, 1))
-def test_every_update_of_a_schedule_moves_at_most_at_the_peak_rate(total: int, share: float) -> None:
+def test_every_update_of_a_schedule_moves_at_most_at_the_peak_rate(
+    total: int, share: float
+) -> None:
     warmup = int(share * total)
     shares = [linear_schedule(step, warmup, total) for step in range(total)]
     assert all(0 < value <= 1 for value in shares)
@@ -90,7 +96,9 @@ def test_clipping_scales_the_joint_norm() -> None:
 def test_a_step_is_that_of_torchs_adamw_with_clipping() -> None:
     mine, theirs = small_model(), small_model()
     optimizer = build_optimizer(mine, 1e-2)
-    other = torch.optim.AdamW(build_optimizer(theirs, 1e-2).param_groups, 1e-2, betas=BETAS, eps=EPSILON)
+    other = torch.optim.AdamW(
+        build_optimizer(theirs, 1e-2).param_groups, 1e-2, betas=BETAS, eps=EPSILON
+    )
     for step in range(3):
         for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
@@ -114,7 +122,9 @@ def test_rate_and_age_may_be_tensors_that_a_graph_reads() -> None:
             q.grad = p.grad.clone()
         optimizer.step(lr=torch.tensor(1e-2), age=torch.tensor(step + 1.0, dtype=torch.float64))
         other.step()
-    assert all(torch.equal(p, q) for p, q in zip(mine.parameters(), theirs.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(mine.parameters(), theirs.parameters(), strict=True)
+    )
     optimizer.count()
     assert {int(state["step"]) for state in optimizer.state.values()} == {4}
 

@@ -34,7 +34,9 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("fill") / "model", BertForPreTraining, initializer_range=0.3)
+    return write_model(
+        tmp_path_factory.mktemp("fill") / "model", BertForPreTraining, initializer_range=0.3
+    )
 
 
 TEXTS = [text for text, _ in sentences(7)] + ["the film", "", "a"]
@@ -52,10 +54,14 @@ def test_probabilities_are_of_every_label_and_sum_to_one(classifier: Path) -> No
     for prediction in Classifier(classifier).predict(TEXTS):
         assert list(prediction.probabilities) == ["bad", "good", "neither"]
         assert math.isclose(sum(prediction.probabilities.values()), 1, abs_tol=1e-5)
-        assert prediction.label == max(prediction.probabilities, key=prediction.probabilities.__getitem__)
+        assert prediction.label == max(
+            prediction.probabilities, key=prediction.probabilities.__getitem__
+        )
 
 
-def test_the_batch_size_changes_no_prediction(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_changes_no_prediction(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = Classifier(classifier).predict(TEXTS)
     monkeypatch.setattr(predict_module, "BATCH_TOKENS", 1)
     for one, other in zip(whole, Classifier(classifier).predict(TEXTS), strict=True):
@@ -67,7 +73,9 @@ def test_no_text_gives_no_prediction(classifier: Path) -> None:
 
 
 def test_a_text_beyond_the_positions_is_cut_and_counted(classifier: Path) -> None:
-    short, long = Classifier(classifier).predict(["the film was long", "the film was long " * POSITIONS])
+    short, long = Classifier(classifier).predict(
+        ["the film was long", "the film was long " * POSITIONS]
+    )
     assert (short.truncated, long.truncated) == (False, True)
 
 
@@ -78,7 +86,9 @@ def test_the_second_text_of_a_pair_counts(classifier: Path) -> None:
 
 
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
-def test_a_head_that_does_not_choose_between_labels_is_refused(problem: str, tmp_path: Path) -> None:
+def test_a_head_that_does_not_choose_between_labels_is_refused(
+    problem: str, tmp_path: Path
+) -> None:
     write_model(tmp_path / "model", BertForSequenceClassification, problem_type=problem)
     with pytest.raises(BertfastError, match=problem):
         Classifier(tmp_path / "model")
@@ -86,7 +96,11 @@ def test_a_head_that_does_not_choose_between_labels_is_refused(problem: str, tmp
 
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl", ".ndjson", ".txt", ".tsv.gz", ".CSV"])
 def test_predict_reads_every_kind_of_file(
-    suffix: str, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    suffix: str,
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     texts = ["the film was warm", "the cast was cold"]
     lines = {
@@ -98,7 +112,9 @@ def test_predict_reads_every_kind_of_file(
     }
     content = "\n".join(lines[suffix.removesuffix(".gz").lower()]) + "\n"
     path = tmp_path / f"texts{suffix}"
-    path.write_bytes(gzip.compress(content.encode()) if suffix.endswith(".gz") else content.encode())
+    path.write_bytes(
+        gzip.compress(content.encode()) if suffix.endswith(".gz") else content.encode()
+    )
     done = run_cli(monkeypatch, capfd, "predict", classifier, path)
     assert done.code == 0
     rows = [json.loads(line) for line in done.out.splitlines()]
@@ -113,14 +129,22 @@ def test_predict_reads_standard_input(
     stream = io.TextIOWrapper(io.BytesIO("un \u2028 café\r\n\nthe film\n".encode()))
     monkeypatch.setattr("sys.stdin", stream)
     done = run_cli(monkeypatch, capfd, "predict", classifier, "-")
-    assert [json.loads(line)["text"] for line in done.out.split("\n")[:-1]] == ["un \u2028 café", "the film"]
+    assert [json.loads(line)["text"] for line in done.out.split("\n")[:-1]] == [
+        "un \u2028 café",
+        "the film",
+    ]
 
 
 def test_predict_needs_no_labels_and_ignores_empty_ones(
-    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     table = write_table(tmp_path / "t.tsv", [("the film", ""), ("the cast", "unheard of")])
-    (tmp_path / "some.jsonl").write_text('{"text": "the film", "label": "good"}\n{"text": "the cast"}\n')
+    (tmp_path / "some.jsonl").write_text(
+        '{"text": "the film", "label": "good"}\n{"text": "the cast"}\n'
+    )
     for file in (table, tmp_path / "some.jsonl"):
         done = run_cli(monkeypatch, capfd, "predict", classifier, file)
         assert done.code == 0
@@ -128,7 +152,10 @@ def test_predict_needs_no_labels_and_ignores_empty_ones(
 
 
 def test_predict_says_how_many_inputs_were_cut(
-    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "t.txt").write_text("the film\n" + "the film " * POSITIONS + "\n")
     done = run_cli(monkeypatch, capfd, "predict", classifier, tmp_path / "t.txt")
@@ -137,7 +164,10 @@ def test_predict_says_how_many_inputs_were_cut(
 
 
 def test_evaluate_prints_scores_for_machines(
-    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     table = write_table(tmp_path / "t.tsv", sentences(30))
     done = run_cli(monkeypatch, capfd, "evaluate", classifier, "--data", table, "--json")
@@ -145,7 +175,9 @@ def test_evaluate_prints_scores_for_machines(
     right = sum(
         prediction.label == label
         for prediction, (_, label) in zip(
-            Classifier(classifier).predict([text for text, _ in sentences(30)]), sentences(30), strict=True
+            Classifier(classifier).predict([text for text, _ in sentences(30)]),
+            sentences(30),
+            strict=True,
         )
     )
     assert scores["accuracy"] == pytest.approx(right / 30)
@@ -163,14 +195,23 @@ def test_fillers_are_the_likeliest_words_of_the_model(masked: Path) -> None:
     place = (ids[0] == filler.special.mask).nonzero().item()
     expected = model(ids).prediction_logits[0, place].softmax(-1).topk(3)
     assert not truncated
-    assert [choice.probability for choice in choices] == pytest.approx(expected.values.tolist(), rel=1e-4)
-    assert [choice.word for choice in choices] == [filler.tokenizer.id_to_token(index) for index in expected.indices]
+    assert [choice.probability for choice in choices] == pytest.approx(
+        expected.values.tolist(), rel=1e-4
+    )
+    assert [choice.word for choice in choices] == [
+        filler.tokenizer.id_to_token(index) for index in expected.indices
+    ]
 
 
 def test_each_mask_has_fillers_and_the_others_stay(masked: Path) -> None:
     masks, _ = MaskFiller(masked).fill("the [MASK] was [MASK]", top=2)
     assert [len(fillers) for fillers in masks] == [2, 2]
-    assert all(choice.text.count("[MASK]") == 1 for fillers in masks for choice in fillers if choice.word != "[MASK]")
+    assert all(
+        choice.text.count("[MASK]") == 1
+        for fillers in masks
+        for choice in fillers
+        if choice.word != "[MASK]"
+    )
 
 
 def test_a_masked_lm_fills_too(tmp_path: Path) -> None:
@@ -181,14 +222,18 @@ def test_a_masked_lm_fills_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["the [MASK] was warm", "the <mask> was warm"])
 def test_a_byte_level_bpe_fills_its_own_mask_and_berts(text: str, tmp_path: Path) -> None:
     tokenizer = train_byte_level_bpe([text for text, _ in sentences(50)], 330)
-    write_model(tmp_path, BertForMaskedLM, vocab_size=tokenizer.get_vocab_size(), initializer_range=0.3)
+    write_model(
+        tmp_path, BertForMaskedLM, vocab_size=tokenizer.get_vocab_size(), initializer_range=0.3
+    )
     save_tokenizer(tokenizer, tmp_path, POSITIONS)
     filler = MaskFiller(tmp_path)
     (choices,), _ = filler.fill(text, top=3)
     ids = torch.tensor([tokenizer.encode("the <mask> was warm").ids])
     place = (ids[0] == filler.special.mask).nonzero().item()
     expected = load(tmp_path)(ids).logits[0, place].softmax(-1).topk(3)
-    assert [choice.probability for choice in choices] == pytest.approx(expected.values.tolist(), rel=1e-4)
+    assert [choice.probability for choice in choices] == pytest.approx(
+        expected.values.tolist(), rel=1e-4
+    )
     for choice, index in zip(choices, expected.indices.tolist(), strict=True):
         assert choice.word == (tokenizer.decode([index]).strip() or tokenizer.id_to_token(index))
     with pytest.raises(BertfastError, match="has no <mask> to fill"):
@@ -198,7 +243,9 @@ def test_a_byte_level_bpe_fills_its_own_mask_and_berts(text: str, tmp_path: Path
 def test_a_mask_before_the_cut_is_filled_and_the_cut_is_said(
     masked: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    done = run_cli(monkeypatch, capfd, "fill", masked, "the [MASK] " + "was " * POSITIONS, "--top", 2)
+    done = run_cli(
+        monkeypatch, capfd, "fill", masked, "the [MASK] " + "was " * POSITIONS, "--top", 2
+    )
     assert done.code == 0
     assert len(done.out.splitlines()) == 2
     assert "were cut" in done.err

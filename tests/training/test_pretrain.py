@@ -28,7 +28,9 @@ from bertfast.training.checkpoint import checkpoints
 from bertfast.training.metrics import FILE, read_metrics
 from bertfast.training.pretrain import Interrupted, PretrainResult
 
-module = importlib.import_module("bertfast.training.pretrain")  # the package has a function of that name
+module = importlib.import_module(
+    "bertfast.training.pretrain"
+)  # the package has a function of that name
 OPTIONS: dict[str, Any] = {
     "steps": 12, "batch_tokens": 128, "seq_len": 24, "lr": 1e-3, "warmup": 2, "checkpoint_every": 4, "log_every": 3
 }  # fmt: skip
@@ -58,7 +60,10 @@ def run(place: Path, out: Path, **options: Any) -> PretrainResult:
 
 def losses(folder: Path) -> list[dict[str, Any]]:
     """The logged lines without what a clock decides."""
-    return [{name: value for name, value in line.items() if name not in CLOCKED} for line in read_metrics(folder)]
+    return [
+        {name: value for name, value in line.items() if name not in CLOCKED}
+        for line in read_metrics(folder)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +81,28 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def test_the_folder_is_a_model_and_a_record(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
-    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "config.yaml", "metrics.jsonl"}
+    assert names >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "vocab.txt",
+        "config.yaml",
+        "metrics.jsonl",
+    }
     assert any((whole / "tensorboard").glob("events.*"))
     assert [path.name for path in checkpoints(whole)] == ["step-00000008", "step-00000012"]
     assert isinstance(load(whole), BertForPreTraining)
     lines = read_metrics(whole)
     assert [line["step"] for line in lines] == [3, 6, 9, 12]
     for line in lines:
-        assert line.keys() >= {"loss", "mlm_loss", "mlm_accuracy", "nsp_loss", "nsp_accuracy", "tokens_per_second"}
+        assert line.keys() >= {
+            "loss",
+            "mlm_loss",
+            "mlm_accuracy",
+            "nsp_loss",
+            "nsp_accuracy",
+            "tokens_per_second",
+        }
         assert line["loss"] == pytest.approx(line["mlm_loss"] + line["nsp_loss"], rel=1e-5)
     assert lines[-1]["tokens"] <= 12 * OPTIONS["batch_tokens"]
     assert lines[-1]["learning_rate"] == pytest.approx(1e-3 / 10)
@@ -92,16 +111,28 @@ def test_the_folder_is_a_model_and_a_record(whole: Path) -> None:
 def test_the_saved_config_repeats_the_run(whole: Path, place: Path, tmp_path: Path) -> None:
     from bertfast.training.config import read_yaml
 
-    repeated = bertfast.pretrain(**{**read_yaml(whole / "config.yaml"), "out": str(tmp_path / "again")})
+    repeated = bertfast.pretrain(
+        **{**read_yaml(whole / "config.yaml"), "out": str(tmp_path / "again")}
+    )
     assert_same_run(whole, repeated.out)
 
 
 def test_it_learns_words_from_their_neighbours(place: Path, tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "plain", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    options = {"model": str(folder), "steps": 450, "lr": 5e-3, "warmup": 20, "batch_tokens": 512, "log_every": 25}
+    folder = write_model(
+        tmp_path / "plain", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    options = {
+        "model": str(folder),
+        "steps": 450,
+        "lr": 5e-3,
+        "warmup": 20,
+        "batch_tokens": 512,
+        "log_every": 25,
+    }
     run(place, tmp_path / "run", checkpoint_every=1000, **options)
     lines = read_metrics(tmp_path / "run")
-    # "the THING was WORD and the THING was long": all but the things and the word, some 2 in 3, can be known.
+    # "the THING was WORD and the THING was long": all but the things and the word, some 2 in 3, can
+    # be known.
     assert lines[-1]["mlm_accuracy"] > 0.6 > 0.3 > lines[0]["mlm_accuracy"]
     assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
 
@@ -117,17 +148,27 @@ def test_it_trains_with_every_kind_of_tokenizer(train: Any, place: Path, tmp_pat
     tokenizer = train([text for text, _ in sentences(50)], 300)
     save_tokenizer(tokenizer, tmp_path / "tok")
     options = {**OPTIONS, "steps": 2, "model": "bert-tiny"}
-    result = bertfast.pretrain([str(place / "corpus.txt")], str(tmp_path / "tok"), str(tmp_path / "run"), **options)
+    result = bertfast.pretrain(
+        [str(place / "corpus.txt")], str(tmp_path / "tok"), str(tmp_path / "run"), **options
+    )
     for folder in (result.out, checkpoints(result.out)[-1]):
         assert load_tokenizer(folder).to_str() == tokenizer.to_str()
         assert load(folder).config.pad_token_id == SpecialIds(tokenizer).pad
-    table = write_table(tmp_path / "train.tsv", [(text, text, label) for text, label in sentences(8)], ("text", "pair", "label"))  # fmt: skip
-    tuned = bertfast.finetune(result.out, table, table, tmp_path / "tuned", pair_column="pair", epochs=1)
+    table = write_table(
+        tmp_path / "train.tsv",
+        [(text, text, label) for text, label in sentences(8)],
+        ("text", "pair", "label"),
+    )
+    tuned = bertfast.finetune(
+        result.out, table, table, tmp_path / "tuned", pair_column="pair", epochs=1
+    )
     assert load_tokenizer(tuned.out).to_str() == tokenizer.to_str()
 
 
 @pytest.mark.parametrize("unit", ["whole-word", "span"])
-def test_segments_put_in_order_and_words_hidden_whole(unit: str, place: Path, tmp_path: Path) -> None:
+def test_segments_put_in_order_and_words_hidden_whole(
+    unit: str, place: Path, tmp_path: Path
+) -> None:
     shape = {
         "embedding_size": 16,
         "hidden_size": 32,
@@ -136,7 +177,11 @@ def test_segments_put_in_order_and_words_hidden_whole(unit: str, place: Path, tm
         "intermediate_size": 64,
     }
     model = tmp_path / "albert.json"
-    model.write_text(json.dumps({"model_type": "albert", "vocab_size": 1, "max_position_embeddings": 64, **shape}))
+    model.write_text(
+        json.dumps(
+            {"model_type": "albert", "vocab_size": 1, "max_position_embeddings": 64, **shape}
+        )
+    )
     result = run(place, tmp_path / "run", model=str(model), objective="mlm+sop", mask_unit=unit)
     assert isinstance(load(result.out), AlbertForPreTraining)
     assert result.last["sop_loss"] > 0
@@ -173,13 +218,18 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert_same_run(whole, resumed.out)
 
 
-def test_runs_killed_at_any_moment_go_on_bit_for_bit(place: Path, whole: Path, tmp_path: Path) -> None:
+def test_runs_killed_at_any_moment_go_on_bit_for_bit(
+    place: Path, whole: Path, tmp_path: Path
+) -> None:
     options = " ".join(
-        f"--{name.replace('_', '-')} {value}" for name, value in (OPTIONS | {"checkpoint_every": 1}).items()
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in (OPTIONS | {"checkpoint_every": 1}).items()
     )
     command = [
         *(sys.executable, "-m", "bertfast"),
-        *shlex.split(f"pretrain --data {place}/corpus.txt --tokenizer {place}/model --model {place}/model {options}"),
+        *shlex.split(
+            f"pretrain --data {place}/corpus.txt --tokenizer {place}/model --model {place}/model {options}"
+        ),
         *("--out", str(tmp_path / "killed")),
     ]
     draw, kills = random.Random(0), 0
@@ -187,9 +237,15 @@ def test_runs_killed_at_any_moment_go_on_bit_for_bit(place: Path, whole: Path, t
         # Once it writes checkpoints, a moment that differs each time.
         before = checkpoints(tmp_path / "killed")
         again = ["--resume"] if attempt else []
-        process = subprocess.Popen([*command, *again], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        process = subprocess.Popen(
+            [*command, *again], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
         deadline = time.monotonic() + 120
-        while process.poll() is None and checkpoints(tmp_path / "killed") == before and time.monotonic() < deadline:
+        while (
+            process.poll() is None
+            and checkpoints(tmp_path / "killed") == before
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.05))
         process.kill()
@@ -204,7 +260,11 @@ def test_runs_killed_at_any_moment_go_on_bit_for_bit(place: Path, whole: Path, t
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_so(
-    place: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def kill(*_: Any) -> None:
         raise RuntimeError("stands for a kill")
@@ -219,7 +279,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_so(
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_resume_where_nothing_was_begun_starts_from_step_0(place: Path, whole: Path, tmp_path: Path, capsys) -> None:
+def test_resume_where_nothing_was_begun_starts_from_step_0(
+    place: Path, whole: Path, tmp_path: Path, capsys
+) -> None:
     run(place, tmp_path / "run", resume=True)
     assert "has no checkpoint yet; starting from step 0" in capsys.readouterr().err
     assert_same_run(whole, tmp_path / "run")
@@ -257,8 +319,12 @@ def test_two_processes_do_not_train_one_run(place: Path, tmp_path: Path) -> None
     run(place, out, on_log=second)
 
 
-def test_accumulated_batches_are_one_update(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_model(tmp_path / "plain", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+def test_accumulated_batches_are_one_update(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(
+        tmp_path / "plain", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
     seen: list[torch.Tensor] = []
     update, iterate = module.clip_gradients, module.Batches.iterate
 
@@ -267,7 +333,9 @@ def test_accumulated_batches_are_one_update(place: Path, tmp_path: Path, monkeyp
         return update(optimizer, norm)
 
     def gradients(out: str, accumulation: int, first: int = 0) -> list[torch.Tensor]:
-        monkeypatch.setattr(module.Batches, "iterate", lambda self, start: iterate(self, start + first))
+        monkeypatch.setattr(
+            module.Batches, "iterate", lambda self, start: iterate(self, start + first)
+        )
         run(place, tmp_path / out, model=str(folder), steps=1, warmup=0, accumulation=accumulation)
         return list(seen)
 
@@ -279,10 +347,19 @@ def test_accumulated_batches_are_one_update(place: Path, tmp_path: Path, monkeyp
 
 
 def test_bfloat16_tracks_float32(place: Path, tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "plain", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    folder = write_model(
+        tmp_path / "plain", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
     curves = {}
     for precision in ("fp32", "bf16"):
-        out = run(place, tmp_path / precision, precision=precision, model=str(folder), steps=60, log_every=10).out
+        out = run(
+            place,
+            tmp_path / precision,
+            precision=precision,
+            model=str(folder),
+            steps=60,
+            log_every=10,
+        ).out
         curves[precision] = [line["loss"] for line in read_metrics(out)]
     assert curves["bf16"] == pytest.approx(curves["fp32"], rel=0.02)
     assert curves["fp32"][-1] < 0.8 * curves["fp32"][0]

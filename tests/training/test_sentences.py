@@ -1,4 +1,6 @@
-"""Sentence embeddings are those of sentence-transformers, for every member and each way to pool, through folders both ways."""
+"""Sentence embeddings are those of sentence-transformers, for every member and each way to pool,
+through folders both ways.
+"""
 
 import csv
 import json
@@ -60,7 +62,9 @@ TOKENIZER = train_wordpiece([text for text, _ in sentences(200)] + TEXTS, 220)
 
 
 def make(config_class=BertConfig, **options):
-    """A SentenceEncoder of random weights, large enough that rounding shows in the last digits alone."""
+    """A SentenceEncoder of random weights, large enough that rounding shows in the last digits
+    alone.
+    """
     shape = {
         "vocab_size": TOKENIZER.get_vocab_size(),
         "hidden_size": 32,
@@ -74,12 +78,16 @@ def make(config_class=BertConfig, **options):
     config = config_class(**{**shape, **MEMBERS[config_class]})
     encoder = member_class(config, "Model")(config)
     for name, parameter in encoder.named_parameters():
-        parameter.data.normal_(1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0, 0.2)
+        parameter.data.normal_(
+            1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0, 0.2
+        )
     return SentenceEncoder(encoder, TOKENIZER, **options).eval()
 
 
 def theirs(folder, **options):
-    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is for comparison alone")
+    library = pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is for comparison alone"
+    )
     return library.SentenceTransformer(str(folder), device="cpu", **options)
 
 
@@ -100,20 +108,26 @@ def test_every_member_pooled_in_each_way_equals_sentence_transformers(config_cla
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
-def test_one_way_to_pool_with_dense_and_normalised_equals_sentence_transformers(backend, mode, tmp_path):
+def test_one_way_to_pool_with_dense_and_normalised_equals_sentence_transformers(
+    backend, mode, tmp_path
+):
     steps = [Dense(32, 8, activation="GELU", residual=True), Normalize()]
     model = make(pooling=mode, steps=steps, max_length=12)
     model.save_pretrained(tmp_path)
     with forced(backend):
         vectors = model.encode(TEXTS, batch_size=2)
-        assert np.array_equal(SentenceEncoder.from_pretrained(tmp_path).encode(TEXTS, batch_size=2), vectors)
+        assert np.array_equal(
+            SentenceEncoder.from_pretrained(tmp_path).encode(TEXTS, batch_size=2), vectors
+        )
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
     close(vectors, theirs(tmp_path).encode(TEXTS))
 
 
 @pytest.mark.parametrize("config_class", MEMBERS, ids=lambda c: c.__name__)
 def test_a_plain_encoder_gives_the_mean_over_the_real_tokens(config_class, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is an extra: pip install 'bertfast[hf]'")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is an extra: pip install 'bertfast[hf]'"
+    )
     model = make(config_class)
     model.encoder.save_pretrained(tmp_path)
     save_tokenizer(TOKENIZER, tmp_path, POSITIONS, segments=False)
@@ -124,7 +138,10 @@ def test_a_plain_encoder_gives_the_mean_over_the_real_tokens(config_class, tmp_p
     with torch.no_grad():
         states = plain(**inputs).last_hidden_state
     mask = inputs["attention_mask"][..., None]
-    close(SentenceEncoder.from_pretrained(tmp_path).encode(TEXTS), (states * mask).sum(1) / mask.sum(1))
+    close(
+        SentenceEncoder.from_pretrained(tmp_path).encode(TEXTS),
+        (states * mask).sum(1) / mask.sum(1),
+    )
 
 
 def test_folders_of_sentence_transformers_are_read_as_its_newest_release_writes_them(tmp_path):
@@ -142,7 +159,9 @@ def test_folders_of_sentence_transformers_are_read_as_its_newest_release_writes_
         TheirNormalize(),
     ]
     prompts = {"query": "the film ", "document": ""}
-    model = SentenceTransformer(modules=modules, device="cpu", prompts=prompts, default_prompt_name="query")
+    model = SentenceTransformer(
+        modules=modules, device="cpu", prompts=prompts, default_prompt_name="query"
+    )
     model.save_pretrained(str(tmp_path / "saved"))
     ours = SentenceEncoder.from_pretrained(tmp_path / "saved")
     assert (ours.pooling, ours.max_length, ours.default_prompt) == (("mean", "cls"), 9, "query")
@@ -153,7 +172,9 @@ def test_folders_of_sentence_transformers_are_read_as_its_newest_release_writes_
 
 @pytest.mark.parametrize("mode", ["cls", "mean", "mean_sqrt_len_tokens"])
 def test_a_prompt_may_be_left_out_of_the_pooling(mode, tmp_path):
-    make(pooling=mode, prompts={"query": "the film was "}, include_prompt=False).save_pretrained(tmp_path)
+    make(pooling=mode, prompts={"query": "the film was "}, include_prompt=False).save_pretrained(
+        tmp_path
+    )
     ours = SentenceEncoder.from_pretrained(tmp_path)
     other = theirs(tmp_path)
     close(ours.encode(TEXTS, prompt_name="query"), other.encode(TEXTS, prompt_name="query"))
@@ -165,7 +186,9 @@ def test_vectors_come_in_the_order_of_the_texts_however_they_are_batched():
     texts = [f"the film was {'warm ' * (7 * n % 11)}" for n in range(40)]
     alone = np.stack([model.encode(text) for text in texts])
     for batch_size in (None, 1, 7):
-        np.testing.assert_allclose(model.encode(texts, batch_size=batch_size), alone, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            model.encode(texts, batch_size=batch_size), alone, rtol=1e-4, atol=1e-5
+        )
     assert model.encode([]).shape == (0, 32)
 
 
@@ -179,8 +202,12 @@ def test_vectors_are_cut_before_they_are_normalised(tmp_path):
 
 @pytest.mark.parametrize("config_class", MEMBERS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("mode", ["cls", "mean", "max"])
-def test_gradients_of_packed_and_of_padded_input_are_those_of_transformers(config_class, mode, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is an extra: pip install 'bertfast[hf]'")
+def test_gradients_of_packed_and_of_padded_input_are_those_of_transformers(
+    config_class, mode, tmp_path
+):
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is an extra: pip install 'bertfast[hf]'"
+    )
     model = make(config_class, pooling=mode)
     model.encoder.save_pretrained(tmp_path)
     plain = transformers.AutoModel.from_pretrained(tmp_path).eval()
@@ -206,7 +233,11 @@ def test_gradients_of_packed_and_of_padded_input_are_those_of_transformers(confi
             if others[name].grad is not None:
                 size = max(others[name].grad.abs().max().item(), 1.0)
                 torch.testing.assert_close(
-                    parameter.grad, others[name].grad, rtol=1e-5, atol=1e-5 * size, msg=lambda m, n=name: f"{n}: {m}"
+                    parameter.grad,
+                    others[name].grad,
+                    rtol=1e-5,
+                    atol=1e-5 * size,
+                    msg=lambda m, n=name: f"{n}: {m}",
                 )
 
 
@@ -230,16 +261,24 @@ BAD_FOLDERS = {
     "WordEmbeddings is not supported": lambda f: (f / "modules.json").write_text(
         (f / "modules.json").read_text().replace("models.Transformer", "models.WordEmbeddings")
     ),
-    "transformer_task is 'fill-mask'": lambda f: change(f / "sentence_bert_config.json", transformer_task="fill-mask"),
+    "transformer_task is 'fill-mask'": lambda f: change(
+        f / "sentence_bert_config.json", transformer_task="fill-mask"
+    ),
     "longest input is 0": lambda f: change(f / "sentence_bert_config.json", max_seq_length=0),
-    "pooling is attention": lambda f: change(f / "1_Pooling" / "config.json", pooling_mode="attention"),
+    "pooling is attention": lambda f: change(
+        f / "1_Pooling" / "config.json", pooling_mode="attention"
+    ),
     "activation_function is os.system": lambda f: change(
         f / "2_Dense" / "config.json", activation_function="os.system"
     ),
     "weights do not fit": lambda f: change(f / "2_Dense" / "config.json", out_features=9),
     "lacks in_features": lambda f: change(f / "2_Dense" / "config.json", in_features=None),
-    "no prompt named 'x'": lambda f: change(f / "config_sentence_transformers.json", default_prompt_name="x"),
-    "prompts that are no text": lambda f: change(f / "config_sentence_transformers.json", prompts=["x"]),
+    "no prompt named 'x'": lambda f: change(
+        f / "config_sentence_transformers.json", default_prompt_name="x"
+    ),
+    "prompts that are no text": lambda f: change(
+        f / "config_sentence_transformers.json", prompts=["x"]
+    ),
     "config.json": lambda f: (f / "config.json").unlink(),
 }
 
@@ -275,7 +314,9 @@ def test_embed_writes_a_row_for_each_line(tmp_path, monkeypatch, capfd):
     lines = ["the film was bright", "", "  the cast", "the story was long " * 20]
     (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     out = tmp_path / "vectors.npy"
-    done = run_cli(monkeypatch, capfd, "embed", tmp_path / "model", tmp_path / "lines.txt", "--out", out)
+    done = run_cli(
+        monkeypatch, capfd, "embed", tmp_path / "model", tmp_path / "lines.txt", "--out", out
+    )
     assert (done.code, done.errors) == (0, [])
     assert "4 vectors of 32 numbers" in done.out
     assert "1 input(s) were longer" in done.err
@@ -297,7 +338,9 @@ def test_embed_says_what_is_wrong_in_one_line(arguments, named, tmp_path, monkey
     places = {name: tmp_path / name for name in ("model", "none", "lines", "empty", "out")}
     places["lines"].write_text("a\n")
     places["empty"].write_text("")
-    done = run_cli(monkeypatch, capfd, "embed", *(argument.format(**places) for argument in arguments))
+    done = run_cli(
+        monkeypatch, capfd, "embed", *(argument.format(**places) for argument in arguments)
+    )
     assert done.code == 2
     assert len(done.errors) == 1
     assert named in done.errors[0]
@@ -321,7 +364,9 @@ def cosines(a, b):
 
 
 def test_vectors_of_published_weights_are_those_of_transformers(minilm, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is an extra: pip install 'bertfast[hf]'")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is an extra: pip install 'bertfast[hf]'"
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
     inputs = tokenizer(TEXTS, padding=True, truncation=True, max_length=256, return_tensors="pt")
     with torch.no_grad():
@@ -343,7 +388,9 @@ def sick():
 
 
 def sts():
-    for line in (SHARED_DATA / "stsbenchmark" / "sts-dev.csv").read_text(encoding="utf-8").splitlines():
+    for line in (
+        (SHARED_DATA / "stsbenchmark" / "sts-dev.csv").read_text(encoding="utf-8").splitlines()
+    ):
         fields = line.split("\t")
         yield fields[5], fields[6], float(fields[4])
 

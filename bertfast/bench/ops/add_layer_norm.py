@@ -28,7 +28,8 @@ def case(setup: Setup, *, dropout_p: float = 0.1, rms: bool = False, prenorm: bo
 
     def run(forward: Callable) -> Call:
         call = differentiated(forward, (x, residual, weight, bias), douts)
-        # PyTorch adds up a norm's gradients over the rows in their own dtype: in half precision they lose digits, and are not compared.
+        # PyTorch adds up a norm's gradients over the rows in their own dtype: in half precision
+        # they lose digits, and are not compared.
         return call if setup.dtype == torch.float32 else lambda: call()[: len(douts) + 2]
 
     def ours(p: float) -> Call:
@@ -69,7 +70,9 @@ def case(setup: Setup, *, dropout_p: float = 0.1, rms: bool = False, prenorm: bo
         sides.liger("F.dropout + add + Liger-Kernel layer_norm", liger)
     floor = floors.add_layer_norm(tokens, hidden, setup.itemsize, dropout_p > 0, prenorm)
     sides.copies(floor)
-    form = "".join([", RMSNorm" * rms, ", pre-norm" * prenorm, f", dropout {dropout_p}" if dropout_p else ""])
+    form = "".join(
+        [", RMSNorm" * rms, ", pre-norm" * prenorm, f", dropout {dropout_p}" if dropout_p else ""]
+    )
     return Case(
         "add_layer_norm",
         f"{tokens} x {hidden}{form}",

@@ -62,8 +62,12 @@ def case(setup: Setup, *, dropout_p: float = 0.0) -> Case:
     )
 
 
-def _padded_peers(sides: Sides, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, dropout_p: float) -> None:
-    """Eager, compiled, and `scaled_dot_product_attention` with its own choice of backend and with each; all on the padded batch."""
+def _padded_peers(
+    sides: Sides, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, dropout_p: float
+) -> None:
+    """Eager, compiled, and `scaled_dot_product_attention` with its own choice of backend and with
+    each; all on the padded batch.
+    """
     lengths, device = sides.setup.lengths, sides.setup.device
     heads, head_dim = q.shape[1:]
     sequences, longest = len(lengths.values), lengths.longest
@@ -74,7 +78,9 @@ def _padded_peers(sides: Sides, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, d
         return flat.view(sequences, longest, heads, head_dim).transpose(1, 2).contiguous()
 
     def packed(call: Call) -> Call:
-        return lambda: tuple(x.transpose(1, 2).reshape(sequences * longest, heads, head_dim)[rows] for x in call())
+        return lambda: tuple(
+            x.transpose(1, 2).reshape(sequences * longest, heads, head_dim)[rows] for x in call()
+        )
 
     inputs = tuple(pad(x).requires_grad_() for x in (q, k, v))
     padded_dout = pad(dout)
@@ -93,7 +99,9 @@ def _padded_peers(sides: Sides, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, d
         return forward
 
     def sdpa(p: float) -> Call:
-        return run(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p))
+        return run(
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+        )
 
     def forced(backend: SDPBackend, p: float) -> Call:
         def call() -> Results:
@@ -111,10 +119,15 @@ def _padded_peers(sides: Sides, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, d
         sides.peer(f"sdpa {name}, padded", forced(backend, dropout_p), packed(forced(backend, 0.0)))
 
 
-def _loop_peer(sides: Sides, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, dropout_p: float) -> None:
+def _loop_peer(
+    sides: Sides, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, dropout_p: float
+) -> None:
     """A sequence at a time, without padding and with a call for each."""
     pieces = [
-        [x.detach().transpose(0, 1)[None].contiguous() for x in torch.split(whole, list(sides.setup.lengths.values))]
+        [
+            x.detach().transpose(0, 1)[None].contiguous()
+            for x in torch.split(whole, list(sides.setup.lengths.values))
+        ]
         for whole in (q, k, v, dout)
     ]
     for part in pieces[:3]:

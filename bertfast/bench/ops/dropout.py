@@ -27,8 +27,18 @@ def case(setup: Setup, *, dropout_p: float = 0.1) -> Case:
         return run(lambda x: kernels.dropout(x, p, seed=7))
 
     sides.ours("dropout", ours(dropout_p), ours(0.0))
-    sides.eager_and_compiled("F.dropout", run, partial(F.dropout, p=dropout_p), partial(F.dropout, p=0.0))
+    sides.eager_and_compiled(
+        "F.dropout", run, partial(F.dropout, p=dropout_p), partial(F.dropout, p=0.0)
+    )
     floor = floors.dropout(x.numel(), setup.itemsize)
     sides.copies(floor)
     facts = {"tokens": tokens}
-    return Case("dropout", f"{tokens} x {hidden}", setup.dtype_name, sides, floor, facts=facts, missing=sides.missing)
+    return Case(
+        "dropout",
+        f"{tokens} x {hidden}",
+        setup.dtype_name,
+        sides,
+        floor,
+        facts=facts,
+        missing=sides.missing,
+    )

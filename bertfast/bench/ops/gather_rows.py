@@ -29,7 +29,10 @@ def case(setup: Setup) -> Case:
     def indexed(x: Tensor) -> Tensor:
         return x[index]
 
-    ours, select = run(lambda x: kernels.gather_rows(x, index)), run(lambda x: x.index_select(0, index))
+    ours, select = (
+        run(lambda x: kernels.gather_rows(x, index)),
+        run(lambda x: x.index_select(0, index)),
+    )
     sides.ours("gather_rows", ours, ours)
     sides.peer("index_select", select, select)
     sides.eager_and_compiled("x[index]", run, indexed)

@@ -1,4 +1,6 @@
-"""The loss over the vocabulary, against linear + cross_entropy, and against its matrix products alone."""
+"""The loss over the vocabulary, against linear + cross_entropy, and against its matrix products
+alone.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def case(setup: Setup) -> Case:
 
         return run(forward), run(forward)
 
-    ours = run(lambda states, weight, bias: kernels.linear_cross_entropy(states, weight, bias, labels)[0])
+    ours = run(
+        lambda states, weight, bias: kernels.linear_cross_entropy(states, weight, bias, labels)[0]
+    )
     sides.ours("linear_cross_entropy", ours, ours)
     sides.eager_and_compiled("F.linear + F.cross_entropy", run, eager)
     sides.liger("Liger-Kernel fused_linear_cross_entropy", liger)

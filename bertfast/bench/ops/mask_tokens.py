@@ -15,7 +15,9 @@ MASK_ID = 103
 
 
 def case(setup: Setup) -> Case:
-    """Ids (tokens,) to masked ids and labels; the draws differ, so that the sides are compared by their shares."""
+    """Ids (tokens,) to masked ids and labels; the draws differ, so that the sides are compared by
+    their shares.
+    """
     tokens, vocab = setup.lengths.tokens, setup.config.vocab_size
     mask_id = min(MASK_ID, vocab - 1)
     ids = torch.randint(vocab, (tokens,)).to(setup.device)
@@ -27,16 +29,24 @@ def case(setup: Setup) -> Case:
         return kernels.mask_tokens(ids, special, mask_id=mask_id, vocab_size=vocab, seed=7)
 
     def eager() -> Results:
-        chosen = torch.bernoulli(torch.full(ids.shape, RATE, device=ids.device).masked_fill(special, 0.0)).bool()
+        chosen = torch.bernoulli(
+            torch.full(ids.shape, RATE, device=ids.device).masked_fill(special, 0.0)
+        ).bool()
         labels = torch.where(chosen, ids, IGNORE_INDEX)
-        hidden = torch.bernoulli(torch.full(ids.shape, MASK_SHARE, device=ids.device)).bool() & chosen
-        replaced = torch.bernoulli(torch.full(ids.shape, RANDOM_SHARE / (1 - MASK_SHARE), device=ids.device)).bool()
+        hidden = (
+            torch.bernoulli(torch.full(ids.shape, MASK_SHARE, device=ids.device)).bool() & chosen
+        )
+        replaced = torch.bernoulli(
+            torch.full(ids.shape, RANDOM_SHARE / (1 - MASK_SHARE), device=ids.device)
+        ).bool()
         words = torch.randint(vocab, ids.shape, device=ids.device)
         masked = torch.where(hidden, mask_id, torch.where(replaced & chosen & ~hidden, words, ids))
         return masked, labels
 
     def shares(call: Call) -> Call:
-        """Chosen ones among the tokens; hidden, replaced and kept ones among the chosen; special ones chosen; labels that are wrong."""
+        """Chosen ones among the tokens; hidden, replaced and kept ones among the chosen; special
+        ones chosen; labels that are wrong.
+        """
 
         def probe() -> Results:
             masked, labels = call()

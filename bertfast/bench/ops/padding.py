@@ -18,7 +18,9 @@ def pack(setup: Setup) -> Case:
 
 
 def unpack(setup: Setup) -> Case:
-    """(tokens, hidden) to (sequences, positions, hidden), zeros at the padding, forward and backward."""
+    """(tokens, hidden) to (sequences, positions, hidden), zeros at the padding, forward and
+    backward.
+    """
     return _case("unpack", setup)
 
 

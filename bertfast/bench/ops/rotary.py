@@ -1,4 +1,6 @@
-"""Rotary position embedding of queries and keys, slices of one projection, against transformers' way in plain PyTorch."""
+"""Rotary position embedding of queries and keys, slices of one projection, against transformers'
+way in plain PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,11 @@ THETA = 10000.0
 
 def case(setup: Setup) -> Case:
     """Forward and backward of q and k, (tokens, heads, head_dim) each."""
-    lengths, heads, head_dim = setup.lengths, setup.config.num_attention_heads, setup.config.head_dim
+    lengths, heads, head_dim = (
+        setup.lengths,
+        setup.config.num_attention_heads,
+        setup.config.head_dim,
+    )
     tokens = lengths.tokens
     q, k, _ = setup.draw(tokens, 3, heads, head_dim).detach().unbind(1)
     q, k = q.requires_grad_(), k.requires_grad_()
