@@ -833,6 +833,7 @@ def _attention(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     q, k, v = (_rows_contiguous(x) for x in (q, k, v))
+    cu_seqlens = cu_seqlens.contiguous()
     positions = _kernel_positions(buckets, bias, query_scores, key_scores)
     tokens, heads, head_dim = q.shape
     out = torch.empty(tokens, heads, head_dim, dtype=q.dtype, device=q.device)
@@ -845,7 +846,7 @@ def _attention(
             v.data_ptr(),
             out.data_ptr(),
             lse.data_ptr(),
-            cu_seqlens.contiguous().data_ptr(),
+            cu_seqlens.data_ptr(),
             cu_seqlens.shape[0] - 1,
             heads,
             head_dim,
@@ -890,6 +891,7 @@ def _attention_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     q, k, v = (_rows_contiguous(x) for x in (q, k, v))
+    cu_seqlens = cu_seqlens.contiguous()
     positions = _kernel_positions(buckets, bias, query_scores, key_scores)
     dout, out, lse = dout.contiguous(), out.contiguous(), lse.contiguous()
     tokens, heads, head_dim = q.shape
@@ -907,7 +909,7 @@ def _attention_backward(
             dq.data_ptr(),
             dk.data_ptr(),
             dv.data_ptr(),
-            cu_seqlens.contiguous().data_ptr(),
+            cu_seqlens.data_ptr(),
             cu_seqlens.shape[0] - 1,
             heads,
             head_dim,

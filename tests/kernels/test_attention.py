@@ -344,6 +344,19 @@ def test_strides_do_not_matter(backend):
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
+def test_boundaries_may_be_every_other_element_of_a_longer_list(backend):
+    qkv, dout, cu_seqlens = inputs([4, 0, 4, 1], 1, 16, torch.float32, slack=2)
+    strided = torch.stack([cu_seqlens, torch.full_like(cu_seqlens, 9)], 1).flatten()[::2]
+    assert not strided.is_contiguous()
+    with forced(backend):
+        results = zip(
+            run(qkv, dout, strided, 4), run(qkv, dout, cu_seqlens.clone(), 4), strict=True
+        )
+    for got, wanted in results:
+        assert torch.equal(got, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_cpp_drops_exactly_what_the_reference_drops(dtype):
     """With V the identity, the output is the matrix of kept probabilities."""
