@@ -273,7 +273,9 @@ def finetune(
         str | None, typer.Option(help="Default: sentence, or else text.")
     ] = None,
     pair_column: Annotated[str | None, typer.Option(help="Second text of a pair.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Default: label.")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Default: label. A label is a word or a whole number.")
+    ] = None,
     freeze_encoder: Annotated[
         bool, typer.Option("--freeze-encoder", help="Train the classifier alone.")
     ] = False,
@@ -351,8 +353,8 @@ def predict(
     file: Annotated[
         str,
         typer.Argument(
-            help="TSV, CSV or JSON lines with a header; plain text, a text a line (blank lines are left out); "
-            "or - for such lines on standard input."
+            help="TSV, CSV or JSON lines with a header; plain text, a text a line; or - for such lines on "
+            "standard input. A blank line is an empty text."
         ),
     ] = "-",
     text_column: Annotated[
@@ -365,7 +367,7 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Write each text's label and probabilities as a line of JSON.
+    """Write each text's label and probabilities as a line of JSON, one for each line of the input.
 
     \b
     Example:
@@ -379,15 +381,22 @@ def predict(
     for text, pair, prediction in zip(texts, pairs, predictions, strict=True):
         line: dict[str, Any] = {"text": text} if pair is None else {"text": text, "pair": pair}
         line |= {"label": prediction.label, "probabilities": prediction.probabilities}
-        print(json.dumps(line, ensure_ascii=False))
+        print(_json_line(line))
     _say_truncated(sum(prediction.truncated for prediction in predictions), classifier.max_length)
+
+
+def _json_line(values: dict[str, Any]) -> str:
+    """JSON without any character that some reader takes for the end of a line."""
+    text = json.dumps(values, ensure_ascii=False)
+    return text.translate({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
 
 
 def _inputs(
     file: str, text_column: str | None, pair_column: str | None
 ) -> tuple[list[str], list[str | None]]:
-    """Texts and their pairs in order; of plain text, lines with nothing on them are left out."""
+    """Texts and their pairs in order; a blank line is an empty text."""
     from bertfast.data import tasks
+    from bertfast.data.readers import read_lines
 
     path = Path(file)
     if file != "-" and tasks.is_task_file(path):
@@ -398,28 +407,8 @@ def _inputs(
             f"{'standard input' if file == '-' else file} has no columns, and {pair_column or text_column!r} is one; "
             "give a .tsv, .csv or .jsonl file"
         )
-    lines = [line.strip() for line in _lines(file) if line.strip()]
-    if not lines:
-        raise BertfastError(f"{'standard input' if file == '-' else file} holds no text")
+    lines = read_lines(file)
     return lines, [None] * len(lines)
-
-
-def _lines(file: str) -> list[str]:
-    """The lines of a text file, or of standard input for -, without their ends."""
-    from bertfast.data.readers import open_text
-
-    if file != "-":
-        with open_text(Path(file)) as stream:
-            return [line.removesuffix("\n") for line in stream]
-    try:
-        lines = sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise BertfastError(f"standard input is not UTF-8 text ({error.reason})") from error
-    if lines[-1] == "":
-        lines.pop()
-    if not lines:
-        raise BertfastError("standard input holds no text")
-    return lines
 
 
 @app.command()
@@ -448,7 +437,9 @@ def fill(
         if len(masks) > 1:
             print(f"mask {number}")
         for choice in fillers:
-            print(f"{choice.probability:.4f}  {choice.word:<16}  {choice.text}")
+            # A byte-level tokenizer's words may have line ends in them.
+            word, filled = (" ".join(part.split()) for part in (choice.word, choice.text))
+            print(f"{choice.probability:.4f}  {word:<16}  {filled}")
 
 
 @app.command()
@@ -483,10 +474,11 @@ def embed(
     import numpy as np
     import torch
 
+    from bertfast.data.readers import read_lines
     from bertfast.hub import write_atomically
     from bertfast.training.sentences import SentenceEncoder
 
-    texts = _lines(file)
+    texts = read_lines(file)
     if not out.parent.is_dir():
         raise BertfastError(f"{out}: there is no folder {out.parent}")
     encoder = SentenceEncoder.from_pretrained(model).to(

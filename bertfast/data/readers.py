@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,9 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
+def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     """A UTF-8 text stream of a file or of the gzip of one, told by its first bytes; a byte-order
-    mark is dropped.
+    mark is dropped. ``newline`` is that of `open`.
 
     Raises:
         BertfastError: the file is missing, a folder, empty, not to be read, or not text.
@@ -40,7 +41,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
                     f"{path}: is a binary file (a zero byte at {start.index(0)}); text in UTF-8 is wanted"
                 )
             stream.seek(0)
-            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline=None)
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
     except FileNotFoundError:
         raise BertfastError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -58,8 +59,45 @@ def is_json(path: Path) -> bool:
     return Path(path.name.removesuffix(".gz")).suffix.lower() in JSON_SUFFIXES
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of each line that is not blank.
+def without_end(line: str) -> str:
+    """The line without its end, which is a line feed or a carriage return and a line feed.
+
+    No other character ends a line: not a form feed, not U+0085, not U+2028.
+    """
+    return line.removesuffix("\n").removesuffix("\r") if line.endswith("\n") else line
+
+
+def read_lines(source: str | Path) -> list[str]:
+    """The lines of a text file, or of standard input for ``-``, without their ends; blank ones are
+    kept.
+
+    Raises:
+        BertfastError: the file cannot be used, or holds nothing.
+    """
+    name = "standard input" if source == "-" else str(source)
+    try:
+        with open_text(Path(source), "\n") if source != "-" else _standard_input() as stream:
+            lines = [without_end(line) for line in stream]
+    except UnicodeDecodeError as error:
+        raise BertfastError(f"{name} is not UTF-8 text ({error.reason})") from error
+    if not lines:
+        raise BertfastError(f"{name} holds no text")
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise BertfastError(
+                f"{name}, line {number}: holds a zero byte, as binary files do; text in UTF-8 is "
+                "wanted"
+            )
+    return lines
+
+
+def _standard_input() -> TextIO:
+    data = io.BytesIO(sys.stdin.buffer.read())
+    return io.TextIOWrapper(data, encoding="utf-8-sig", newline="\n")
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict | None]]:
+    """(line number, object) of each line, None for the object of a blank one.
 
     Raises:
         BertfastError: a line that is no JSON object.
@@ -67,10 +105,11 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict]]:
     with open_text(path) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
+                yield number, None
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BertfastError(f"{path}, line {number}: is not JSON ({error})") from error
             if not isinstance(record, dict):
                 raise BertfastError(
@@ -98,6 +137,8 @@ def _plain_documents(path: Path) -> Iterator[list[str]]:
 
 def _json_documents(path: Path, text_field: str) -> Iterator[list[str]]:
     for number, record in read_json_lines(path):
+        if record is None:
+            continue
         text = record.get(text_field)
         if not isinstance(text, str):
             raise BertfastError(

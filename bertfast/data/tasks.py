@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from bertfast.errors import BertfastError
 
-from .readers import is_json, open_text, read_json_lines
+from .labels import ONE_A_ROW, class_names, listed, quoted
+from .readers import is_json, open_text, read_json_lines, without_end
 from .tokenizer import SpecialIds
 
 TEXT_COLUMNS = ("sentence", "text")
 LABEL_COLUMN = "label"
 TABLE_SUFFIXES = (".tsv", ".csv")
+MAX_FIELD = 2**31 - 1  # characters of a CSV field; a larger limit overflows C's long on Windows
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ def read_task(
 ) -> list[Example]:
     """The rows of a file whose name ends in .tsv, .csv or .jsonl (or .json), gzip of it too.
 
+    A blank line is a row of empty texts where no labels are required, so that predictions match
+    lines; where they are, it holds no example and is passed over.
+
     Args:
         path: of the file; TSV is split at tabs and its quotes are text, CSV is quoted as usual.
         text_column: None is ``sentence``, or else ``text``.
@@ -50,16 +57,22 @@ def read_task(
             rows.
     """
     path = Path(path)
-    rows = _json_rows(path) if is_json(path) else _table_rows(path)
+    rows = read_json_lines(path) if is_json(path) else _table_rows(path)
     examples: list[Example] = []
+    blank: list[int] = []
     wanted_label = label_column or LABEL_COLUMN
+    labelled = require_labels or label_column is not None
+    needed: list[str] = []
     for line, row in rows:
-        if not examples:
+        if row is None:
+            # Blank lines above the first record wait until it has named the columns.
+            blank.append(line)
+            continue
+        if not needed:
             text = text_column or next(
                 (name for name in TEXT_COLUMNS if name in row), TEXT_COLUMNS[0]
             )
             needed = [text, *([pair_column] if pair_column else [])]
-            labelled = require_labels or label_column is not None
             needed += [wanted_label] if labelled else []
         for name in needed:
             if name not in row:
@@ -67,12 +80,22 @@ def read_task(
                     f"{path}, line {line}: has no column {name!r}; its columns are {', '.join(map(repr, row))} "
                     "(--text-column, --pair-column and --label-column name them; a table needs a header line)"
                 )
-        label = row[wanted_label].strip() if labelled else None
+        words = [
+            None if name is None else _cell(row[name], path, line, name, "a text is wanted")
+            for name in (text, pair_column)
+        ]
+        label = None
+        if labelled:
+            label = _cell(row[wanted_label], path, line, wanted_label, ONE_A_ROW).strip()
         if require_labels and not label:
             raise BertfastError(f"{path}, line {line}: the label is empty")
-        examples.append(Example(line, row[text], row[pair_column] if pair_column else None, label))
+        examples.append(Example(line, words[0] or "", words[1], label))
     if not examples:
         raise BertfastError(f"{path}: has no rows below its header")
+    if blank and not labelled:
+        nothing = None if pair_column is None else ""
+        examples += [Example(line, "", nothing) for line in blank]
+        examples.sort(key=lambda example: example.line)
     return examples
 
 
@@ -85,74 +108,77 @@ def _suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    for line, record in read_json_lines(path):
-        yield (
-            line,
-            {
-                name: value if isinstance(value, str) else _plain(value)
-                for name, value in record.items()
-            },
+def _cell(value: Any, path: Path, line: int, column: str, wanted: str) -> str:
+    """A cell as text; of JSON, null is an empty one and a number is as it is written.
+
+    Raises:
+        BertfastError: a JSON list or object, or half of a surrogate pair, which is no character.
+    """
+    if isinstance(value, list | dict):
+        kind = "list" if isinstance(value, list) else "object"
+        raise BertfastError(
+            f"{path}, line {line}: {column!r} holds a JSON {kind}, {quoted(json.dumps(value))}; {wanted}"
         )
+    text = "" if value is None else str(value)
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise BertfastError(
+            f"{path}, line {line}: {column!r} holds half of a surrogate pair, which is no character"
+        )
+    return text
 
 
-def _plain(value: object) -> str:
-    """A JSON number or truth value as a table would have it."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return "" if value is None else str(value)
-
-
-def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(line number, row) of a table, None for the row of a blank line."""
     suffix = _suffix(path)
     if suffix not in TABLE_SUFFIXES:
         raise BertfastError(f"{path}: the name must end in .tsv, .csv or .jsonl (.gz may follow)")
-    with open_text(path) as stream:
-        if suffix == ".tsv":
-            reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.reader(stream, strict=True)
+    cells = _tsv_cells(path) if suffix == ".tsv" else _csv_cells(path)
+    _, header = next(cells, (0, []))
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise BertfastError(
+            f"{path}: the header names {', '.join(map(repr, repeated))} more than once"
+        )
+    for line, row in cells:
+        if row and len(row) != len(header):
+            raise BertfastError(
+                f"{path}, line {line}: has {len(row)} fields and the header {len(header)} "
+                f"({', '.join(map(repr, header))}); a table needs a header line with a name for each field"
+            )
+        yield line, dict(zip(header, row, strict=True)) if row else None
+
+
+def _tsv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of each line; a blank line has no fields."""
+    with open_text(path, newline="\n") as stream:
+        for number, line in enumerate(map(without_end, stream), 1):
+            yield number, line.split("\t") if line else []
+
+
+def _csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of the last line, fields) of each record; a blank line has no fields."""
+    # The limit is the whole process's; it only ever grows, since other readers may count on theirs.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD))
+    with open_text(path, newline="") as stream:
+        reader = csv.reader(stream, strict=True)
         try:
-            header = next(reader, [])
-            repeated = sorted({name for name in header if header.count(name) > 1})
-            if repeated:
-                raise BertfastError(
-                    f"{path}: the header names {', '.join(map(repr, repeated))} more than once"
-                )
             for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise BertfastError(
-                        f"{path}, line {reader.line_num}: has {len(row)} fields and the header {len(header)} "
-                        f"({', '.join(map(repr, header))}); a table needs a header line with a name for each field"
-                    )
-                yield reader.line_num, dict(zip(header, row, strict=True))
+                yield reader.line_num, row
         except csv.Error as error:
             raise BertfastError(
-                f"{path}, line {reader.line_num}: is not to be read as {suffix[1:].upper()} ({error})"
+                f"{path}, line {reader.line_num}: is not to be read as CSV ({error})"
             ) from error
 
 
-def label_names(examples: Sequence[Example]) -> list[str]:
-    """The labels that occur, numbers in order of size, names in order of spelling.
+def label_names(examples: Sequence[Example], source: str | Path = "the training data") -> list[str]:
+    """The classes that the examples' labels name; see `bertfast.data.labels.class_names`.
 
     Raises:
-        BertfastError: there are fewer than two.
+        BertfastError: the labels do not look like the names of two classes or more.
     """
-    names = {example.label for example in examples if example.label is not None}
-
-    def order(name: str) -> tuple[int, float, str]:
-        try:
-            return 0, float(name), name
-        except ValueError:
-            return 1, 0.0, name
-
-    if len(names) < 2:
-        raise BertfastError(
-            f"the training data has {len(names)} label(s) ({', '.join(names)}); a classifier needs two at least"
-        )
-    return sorted(names, key=order)
+    return class_names(
+        ((example.line, example.label) for example in examples if example.label is not None), source
+    )
 
 
 def encode_labels(
@@ -165,9 +191,9 @@ def encode_labels(
     """
     for example in examples:
         if example.label not in label2id:
-            known = ", ".join(map(repr, label2id))
             raise BertfastError(
-                f"{source}, line {example.line}: the label {example.label!r} was not seen in training; known are {known}"
+                f"{source}, line {example.line}: the label {quoted(example.label)} was not seen in "
+                f"training; known are {listed(label2id)}"
             )
     return [label2id[example.label] for example in examples if example.label is not None]
 

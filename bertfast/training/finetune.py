@@ -151,7 +151,7 @@ def finetune(
     columns = (config.text_column, config.pair_column, config.label_column)
     train_examples = tasks.read_task(config.train, *columns)
     dev_examples = tasks.read_task(config.dev, *columns)
-    labels = tasks.label_names(train_examples)
+    labels = tasks.label_names(train_examples, config.train)
     shape = replace(
         load_config(config.model).with_labels(labels), problem_type="single_label_classification"
     )

@@ -69,14 +69,10 @@ def test_a_file_that_cannot_be_used_is_named(write, name, text, message):
     assert str(file) in str(caught.value)
 
 
-def test_labels_are_numbered_by_size_or_by_name():
-    def names(*labels):
-        return tasks.label_names([tasks.Example(1, "x", None, label) for label in labels])
-
-    assert names("10", "9", "-1") == ["-1", "9", "10"]
-    assert names("b", "a", "B") == ["B", "a", "b"]
-    with pytest.raises(BertfastError, match="1 label"):
-        names("a", "a")
+def test_one_label_is_no_choice():
+    examples = [tasks.Example(line, "x", None, "a") for line in (2, 3)]
+    with pytest.raises(BertfastError, match="f.tsv: the training data has 1 label"):
+        tasks.label_names(examples, "f.tsv")
 
 
 def test_a_label_that_training_did_not_see_is_named():
@@ -87,6 +83,48 @@ def test_a_label_that_training_did_not_see_is_named():
         match="f.tsv, line 7: the label 'c' was not seen in training; known are 'a', 'b'",
     ):
         tasks.encode_labels(examples, {"a": 0, "b": 1}, "f.tsv")
+
+
+def test_an_unseen_label_lists_ten_known_ones_at_most():
+    known = {f"class {number}": number for number in range(293)}
+    with pytest.raises(BertfastError, match="'class 9' and 283 more$") as caught:
+        tasks.encode_labels([tasks.Example(2, "x", None, "c")], known, "f.tsv")
+    assert "class 10'" not in str(caught.value)
+
+
+def test_a_csv_field_may_be_long(write):
+    file = write("a.csv", f'sentence,label\n"{"word " * 100_000}",1\nb,0\n')
+    assert len(tasks.read_task(file)[0].text) == 500_000
+
+
+def test_a_blank_line_is_an_empty_text_where_no_label_is_needed(write):
+    files = [
+        write("a.tsv", "sentence\tlabel\n\nb\t0\n\n"),
+        write("a.csv", "sentence,label\r\n\r\nb,0\r\n\r\n"),
+        write("a.jsonl", '\n\n{"sentence": "b", "label": 0}\n \n'),
+        write("one.tsv", "sentence\n\nb\n\n"),
+        write("one.csv", "sentence\n\nb\n\n"),
+    ]
+    for file in files:
+        rows = tasks.read_task(file, require_labels=False)
+        assert [row.text for row in rows] == [*([""] * (1 + (file.suffix == ".jsonl"))), "b", ""]
+        assert [row.line for row in rows] == sorted(row.line for row in rows)
+    for file in files[:3]:
+        assert [row.text for row in tasks.read_task(file)] == ["b"]
+
+
+def test_only_line_feeds_end_a_row_of_tsv(write):
+    odd = "a\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\rb"
+    with open(write("a.tsv", ""), "w", encoding="utf-8", newline="") as stream:
+        stream.write(f"sentence\tlabel\r\n{odd}\t1\r\nc\t0")
+    assert [row.text for row in tasks.read_task(stream.name)] == [odd, "c"]
+
+
+@pytest.mark.parametrize(("value", "kind"), [('["a", "b"]', "list"), ('{"a": 1}', "object")])
+def test_a_text_that_is_a_json_list_or_object_is_refused(write, value, kind):
+    file = write("a.jsonl", f'{{"text": {value}}}\n')
+    with pytest.raises(BertfastError, match=f"line 1: 'text' holds a JSON {kind}"):
+        tasks.read_task(file, require_labels=False)
 
 
 def test_texts_and_pairs_get_special_tokens_and_segments():

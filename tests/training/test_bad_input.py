@@ -175,6 +175,23 @@ def test_one_label_is_no_choice(fails: Callable[..., Outcome]) -> None:
     assert "1 label" in fails(*finetune(train="onelabel.tsv", dev="onelabel.tsv")).errors[0]
 
 
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("{:.2f}", "train.tsv, line 2: the label '0.00' is no whole number"),
+        ("['a{}', 'b']", "looks like a list of labels"),
+        ("id {}", "look like texts or ids"),
+    ],
+)
+def test_labels_that_name_no_classes(
+    label: str, said: str, fails: Callable[..., Outcome], place: Path
+) -> None:
+    rows = [(f"the film number {row}", label.format(row / 7)) for row in range(30)]
+    write_table(place / "train.tsv", rows)
+    assert said in fails(*finetune()).errors[0]
+    assert not (place / "out").exists()
+
+
 def test_a_folder_that_exists_already(fails: Callable[..., Outcome]) -> None:
     for command in (
         pretrain(out="model"),

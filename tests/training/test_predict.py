@@ -8,16 +8,17 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import POSITIONS, run_cli, sentences, write_model, write_table
+from tiny import POSITIONS, Outcome, run_cli, sentences, write_model, write_table
 
 from bertfast.data.tokenizer import save_tokenizer, train_byte_level_bpe
 from bertfast.errors import BertfastError
 from bertfast.hub import load
 from bertfast.model import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification
 from bertfast.training import predict as predict_module
-from bertfast.training.fill import MaskFiller
+from bertfast.training.fill import Filler, MaskFiller
 from bertfast.training.predict import Classifier
 
 
@@ -118,7 +119,8 @@ def test_predict_reads_every_kind_of_file(
     done = run_cli(monkeypatch, capfd, "predict", classifier, path)
     assert done.code == 0
     rows = [json.loads(line) for line in done.out.splitlines()]
-    assert [row["text"] for row in rows] == texts
+    blank = ["", "  "] if suffix == ".txt" else []
+    assert [row["text"] for row in rows] == [texts[0], *blank, texts[1]]
     assert all(set(row) == {"text", "label", "probabilities"} for row in rows)
 
 
@@ -129,10 +131,76 @@ def test_predict_reads_standard_input(
     stream = io.TextIOWrapper(io.BytesIO("un \u2028 café\r\n\nthe film\n".encode()))
     monkeypatch.setattr("sys.stdin", stream)
     done = run_cli(monkeypatch, capfd, "predict", classifier, "-")
-    assert [json.loads(line)["text"] for line in done.out.split("\n")[:-1]] == [
+    assert [json.loads(line)["text"] for line in done.out.splitlines()] == [
         "un \u2028 café",
+        "",
         "the film",
     ]
+
+
+ODD_LINES = ["", "  ", "a \x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r b", "", "the film", ""]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", ["", "\n"])
+@pytest.mark.parametrize("source", ["-", "texts.txt", "texts.txt.gz"])
+def test_every_line_has_one_result(
+    source: str,
+    last: str,
+    end: str,
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = (end.join(ODD_LINES) + last.replace("\n", end)).encode()
+    # An empty line at the end without an end of its own is no line.
+    lines = ODD_LINES if last else ODD_LINES[:-1]
+    Path("texts.txt").write_bytes(data)
+    Path("texts.txt.gz").write_bytes(gzip.compress(data))
+
+    def run(*args: object) -> Outcome:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        return run_cli(monkeypatch, capfd, *args)
+
+    done = run("predict", classifier, source)
+    assert [json.loads(line)["text"] for line in done.out.splitlines()] == lines
+    assert run("embed", classifier, source, "--out", "out.npy").code == 0
+    assert len(np.load("out.npy")) == len(lines)
+
+
+@pytest.mark.parametrize("source", ["-", "empty.txt", "empty.txt.gz", "mark.txt"])
+def test_nothing_at_all_is_refused(
+    source: str,
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_bytes(b"")
+    Path("empty.txt.gz").write_bytes(gzip.compress(b""))
+    Path("mark.txt").write_bytes(b"\xef\xbb\xbf")
+    for command in (
+        ["predict", classifier, source],
+        ["embed", classifier, source, "--out", "o.npy"],
+    ):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+        done = run_cli(monkeypatch, capfd, *command)
+        assert (done.code, len(done.errors)) == (2, 1)
+
+
+def test_a_word_or_text_with_line_ends_fills_one_line(
+    masked: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        MaskFiller,
+        "fill",
+        lambda self, text, top: ([[Filler("a\nb", 0.5, "x\u2028a\nb")] * top], False),
+    )
+    done = run_cli(monkeypatch, capfd, "fill", masked, "[MASK]", "--top", 3)
+    assert len(done.out.splitlines()) == 3
 
 
 def test_predict_needs_no_labels_and_ignores_empty_ones(
