@@ -53,9 +53,11 @@ class EncoderConfig:
     id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
 
     model_type: ClassVar[str] = ""
-    json_names: ClassVar[
-        dict[str, str]
-    ] = {}  # of the fields that the member's config.json calls otherwise
+    # Of the fields that the member's config.json calls otherwise.
+    json_names: ClassVar[dict[str, str]] = {}
+    # Whether the member's files may ask for another kind of positions; those of the others hold
+    # anything under that name.
+    has_position_embedding_type: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -142,9 +144,24 @@ class EncoderConfig:
         return getattr(self, "embedding_size", None) or self.hidden_size
 
     @property
+    def is_factorised(self) -> bool:
+        """Whether the word embeddings are of another width than the layers."""
+        return self.embedding_width != self.hidden_size
+
+    @property
+    def padding_row(self) -> int | None:
+        """The row of the word table that takes no gradient."""
+        return self.pad_token_id
+
+    @property
     def position_offset(self) -> int:
         """Row of the position table for the first token of a sequence."""
         return 0
+
+    @property
+    def padding_position(self) -> int | None:
+        """The row of the position table that takes no gradient, the last before the offset."""
+        return self.position_offset - 1 if self.position_offset else None
 
     @property
     def max_positions(self) -> int | None:
@@ -174,6 +191,31 @@ class EncoderConfig:
         )
 
     @property
+    def qa_dropout(self) -> float:
+        """Of the dropout before the layer that scores an answer's ends."""
+        return 0.0
+
+    @property
+    def norm_bias(self) -> bool:
+        """Whether LayerNorms have a bias."""
+        return True
+
+    @property
+    def inner_group_num(self) -> int:
+        """How many layers a turn through a layer's weights runs."""
+        return 1
+
+    @property
+    def initializer_cutoff_factor(self) -> float:
+        """At how many deviations the initial weights' normal is cut off."""
+        return 2.0
+
+    @property
+    def classifier_pooling(self) -> str:
+        """What a classifier reads: "cls", the first token, or "mean", the mean of all."""
+        return "cls"
+
+    @property
     def num_labels(self) -> int:
         """How many labels the classification head has."""
         return len(self.id2label)
@@ -187,17 +229,30 @@ class EncoderConfig:
         """This configuration with these label names, in order."""
         return replace(self, id2label=dict(enumerate(labels)))
 
-    @staticmethod
-    def preset(name: str, **overrides: Any) -> EncoderConfig:
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
         """The published configuration of that name, with fields overridden.
 
+        Called on `EncoderConfig`, it gives the class of the preset's member.
+
         Raises:
-            BertfastError: no such preset; the message lists them.
+            BertfastError: no such preset, or one of another member; the message lists those of
+                this class.
         """
-        if name not in PRESETS:
-            raise BertfastError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
-        cls, shape = PRESETS[name]
-        return cls(**{**shape, **overrides})
+        own = [key for key, (config, _) in PRESETS.items() if cls in (config, EncoderConfig)]
+        if name not in own:
+            problem = f"unknown preset {name!r}"
+            if name in PRESETS:
+                other = PRESETS[name][0].__name__
+                problem = (
+                    f"the preset {name!r} is a {other}, so take {other}.preset or "
+                    f"EncoderConfig.preset"
+                )
+            raise BertfastError(f"{problem}; of {cls.__name__} there are {', '.join(own)}")
+        member, shape = PRESETS[name]
+        config = member(**{**shape, **overrides})
+        assert isinstance(config, cls)
+        return config
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "config") -> Self:
@@ -217,11 +272,10 @@ class EncoderConfig:
             raise BertfastError(
                 f"{source}: model_type is {model_type!r}; supported is {', '.join(supported)}"
             )
-        # The others have no such field, and files with anything in it.
-        kinded = member.model_type not in ("distilbert", "deberta-v2", "modernbert")
-        if kinded and values.get("position_embedding_type", "absolute") != "absolute":
+        kind = values.get("position_embedding_type", "absolute")
+        if member.has_position_embedding_type and kind != "absolute":
             raise BertfastError(
-                f"{source}: position_embedding_type is {values['position_embedding_type']!r}; supported is absolute"
+                f"{source}: position_embedding_type is {kind!r}; supported is absolute"
             )
         for name in ("is_decoder", "add_cross_attention"):
             if values.get(name):
@@ -398,6 +452,7 @@ class DistilBertConfig(EncoderConfig):
     sinusoidal_pos_embds: bool = False
 
     model_type: ClassVar[str] = "distilbert"
+    has_position_embedding_type: ClassVar[bool] = False
     json_names: ClassVar[dict[str, str]] = {
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",
@@ -480,6 +535,7 @@ class DebertaV2Config(EncoderConfig):
     legacy: bool = True
 
     model_type: ClassVar[str] = "deberta-v2"
+    has_position_embedding_type: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -549,6 +605,26 @@ class DebertaV2Config(EncoderConfig):
         return super().max_positions if self.position_biased_input else None
 
     @property
+    def relative_rows(self) -> int:
+        """How many distances have an embedding."""
+        return 2 * self.relative_span
+
+    @property
+    def has_relative_norm(self) -> bool:
+        """Whether the distances' embeddings are normalised."""
+        return "layer_norm" in self.norm_rel_ebd
+
+    @property
+    def has_position_key(self) -> bool:
+        """Whether distances have a key projection of their own in each layer."""
+        return self.relative_attention and not self.share_att_key and "c2p" in self.pos_att_type
+
+    @property
+    def has_position_query(self) -> bool:
+        """Whether distances have a query projection of their own in each layer."""
+        return self.relative_attention and not self.share_att_key and "p2c" in self.pos_att_type
+
+    @property
     def relative_span(self) -> int:
         """How many distances to each side have an embedding of their own."""
         return self.position_buckets if self.position_buckets > 0 else self.max_relative_distance
@@ -599,6 +675,7 @@ class ModernBertConfig(EncoderConfig):
     local_rope_theta: float = 10_000.0
 
     model_type: ClassVar[str] = "modernbert"
+    has_position_embedding_type: ClassVar[bool] = False
     json_names: ClassVar[dict[str, str]] = {
         "hidden_act": "hidden_activation",
         "layer_norm_eps": "norm_eps",
@@ -694,6 +771,11 @@ class ModernBertConfig(EncoderConfig):
     def window(self, layer: int) -> int | None:
         """How far to each side a layer sees; None for all of its sequence."""
         return self.local_attention // 2 if self.layer_types[layer] == "sliding_attention" else None
+
+    @property
+    def classifier_deviation(self) -> float:
+        """Of a classifier's initial weights."""
+        return self.hidden_size**-0.5
 
     @property
     def residual_deviation(self) -> float:

@@ -15,6 +15,7 @@ from bertfast import (
     DebertaV2Config,
     ElectraConfig,
     ModernBertConfig,
+    RobertaConfig,
 )
 from bertfast.config import CONFIGS, PRESETS, EncoderConfig
 from bertfast.model import member_class
@@ -134,6 +135,21 @@ def test_a_preset_takes_overrides():
 def test_an_unknown_preset_is_an_error_that_lists_those_there_are():
     with pytest.raises(BertfastError, match=r"'bert-huge'.*bert-tiny.*bert-large"):
         BertConfig.preset("bert-huge")
+
+
+@pytest.mark.parametrize(
+    ("config_class", "name"),
+    [
+        (BertConfig, "roberta-base"),
+        (RobertaConfig, "xlm-roberta-base"),
+        (ElectraConfig, "bert-base"),
+    ],
+)
+def test_a_preset_of_another_member_is_refused_by_its_class(config_class, name):
+    with pytest.raises(BertfastError, match=f"'{name}' is a .*Config, so take") as caught:
+        config_class.preset(name)
+    assert "\n" not in str(caught.value)
+    assert type(EncoderConfig.preset(name)) is PRESETS[name][0]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from bertfast.config import AlbertConfig, DebertaV2Config, EncoderConfig, ModernBertConfig
 from bertfast.errors import BertfastError
 from bertfast.model.encoder import Encoder, make_tree, num_blocks
-from bertfast.model.layout import LAYOUTS, View
+from bertfast.model.family import FAMILY, member_of
+from bertfast.model.submodules import Submodules
 from bertfast.packed import IGNORE_INDEX
 
 _STATE = "_bertfast"  # the attribute under which an exchanged module keeps what its forward needs
@@ -438,22 +439,19 @@ class _Base:
             self._config = config
             self.encoder = Encoder(config, self.base)
             self._dropouts = [
-                (View(self.base, {path: path}), path, name)
+                (Submodules(self.base, {path: path}), path, name)
                 for path, name in member.dropouts.items()
             ]
-            blocks = {
-                LAYOUTS[self.kind].block(index, config) for index in range(num_blocks(config))
-            }
+            row = FAMILY[self.kind]
+            blocks = {row.layer_path(index, config) for index in range(num_blocks(config))}
             for block in sorted(blocks):
                 root = self.base.get_submodule(block)
                 self._dropouts += [
-                    (View(root, {path: path}), path, name)
+                    (Submodules(root, {path: path}), path, name)
                     for path, name in member.block_dropouts.items()
                 ]
-            leaves = {
-                f"{block}.{path}" for block in blocks for path in LAYOUTS[self.kind].parts.values()
-            }
-            leaves |= set(LAYOUTS[self.kind].encoder.values())
+            leaves = {f"{block}.{path}" for block in blocks for path in row.layer_paths.values()}
+            leaves |= set(row.module_paths.values())
             for path, module in _inner(self.base, leaves):
                 if type(module).__module__ == member.home or isinstance(module, nn.ModuleList):
                     self._containers.append(module)
@@ -528,7 +526,7 @@ class _Base:
             if bool(mask.all()):
                 mask = None
             else:
-                reads_first = self.head_reads_first or self.encoder.parts.pooler is not None
+                reads_first = self.head_reads_first or self.encoder.modules.pooler is not None
                 keep = loss_reads_padding or (reads_first and not bool(mask[:, 0].all()))
                 if keep and not self._everyone_sees(mask):
                     raise _Unserved("padding that sees no token is read")
@@ -623,14 +621,16 @@ class _Base:
             positions[None] if positions is not None and positions.dim() == 1 else positions,
             given.get("inputs_embeds"),
             training=bool(rates),
-            read_first=encoder.parts.pooler is not None,
+            read_first=encoder.modules.pooler is not None,
             keep_padding=keep_padding,
         )
         states = None
         wanted = self._option(given, "output_hidden_states")
         if wanted:
             states = self._selected(encoded.hidden_states(True), wanted)
-        last = encoded.outward(encoded.last) if states is None or states[-1] is None else states[-1]
+        last = (
+            encoded.as_input(encoded.last) if states is None or states[-1] is None else states[-1]
+        )
         return self._output(given, last, encoder.pooled(encoded), states)
 
     def _selected(self, states: Any, wanted: Any) -> tuple[Tensor | None, ...]:
@@ -712,9 +712,9 @@ def _misfit(base: nn.Module, config: EncoderConfig) -> str | None:
     """Where the modules are not those that the configuration describes: pruned heads, removed
     layers, another activation.
     """
-    layout = LAYOUTS[config.model_type]
-    blocks = {layout.block(index, config) for index in range(num_blocks(config))}
-    layers = len(base.get_submodule(layout.block(0, config).rpartition(".")[0])._modules)
+    row = member_of(config)
+    blocks = {row.layer_path(index, config) for index in range(num_blocks(config))}
+    layers = len(base.get_submodule(row.layer_path(0, config).rpartition(".")[0])._modules)
     if config.model_type != "albert" and layers != len(blocks):
         return f"it has {layers} layers and its config {len(blocks)}"
     with torch.device("meta"):

@@ -139,17 +139,17 @@ def _canonical(
     Raises:
         BertfastError: a copy is another's, where the model has a masked-LM head to read it.
     """
-    layout = model.layout
-    base_only = not any(name.startswith(f"{layout.base}.") for name in weights)
+    member = model.member
+    base_only = not any(name.startswith(f"{member.base}.") for name in weights)
     result = {}
     for name, tensor in weights.items():
         for old, new in RENAMED:
             if name.endswith(old):
                 name = name.removesuffix(old) + new
         if not name.endswith(BUFFERS):
-            result[f"{layout.base}.{name}" if base_only else name] = tensor
-    decoder, word = layout.lm["decoder"], f"{layout.base}.{layout.encoder['word']}.weight"
-    for copy, original in ((f"{decoder}.weight", word), (f"{decoder}.bias", layout.lm["bias"])):
+            result[f"{member.base}.{name}" if base_only else name] = tensor
+    decoder, word = member.lm.decoder, f"{member.base}.{member.module_paths['word']}.weight"
+    for copy, original in ((f"{decoder}.weight", word), (f"{decoder}.bias", member.lm.bias)):
         if copy == original or (tied := result.pop(copy, None)) is None:
             continue
         kept = result.setdefault(original, tied)
@@ -178,7 +178,7 @@ def load_weights(
     folder = Path(folder)
     found = _canonical(read_weights(folder), model, folder)
     own = model.state_dict()
-    base, layout = f"{model.layout.base}.", model.layout
+    base, member = f"{model.member.base}.", model.member
     pooler = f"{base}pooler."  # a head, where the checkpoint was trained without one
     prefix = base if model.base is model else ""
     wanted = {prefix + name: name for name in own}
@@ -190,9 +190,9 @@ def load_weights(
         else []
     )
     absent = [f"missing {name}" for name in missing if name not in kept]
-    heads = layout.head_paths - {name.rpartition(".")[0] for name in wanted}
+    heads = member.head_paths - {name.rpartition(".")[0] for name in wanted}
     if isinstance(model, MaskedLMModel):
-        heads -= set(layout.lm.values())
+        heads -= set(member.lm.paths.values())
     unknown = [
         f"unknown {name}"
         for name in found
@@ -201,7 +201,7 @@ def load_weights(
         and name not in heads
         and name.rpartition(".")[0] not in heads
         # DeBERTa v3 was published with a table that it does not use.
-        and name != f"{base}{layout.encoder.get('position')}.weight"
+        and name != f"{base}{member.module_paths.get('position')}.weight"
     ]
     misshapen = [
         f"{name} holds {str(found[name].dtype).removeprefix('torch.')}"
@@ -211,8 +211,8 @@ def load_weights(
     for name, target in wanted.items():
         if name in found and found[name].shape != own[target].shape:
             shapes = f"{tuple(found[name].shape)}, the config wants {tuple(own[target].shape)}"
-            if new_head_ok and name.rpartition(".")[0] in layout.head_paths - set(
-                layout.lm.values()
+            if new_head_ok and name.rpartition(".")[0] in member.head_paths - set(
+                member.lm.paths.values()
             ):
                 kept.append(name)
             else:

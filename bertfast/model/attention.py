@@ -4,20 +4,23 @@ op. Vaswani et al., section 3.2.2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bertfast import kernels
-from bertfast.config import DebertaV2Config, EncoderConfig, ModernBertConfig
+from bertfast.config import EncoderConfig
 from bertfast.kernels import reference
 from bertfast.kernels.philox import as_seed, dropout_threshold
 from bertfast.packed import padded_rows
 
-from .layout import View
-from .leaves import ACTIVATIONS, dropout, norm, project
+from .family import member_of
+from .functional import ACTIVATIONS, dropout, norm, project
+from .submodules import Submodules
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Sequences:
         width: above every column.
         visible: (tokens,) bool, where padding was kept among the tokens: false for it; None where
             it was not.
+        made: what a forward makes once, by what it depends on.
     """
 
     cu_seqlens: Tensor
@@ -43,7 +47,7 @@ class Sequences:
     columns: Tensor | None = None
     width: int = 0
     visible: Tensor | None = None
-    tables: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    made: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> Tensor:
@@ -69,73 +73,187 @@ class Sequences:
 
     def rotation(self, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
         """The tables of `kernels.rotary`, made once a forward."""
-        if theta not in self.tables:
-            self.tables[theta] = kernels.rotary_tables(
+        if theta not in self.made:
+            self.made[theta] = kernels.rotary_tables(
                 self.positions, head_dim, theta, self.position_ids.device
             )
-        return self.tables[theta]
+        rotation: tuple[Tensor, Tensor] = self.made[theta]
+        return rotation
+
+    def buckets(self, make: Callable[..., Tensor], *settings: int) -> Tensor:
+        """``make(padded width, *settings)``, the bucket of each distance, made once a forward."""
+        if make not in self.made:
+            buckets = make(self.padded_width, *settings)
+            self.made[make] = buckets.to(self.position_ids.device)
+        found: Tensor = self.made[make]
+        return found
 
 
-def make_attention(config: EncoderConfig) -> dict[str, nn.Module]:
-    """The leaves of a layer's attention."""
-    width = config.hidden_size
-    if isinstance(config, ModernBertConfig):
-        bias = config.attention_bias
-        return {
-            "query_key_value": nn.Linear(width, 3 * width, bias=bias),
-            "attention_output": nn.Linear(width, width, bias=bias),
-        }
-    leaves: dict[str, nn.Module] = {
-        name: nn.Linear(width, width) for name in ("query", "key", "value")
-    }
-    if (
-        isinstance(config, DebertaV2Config)
-        and config.relative_attention
-        and not config.share_att_key
-    ):
-        for name, kind in (("position_key", "c2p"), ("position_query", "p2c")):
+class Scoring(NamedTuple):
+    """What a layer's attention is computed from, beside the values.
+
+    Attributes:
+        q, k: (tokens, heads, head_dim).
+        scale: of their product.
+        window: how far to each side a token sees; None for all of its sequence.
+        positions: what distances add to the scores; None for nothing.
+    """
+
+    q: Tensor
+    k: Tensor
+    scale: float
+    window: int | None = None
+    positions: kernels.RelativePositions | None = None
+
+
+class AbsolutePositions:
+    """Positions that the embeddings alone know of; the base of the others.
+
+    Attributes:
+        reads_distances: whether attention reads how far apart two tokens are.
+    """
+
+    reads_distances = False
+
+    def table(self, modules: Submodules, config: Any) -> Tensor | None:
+        """What a forward reads once of the encoder's ``modules``; None for nothing."""
+        return None
+
+    def layer_table(self, table: Tensor, config: Any, seed: Tensor | None) -> Tensor:
+        """`table` as one layer reads it; no dropout where seed is None."""
+        return table
+
+    def scoring(
+        self,
+        modules: Submodules,
+        config: Any,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        table: Tensor | None,
+        sequences: Sequences,
+    ) -> Scoring:
+        """The scores' makings in a layer, of its ``modules`` and of `layer_table`."""
+        return Scoring(q, k, config.head_dim**-0.5)
+
+
+class RotaryPositions(AbsolutePositions):
+    """Queries and keys turned by their positions, in some layers within a window. Su et al.,
+    "RoFormer", 2021, section 3.2.
+    """
+
+    reads_distances = True
+
+    def scoring(
+        self,
+        modules: Submodules,
+        config: Any,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        table: Tensor | None,
+        sequences: Sequences,
+    ) -> Scoring:
+        """As of `AbsolutePositions`."""
+        window = config.window(layer)
+        theta = config.global_rope_theta if window is None else config.local_rope_theta
+        rotation = sequences.rotation(config.head_dim, theta)
+        q, k = kernels.rotary(q, k, sequences.position_ids, *rotation)
+        return Scoring(q, k, config.head_dim**-0.5, window)
+
+
+class DisentangledPositions(AbsolutePositions):
+    """DeBERTa's content-to-position and position-to-content scores. He et al., "DeBERTa", section
+    3.1, equation 4.
+    """
+
+    reads_distances = True
+
+    def table(self, modules: Submodules, config: Any) -> Tensor | None:
+        """(2 * span, hidden) embeddings of distances, normalised where the checkpoint has it so;
+        None without relative attention.
+        """
+        if modules.relative is None:
+            return None
+        table: Tensor = modules.relative.weight
+        if modules.relative_norm is not None:
+            table = modules.relative_norm(table)
+        return table[: config.relative_rows]
+
+    def layer_table(self, table: Tensor, config: Any, seed: Tensor | None) -> Tensor:
+        """As of `AbsolutePositions`."""
+        return dropout(table, config.hidden_dropout_prob, seed)
+
+    def scoring(
+        self,
+        modules: Submodules,
+        config: Any,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        table: Tensor | None,
+        sequences: Sequences,
+    ) -> Scoring:
+        """As of `AbsolutePositions`."""
+        scale = (config.head_dim * (1 + len(set(config.pos_att_type)))) ** -0.5
+        if table is None:
+            return Scoring(q, k, scale)
+        key, query = (
+            (modules.key, modules.query)
+            if config.share_att_key
+            else (modules.position_key, modules.position_query)
+        )
+        scores: dict[str, Tensor | None] = {"c2p": None, "p2c": None}
+        for kind, projection, content in (("c2p", key, q), ("p2c", query, k)):
             if kind in config.pos_att_type:
-                leaves[name] = nn.Linear(width, width)
-    return leaves | {"attention_output": nn.Linear(width, width)}
+                assert projection is not None
+                rows = projection(table).unflatten(1, (config.num_attention_heads, -1))
+                scores[kind] = torch.einsum("thd,bhd->thb", content * scale, rows.to(content.dtype))
+        buckets = sequences.buckets(
+            kernels.deberta_buckets, config.position_buckets, config.max_relative_distance
+        )
+        positions = kernels.RelativePositions(
+            buckets, query_scores=scores["c2p"], key_scores=scores["p2c"]
+        )
+        return Scoring(q, k, scale, positions=positions)
+
+
+POSITIONS: dict[str, AbsolutePositions] = {
+    "absolute": AbsolutePositions(),
+    "rotary": RotaryPositions(),
+    "disentangled": DisentangledPositions(),
+}
 
 
 def attend(
-    parts: View,
+    modules: Submodules,
     config: EncoderConfig,
     layer: int,
     x: Tensor,
     sequences: Sequences,
     seed: Tensor | None,
-    relative: Tensor | None = None,
+    table: Tensor | None = None,
 ) -> Tensor:
     """(tokens, hidden) to (tokens, hidden), each sequence by itself, before the output projection.
 
     Args:
-        parts: of the layer.
+        modules: of the layer.
         layer: its number.
         sequences: where the tokens stand.
         seed: of the dropout; None for none.
-        relative: DeBERTa's (2 * span, hidden) embeddings of distances.
+        table: what its positions read of the encoder.
     """
-    heads = config.num_attention_heads
-    if parts.query_key_value is not None:
-        q, k, v = project(parts.query_key_value, x).unflatten(1, (3, heads, -1)).unbind(1)
+    member, heads = member_of(config), config.num_attention_heads
+    if modules.query_key_value is not None:
+        q, k, v = project(modules.query_key_value, x).unflatten(1, (3, heads, -1)).unbind(1)
     else:
         q, k, v = (
-            project(part, x).unflatten(1, (heads, -1))
-            for part in (parts.query, parts.key, parts.value)
+            project(projection, x).unflatten(1, (heads, -1))
+            for projection in (modules.query, modules.key, modules.value)
         )
-    window, positions, scale = None, None, config.head_dim**-0.5
-    if isinstance(config, ModernBertConfig):
-        window = config.window(layer)
-        theta = config.global_rope_theta if window is None else config.local_rope_theta
-        q, k = kernels.rotary(
-            q, k, sequences.position_ids, *sequences.rotation(config.head_dim, theta)
-        )
-    elif isinstance(config, DebertaV2Config):
-        scale = (config.head_dim * (1 + len(set(config.pos_att_type)))) ** -0.5
-        if relative is not None:
-            positions = _disentangled(parts, config, q, k, relative, scale, sequences)
+    q, k, scale, window, positions = POSITIONS[member.positions].scoring(
+        modules, config, layer, q, k, table, sequences
+    )
     p = 0.0 if seed is None else config.attention_probs_dropout_prob
     gaps = sequences.columns is not None and (window is not None or positions is not None)
     if gaps or sequences.visible is not None:
@@ -155,7 +273,7 @@ def attend(
             positions,
             sequences.columns,
             sequences.visible,
-            blind=isinstance(config, DebertaV2Config),
+            blind=member.hides_padding,
         ).flatten(1)
     return kernels.attention(
         q,
@@ -171,52 +289,9 @@ def attend(
     ).flatten(1)
 
 
-def relative_embeddings(parts: View, config: EncoderConfig) -> Tensor | None:
-    """DeBERTa's (2 * span, hidden) embeddings of distances, normalised where the checkpoint has it
-    so; None without relative attention.
-    """
-    if not isinstance(config, DebertaV2Config) or parts.relative is None:
-        return None
-    table: Tensor = parts.relative.weight
-    if parts.relative_norm is not None and "layer_norm" in config.norm_rel_ebd:
-        table = parts.relative_norm(table)
-    return table[: 2 * config.relative_span]
-
-
-def _disentangled(
-    parts: View,
-    config: DebertaV2Config,
-    q: Tensor,
-    k: Tensor,
-    relative: Tensor,
-    scale: float,
-    sequences: Sequences,
-) -> kernels.RelativePositions:
-    """The content-to-position and position-to-content scores. He et al., "DeBERTa", section 3.1,
-    equation 4.
-    """
-    key, query = (
-        (parts.key, parts.query)
-        if config.share_att_key
-        else (parts.position_key, parts.position_query)
-    )
-    scores: dict[str, Tensor | None] = {"c2p": None, "p2c": None}
-    for kind, leaf, content in (("c2p", key, q), ("p2c", query, k)):
-        if kind in config.pos_att_type:
-            assert leaf is not None
-            table = leaf(relative).unflatten(1, (config.num_attention_heads, -1))
-            scores[kind] = torch.einsum("thd,bhd->thb", content * scale, table.to(content.dtype))
-    buckets = kernels.deberta_buckets(
-        sequences.padded_width, config.position_buckets, config.max_relative_distance
-    )
-    return kernels.RelativePositions(
-        buckets.to(q.device), query_scores=scores["c2p"], key_scores=scores["p2c"]
-    )
-
-
 def convolve(
-    parts: View,
-    config: EncoderConfig,
+    modules: Submodules,
+    config: Any,
     embedded: Tensor,
     x: Tensor,
     sequences: Sequences,
@@ -228,11 +303,10 @@ def convolve(
     embedded, the layer's input, and x, its output, are (tokens, hidden). He et al., the released
     code ("nGiE").
     """
-    assert isinstance(config, DebertaV2Config)
     shape = (len(sequences.cu_seqlens) - 1, sequences.padded_width)
     padded = kernels.unpack(embedded, sequences.rows, shape)
     out = sequences.hide(
-        kernels.pack(parts.conv(padded.transpose(1, 2)).transpose(1, 2), sequences.rows)
+        kernels.pack(modules.conv(padded.transpose(1, 2)).transpose(1, 2), sequences.rows)
     )
     out = ACTIVATIONS[config.conv_act](dropout(out, config.hidden_dropout_prob, seed))
-    return sequences.hide(norm(parts.conv_norm, out, x))
+    return sequences.hide(norm(modules.conv_norm, out, x))

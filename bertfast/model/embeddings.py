@@ -8,53 +8,31 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import kernels
-from bertfast.config import DebertaV2Config, EncoderConfig
+from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 
-from .layout import View
-from .leaves import dropout, is_plain, norm
+from .family import member_of
+from .functional import dropout, is_plain, norm
+from .submodules import Submodules
 
 
-def make_embeddings(config: EncoderConfig) -> dict[str, nn.Module]:
-    """The leaves that a member has."""
-    width = config.embedding_width
-    relative = isinstance(config, DebertaV2Config)
-    norm_bias = getattr(config, "norm_bias", True)
-    leaves: dict[str, nn.Module] = {
-        "word": nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id),
-        # DeBERTa normalises past its projection.
-        "embedding_norm": nn.LayerNorm(
-            config.hidden_size if relative else width, eps=config.layer_norm_eps, bias=norm_bias
-        ),
-    }
-    if config.model_type != "modernbert" and getattr(config, "position_biased_input", True):
-        padding = config.position_offset - 1 if config.position_offset else None
-        leaves["position"] = nn.Embedding(
-            config.max_position_embeddings, width, padding_idx=padding
-        )
-    if config.type_vocab_size:
-        leaves["segment"] = nn.Embedding(config.type_vocab_size, width)
-    if config.model_type == "albert" or width != config.hidden_size:
-        leaves["projection"] = nn.Linear(width, config.hidden_size, bias=not relative)
-    return leaves
-
-
-def is_fused(parts: View, config: EncoderConfig) -> bool:
+def is_fused(modules: Submodules, config: EncoderConfig) -> bool:
     """Whether `embed` is one op, which can give the word table a sparse gradient."""
-    tables = (table for table in (parts.word, parts.position, parts.segment) if table is not None)
+    found = (modules.word, modules.position, modules.segment)
+    tables = [table for table in found if table is not None]
     return (
         all(is_plain(table, nn.Embedding) and table.max_norm is None for table in tables)
-        and is_plain(parts.embedding_norm, nn.LayerNorm)
-        and not _projects_first(parts, config)
+        and is_plain(modules.embedding_norm, nn.LayerNorm)
+        and not _projects_first(modules, config)
     )
 
 
-def _projects_first(parts: View, config: EncoderConfig) -> bool:
-    return isinstance(config, DebertaV2Config) and parts.projection is not None
+def _projects_first(modules: Submodules, config: EncoderConfig) -> bool:
+    return member_of(config).projects_first and modules.projection is not None
 
 
 def embed(
-    parts: View,
+    modules: Submodules,
     config: EncoderConfig,
     input_ids: Tensor | None,
     segment_ids: Tensor,
@@ -70,10 +48,10 @@ def embed(
     "BERT", figure 2; Lan et al., "ALBERT", section 3.1.
     """
     word, position, segment, layer_norm = (
-        parts.word,
-        parts.position,
-        parts.segment,
-        parts.embedding_norm,
+        modules.word,
+        modules.position,
+        modules.segment,
+        modules.embedding_norm,
     )
     for name, ids, table, limit in (
         ("input_ids", input_ids, word, "vocab_size"),
@@ -83,7 +61,7 @@ def embed(
         if ids is not None and table is not None:
             _check_range(name, ids, table.weight.shape[0], limit)
     p = config.hidden_dropout_prob
-    if inputs_embeds is None and is_fused(parts, config):
+    if inputs_embeds is None and is_fused(modules, config):
         assert input_ids is not None
         x = kernels.embed(
             input_ids,
@@ -100,16 +78,16 @@ def embed(
             padding_idx=word.padding_idx,
             sparse_grad=tied is not None,
         )
-        return x if parts.projection is None else parts.projection(x)
+        return x if modules.projection is None else modules.projection(x)
     total = word(input_ids) if inputs_embeds is None else inputs_embeds
     if segment is not None:
         total = total + segment(segment_ids)
     if position is not None:
         total = total + position(position_ids)
-    if _projects_first(parts, config):
-        return dropout(norm(layer_norm, parts.projection(total)), p, seed)
+    if _projects_first(modules, config):
+        return dropout(norm(layer_norm, modules.projection(total)), p, seed)
     x = dropout(norm(layer_norm, total), p, seed)
-    return x if parts.projection is None else parts.projection(x)
+    return x if modules.projection is None else modules.projection(x)
 
 
 def _position_table(position: nn.Embedding) -> Tensor:

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import kernels
-from bertfast.config import DebertaV2Config, EncoderConfig, ModernBertConfig
+from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 from bertfast.kernels.philox import as_seed
 from bertfast.packed import PackedBatch, Padding
 
-from .attention import Sequences, attend, convolve, make_attention, relative_embeddings
-from .embeddings import embed, is_fused, make_embeddings
-from .layout import LAYOUTS, View, place
-from .leaves import activated, dropout, norm, norm_of_rows, project
+from .attention import POSITIONS, Sequences, attend, convolve
+from .embeddings import embed, is_fused
+from .family import member_of
+from .functional import activated, dropout, norm, norm_of_rows, project
+from .submodules import Submodules, place
 from .tying import tie
 
 SITES_PER_LAYER = 3  # dropouts: attention probabilities, attention output, feed-forward
@@ -34,54 +35,21 @@ Seeds = tuple[Tensor | None, ...]
 
 
 def make_tree(root: nn.Module, config: EncoderConfig, add_pooling_layer: bool) -> None:
-    """Places an encoder's leaves below ``root``, where the member has them."""
-    layout = LAYOUTS[config.model_type]
-    width, eps = config.hidden_size, config.layer_norm_eps
-
-    def layer_norm() -> nn.LayerNorm:
-        return nn.LayerNorm(width, eps=eps, bias=getattr(config, "norm_bias", True))
-
-    leaves = make_embeddings(config)
-    if isinstance(config, DebertaV2Config):
-        if config.relative_attention:
-            leaves["relative"] = nn.Embedding(2 * config.relative_span, width)
-        if "layer_norm" in config.norm_rel_ebd:
-            leaves["relative_norm"] = layer_norm()
-        if config.conv_kernel_size:
-            size = config.conv_kernel_size
-            leaves["conv"] = nn.Conv1d(
-                width, width, size, padding=size // 2, groups=config.conv_groups
-            )
-            leaves["conv_norm"] = layer_norm()
-    if isinstance(config, ModernBertConfig):
-        leaves["final_norm"] = layer_norm()
-    if add_pooling_layer and "pooler" in layout.encoder:
-        leaves["pooler"] = nn.Linear(width, width)
-    for name, leaf in leaves.items():
-        place(root, layout.encoder[name], leaf)
-
-    blocks = [layout.block(index, config) for index in range(num_blocks(config))]
-    for number, block in enumerate(dict.fromkeys(blocks)):  # shared layers are made once
-        inner = {
-            **make_attention(config),
-            "attention_norm": layer_norm(),
-            "output_norm": layer_norm(),
-        }
-        if isinstance(config, ModernBertConfig):
-            inner["up"] = nn.Linear(width, 2 * config.intermediate_size, bias=config.mlp_bias)
-            inner["down"] = nn.Linear(config.intermediate_size, width, bias=config.mlp_bias)
-            if number == 0:  # the embeddings' norm has just been
-                del inner["attention_norm"]
-        else:
-            inner["up"] = nn.Linear(width, config.intermediate_size)
-            inner["down"] = nn.Linear(config.intermediate_size, width)
-        for name, leaf in inner.items():
-            place(root, f"{block}.{layout.parts[name]}", leaf)
+    """Places an encoder's modules below ``root``, where the member has them."""
+    member = member_of(config)
+    for name, spec in member.modules.items():
+        if spec.is_in(config) and (add_pooling_layer or name != "pooler"):
+            place(root, spec.path, spec.make(config))
+    paths = [member.layer_path(index, config) for index in range(num_blocks(config))]
+    for number, path in enumerate(dict.fromkeys(paths)):  # shared layers are made once
+        for spec in member.layer.values():
+            if spec.is_in(config, first=number == 0):
+                place(root, f"{path}.{spec.path}", spec.make(config))
 
 
 def num_blocks(config: EncoderConfig) -> int:
     """How many blocks a token goes through."""
-    return config.num_hidden_layers * getattr(config, "inner_group_num", 1)
+    return config.num_hidden_layers * config.inner_group_num
 
 
 @dataclass
@@ -114,12 +82,13 @@ class Encoded:
     def last(self) -> Tensor:
         return self.states[-1]
 
-    def outward(self, x: Tensor) -> Tensor:
-        """A per-token tensor in the form that the input had."""
+    def as_input(self, x: Tensor) -> Tensor:
+        """A per-token tensor in the form that the input had: packed, or padded."""
         return x if self.padding is None else self.padding.unpack(x)
 
-    def hidden_states(self, wanted: bool) -> tuple[Tensor, ...] | None:
-        return tuple(self.outward(state) for state in self.states) if wanted else None
+    def hidden_states(self, requested: bool) -> tuple[Tensor, ...] | None:
+        """`states` in the form that the input had; None where they are not requested."""
+        return tuple(self.as_input(state) for state in self.states) if requested else None
 
 
 class Encoder:
@@ -127,15 +96,15 @@ class Encoder:
 
     Args:
         config: of the member.
-        root: the tree, with the member's leaves where its `Layout` says.
+        root: the tree, with the member's modules where its row of `family.FAMILY` says.
     """
 
     def __init__(self, config: EncoderConfig, root: nn.Module) -> None:
-        layout = LAYOUTS[config.model_type]
-        self.config = config
-        self.parts = View(root, layout.encoder)
+        self.member = member = member_of(config)
+        self.config: Any = config  # of the member's class, with its own fields
+        self.modules = Submodules(root, member.module_paths)
         self.blocks = [
-            View(root.get_submodule(layout.block(index, config)), layout.parts)
+            Submodules(root.get_submodule(member.layer_path(index, config)), member.layer_paths)
             for index in range(num_blocks(config))
         ]
         self.checkpoint: Callable[..., Any] | None = (
@@ -177,7 +146,7 @@ class Encoder:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, keep_padding
         )
         seeds = self._site_seeds(seed, batch.segment_ids.device, training)
-        table: Tensor = self.parts.word.weight
+        table: Tensor = self.modules.word.weight
         # On a GPU the pass that tying spares is nothing, and a sparse gradient would stall the
         # queue.
         tied = tied and embeds is None and table.requires_grad and torch.is_grad_enabled()
@@ -185,11 +154,11 @@ class Encoder:
             tied
             and table.device.type == "cpu"
             and not torch.compiler.is_compiling()
-            and is_fused(self.parts, self.config)
+            and is_fused(self.modules, self.config)
         )
         inner, outer = tie(table) if tied else (None, table)
         x = embed(
-            self.parts,
+            self.modules,
             self.config,
             batch.input_ids,
             batch.segment_ids,
@@ -198,7 +167,7 @@ class Encoder:
             embeds,
             inner,
         )
-        if isinstance(self.config, DebertaV2Config):
+        if self.member.hides_padding:
             x = sequences.hide(x)
         read = [_first_tokens(batch.cu_seqlens)] if read_first else []
         if masked_positions is not None:
@@ -218,7 +187,9 @@ class Encoder:
         """tanh(dense(first token)) of each sequence, where there is a pooler. Devlin et al.,
         section 3 and the released code.
         """
-        return None if self.parts.pooler is None else torch.tanh(self.parts.pooler(encoded.first))
+        return (
+            None if self.modules.pooler is None else torch.tanh(self.modules.pooler(encoded.first))
+        )
 
     def _run(
         self, x: Tensor, sequences: Sequences, seeds: Seeds, rows: Sequence[Tensor] | None
@@ -230,33 +201,29 @@ class Encoder:
         are not computed.
         """
         config = self.config
-        relative = relative_embeddings(self.parts, config)
-        run = (
-            self._pre_norm_block if isinstance(config, ModernBertConfig) else self._post_norm_block
-        )
+        scheme = POSITIONS[self.member.positions]
+        table = scheme.table(self.modules, config)
+        run = self._pre_norm_block if self.member.pre_norm else self._post_norm_block
         states, branch = [x], None
-        for index, parts in enumerate(self.blocks):
+        for index, modules in enumerate(self.blocks):
             last = index == len(self.blocks) - 1
             own = seeds[1 + SITES_PER_LAYER * index : 1 + SITES_PER_LAYER * (index + 1)]
-            position_seed = seeds[self._head_site + 1 + index] if relative is not None else None
-            distances = (
-                None
-                if relative is None
-                else dropout(relative, config.hidden_dropout_prob, position_seed)
-            )
-            convolved = index == 0 and self.parts.conv is not None
-            wanted = rows if last and not convolved else None
+            own_table = table
+            if table is not None:
+                own_table = scheme.layer_table(table, config, seeds[self._head_site + 1 + index])
+            convolved = index == 0 and self.modules.conv is not None
+            kept = rows if last and not convolved else None
             call = run if self.checkpoint is None else self._checkpointed(run)
-            x, branch, summed = call(parts, index, x, branch, sequences, own, distances, wanted)
+            x, branch, summed = call(modules, index, x, branch, sequences, own, own_table, kept)
             if summed is not None and index:
                 states[-1] = summed
             if convolved:
-                x = convolve(self.parts, config, states[0], x, sequences, seeds[-1])
+                x = convolve(self.modules, config, states[0], x, sequences, seeds[-1])
                 if last and rows is not None:
                     x = torch.cat([kernels.gather_rows(x, index) for index in rows])
             states.append(x)
         if branch is not None:
-            states[-1] = norm(self.parts.final_norm, branch, x)
+            states[-1] = norm(self.modules.final_norm, branch, x)
         return states
 
     def _checkpointed(self, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -268,32 +235,37 @@ class Encoder:
 
     def _post_norm_block(
         self,
-        parts: View,
+        modules: Submodules,
         index: int,
         x: Tensor,
         branch: Tensor | None,
         sequences: Sequences,
         seeds: Seeds,
-        relative: Tensor | None,
+        table: Tensor | None,
         rows: Sequence[Tensor] | None,
     ) -> tuple[Tensor, None, None]:
         """Attention and feed-forward, each with its residual and LayerNorm. Devlin et al., section
         3.
         """
         config = self.config
-        context = attend(parts, config, index, x, sequences, seeds[0], relative)
+        context = attend(modules, config, index, x, sequences, seeds[0], table)
         if rows is not None:
             context, x = (
                 torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x)
             )
-        branch_output = project(parts.attention_output, context)
+        branch_output = project(modules.attention_output, context)
         x = norm_of_rows(
-            parts.attention_norm, branch_output, x, config.attention_output_dropout, seeds[1], rows
+            modules.attention_norm,
+            branch_output,
+            x,
+            config.attention_output_dropout,
+            seeds[1],
+            rows,
         )
-        inner = activated(parts.up, x, config.hidden_act)
+        inner = activated(modules.up, x, config.hidden_act, gated=self.member.gated)
         x = norm_of_rows(
-            parts.output_norm,
-            project(parts.down, inner),
+            modules.output_norm,
+            project(modules.down, inner),
             x,
             config.feed_forward_dropout,
             seeds[2],
@@ -303,13 +275,13 @@ class Encoder:
 
     def _pre_norm_block(
         self,
-        parts: View,
+        modules: Submodules,
         index: int,
         x: Tensor,
         branch: Tensor | None,
         sequences: Sequences,
         seeds: Seeds,
-        relative: Tensor | None,
+        table: Tensor | None,
         rows: Sequence[Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """LayerNorms before the attention and before the gated feed-forward. Warner et al., section
@@ -320,28 +292,27 @@ class Encoder:
         block before.
         """
         config = self.config
-        assert isinstance(config, ModernBertConfig)
-        if isinstance(parts.attention_norm, nn.Identity | None):
+        if isinstance(modules.attention_norm, nn.Identity | None):
             normed = x
         else:
             normed, x = norm(
-                parts.attention_norm,
+                modules.attention_norm,
                 x if branch is None else branch,
                 None if branch is None else x,
                 prenorm=True,
             )
         summed = x
-        context = attend(parts, config, index, normed, sequences, seeds[0])
+        context = attend(modules, config, index, normed, sequences, seeds[0], table)
         if rows is not None:
             context, x = (
                 torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x)
             )
-        output = project(parts.attention_output, context)
+        output = project(modules.attention_output, context)
         normed, x = norm(
-            parts.output_norm, output, x, config.attention_output_dropout, seeds[1], prenorm=True
+            modules.output_norm, output, x, config.attention_output_dropout, seeds[1], prenorm=True
         )
-        inner = activated(parts.up, normed, config.hidden_act, gated=True)
-        return x, project(parts.down, dropout(inner, config.mlp_dropout, seeds[2])), summed
+        inner = activated(modules.up, normed, config.hidden_act, gated=self.member.gated)
+        return x, project(modules.down, dropout(inner, config.mlp_dropout, seeds[2])), summed
 
     def _inputs(
         self,
@@ -419,13 +390,13 @@ class Encoder:
             cu_seqlens=padding.cu_seqlens,
             max_seqlen=padding.max_seqlen,
         )
-        relative = isinstance(self.config, DebertaV2Config | ModernBertConfig)
+        by_distance = POSITIONS[self.member.positions].reads_distances
         sequences = Sequences(
             batch.cu_seqlens,
             batch.max_seqlen,
             batch.position_ids,
             limit,
-            padding.columns if relative else None,
+            padding.columns if by_distance else None,
             shape[1],
             visible,
         )
@@ -453,11 +424,9 @@ class Encoder:
         return 1 + SITES_PER_LAYER * len(self.blocks)
 
     def _site_seeds(self, seed: int | Tensor | None, device: torch.device, training: bool) -> Seeds:
-        """One seed for each place of dropout: the embeddings, three to a block, the head, and
-        DeBERTa's distances and convolution; Nones when not training."""
-        sites = self._head_site + 1
-        if isinstance(self.config, DebertaV2Config):
-            sites += len(self.blocks) + 1
+        """One seed for each place of dropout: the embeddings, three to a block, the head, what each
+        block's positions read, and the convolution; Nones when not training."""
+        sites = self._head_site + 1 + len(self.blocks) + 1
         if not training:
             return (None,) * sites
         if seed is None:

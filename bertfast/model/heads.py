@@ -1,5 +1,5 @@
-"""What stands on the encoder, written once for every member: which leaves a head has is its
-`Layout`'s to say.
+"""What stands on the encoder, written once for every member: what a head is made of is for the
+member's row in `family.FAMILY` to say.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertfast import kernels
-from bertfast.config import DebertaV2Config, ElectraConfig, EncoderConfig, ModernBertConfig
+from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 
-from .layout import View, place
-from .leaves import ACTIVATIONS, activated, dropout, norm
+from .family import HeadSpec, member_of, value
+from .functional import ACTIVATIONS, activated, dropout, norm
+from .submodules import Submodules, place
 
 
 class MLMHead:
@@ -24,41 +25,34 @@ class MLMHead:
 
     Args:
         config: of the member.
-        root: where the leaves are placed.
-        paths: theirs.
+        root: where the modules are placed.
     """
 
-    def __init__(self, config: EncoderConfig, root: nn.Module, paths: dict[str, str]) -> None:
-        # Everyone but BERT's closest kin has the exact GELU whatever the encoder has.
-        self.activation = (
-            "gelu"
-            if config.model_type in ("roberta", "xlm-roberta", "electra")
-            else config.hidden_act
+    def __init__(self, config: EncoderConfig, root: nn.Module) -> None:
+        spec = member_of(config).masked_lm(config)
+        self.activation: str = value(config, spec.activation)
+        self.has_bias: bool = value(config, spec.decoder_bias)
+        width: int = value(config, spec.width)
+        dense = nn.Linear(config.hidden_size, width, bias=value(config, spec.dense_bias))
+        place(root, spec.dense, dense)
+        place(
+            root,
+            spec.norm,
+            nn.LayerNorm(width, eps=config.layer_norm_eps, bias=config.norm_bias),
         )
-        has_dense_bias = self.has_bias = True
-        if isinstance(config, ModernBertConfig):
-            self.activation = config.classifier_activation
-            has_dense_bias, self.has_bias = config.classifier_bias, config.decoder_bias
-        width = config.hidden_size if "lm_predictions" in paths["dense"] else config.embedding_width
-        dense = nn.Linear(config.hidden_size, width, bias=has_dense_bias)
-        place(root, paths["dense"], dense)
-        layer_norm = nn.LayerNorm(
-            width, eps=config.layer_norm_eps, bias=getattr(config, "norm_bias", True)
-        )
-        place(root, paths["norm"], layer_norm)
         if self.has_bias:
-            place(root, paths["bias"], nn.Parameter(torch.zeros(config.vocab_size)))
-        self.parts = View(root, paths)
+            place(root, spec.bias, nn.Parameter(torch.zeros(config.vocab_size)))
+        self.modules = Submodules(root, spec.paths)
 
     def transform(self, x: Tensor) -> Tensor:
         """(..., hidden) to (..., width of the word embeddings)."""
-        h: Tensor = norm(self.parts.norm, activated(self.parts.dense, x, self.activation))
+        h: Tensor = norm(self.modules.norm, activated(self.modules.dense, x, self.activation))
         return h
 
     @property
     def bias(self) -> Tensor | None:
         """(vocab,) of the decoder."""
-        return self.parts.parameter("bias") if self.has_bias else None
+        return self.modules.parameter("bias") if self.has_bias else None
 
     def loss(self, x: Tensor, table: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The mean loss at the masked positions, the count of right predictions, and the count of
@@ -91,77 +85,46 @@ class MLMHead:
 
 
 class FeatureHead:
-    """out(dropout(norm(act(dense(dropout(x)))))) of a feature each for a sequence or a token; what
-    a member has none of is left out.
+    """out(dropout(norm(act(dense(dropout(x)))))) of a row each for a sequence or a token; what a
+    member has none of is left out.
 
     Args:
         config: of the member.
-        root: where the leaves are placed.
-        paths: theirs: dense, norm and out.
+        root: where the modules are placed.
+        spec: what the head is made of.
         outputs: columns of the result.
-        kind: "sequence", "choice", "token" or "span", which differ in their dropouts.
     """
 
     def __init__(
-        self, config: EncoderConfig, root: nn.Module, paths: dict[str, str], outputs: int, kind: str
+        self, config: EncoderConfig, root: nn.Module, spec: HeadSpec, outputs: int
     ) -> None:
         width = config.hidden_size
-        self.activation, has_dense_bias = "tanh", True
-        self.first_dropout, self.last_dropout = 0.0, config.head_dropout
-        if isinstance(config, ModernBertConfig):
-            self.activation, has_dense_bias = config.classifier_activation, config.classifier_bias
-        elif isinstance(config, DebertaV2Config):
-            self.activation, self.first_dropout = config.pooler_hidden_act, config.pooler_dropout
-            if kind == "token":
-                self.last_dropout = config.hidden_dropout_prob
-        elif config.model_type == "distilbert":
-            self.activation = "relu"
-            if kind == "token":
-                self.last_dropout = config.hidden_dropout_prob
-        elif isinstance(config, ElectraConfig) and kind == "choice":
-            self.activation, self.last_dropout = (
-                config.summary_activation or "",
-                config.summary_last_dropout,
+        self.activation: str = value(config, spec.activation) or ""
+        self.dense_dropout: float = value(config, spec.dense_dropout)
+        self.dropout: float = value(config, spec.dropout)
+        if spec.dense is not None and value(config, spec.has_dense):
+            dense = nn.Linear(width, width, bias=value(config, spec.dense_bias))
+            place(root, spec.dense, dense)
+        if spec.norm is not None:
+            place(
+                root,
+                spec.norm,
+                nn.LayerNorm(width, eps=config.layer_norm_eps, bias=config.norm_bias),
             )
-            if not config.summary_use_proj:
-                paths = {"out": paths["out"]}
-        elif kind == "sequence" and "dense" in paths:
-            self.activation = "gelu" if isinstance(config, ElectraConfig) else "tanh"
-            self.first_dropout = config.head_dropout
-        # ELECTRA's activation stands without the layer too.
-        self.always_activated = (
-            isinstance(config, ElectraConfig) and kind == "choice" and bool(self.activation)
-        )
-        if kind == "choice" and config.model_type in ("roberta", "xlm-roberta"):
-            self.last_dropout = config.hidden_dropout_prob
-        if kind == "span" and "dense" not in paths:
-            self.last_dropout = getattr(config, "qa_dropout", 0.0)
-
-        if "dense" in paths:
-            place(root, paths["dense"], nn.Linear(width, width, bias=has_dense_bias))
-        if "norm" in paths:
-            layer_norm = nn.LayerNorm(
-                width, eps=config.layer_norm_eps, bias=getattr(config, "norm_bias", True)
-            )
-            place(root, paths["norm"], layer_norm)
-        place(root, paths["out"], nn.Linear(width, outputs))
-        self.parts = View(root, paths)
+        place(root, spec.out, nn.Linear(width, outputs))
+        self.modules = Submodules(root, spec.paths)
 
     def __call__(self, x: Tensor, seed: Tensor | None) -> Tensor:
         """(rows, hidden) to (rows, outputs); no dropout where seed is None."""
-        if self.parts.dense is not None:
-            x = dropout(x, self.first_dropout, None if seed is None else seed + 1)
-            x = (
-                activated(self.parts.dense, x, self.activation)
-                if self.activation
-                else self.parts.dense(x)
-            )
-        elif self.always_activated:
+        dense = self.modules.dense
+        if dense is not None:
+            x = dropout(x, self.dense_dropout, None if seed is None else seed + 1)
+            x = activated(dense, x, self.activation) if self.activation else dense(x)
+        elif self.activation:
             x = ACTIVATIONS[self.activation](x)
-        if self.parts.norm is not None:
-            x = norm(self.parts.norm, x)
-        x = dropout(x, self.last_dropout, seed)
-        return self.parts.out(x)
+        if self.modules.norm is not None:
+            x = norm(self.modules.norm, x)
+        return self.modules.out(dropout(x, self.dropout, seed))
 
 
 class DiscriminatorHead:
@@ -175,18 +138,18 @@ class DiscriminatorHead:
         }
         place(root, paths["dense"], nn.Linear(config.hidden_size, config.hidden_size))
         place(root, paths["out"], nn.Linear(config.hidden_size, 1))
-        self.parts = View(root, paths)
+        self.modules = Submodules(root, paths)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(tokens, hidden) to (tokens,)."""
-        return self.parts.out(activated(self.parts.dense, x, self.activation)).squeeze(-1)
+        return self.modules.out(activated(self.modules.dense, x, self.activation)).squeeze(-1)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: EncoderConfig) -> Tensor:
     """What ``config.problem_type`` says; where that is None: squared error for one label,
     cross-entropy for integer labels, and for float labels (sequences, labels) binary cross-entropy
-    of each. DeBERTa tells the last two by their number, and has cross-entropy against the float
-    ones.
+    of each. DeBERTa tells the last two by their number, and has cross-entropy against float ones
+    (`Member.float_labels`).
 
     Raises:
         BertfastError: labels of another shape.
@@ -195,7 +158,7 @@ def classification_loss(logits: Tensor, labels: Tensor, config: EncoderConfig) -
     if kind is None:
         if config.num_labels == 1:
             kind = "regression"
-        elif isinstance(config, DebertaV2Config):
+        elif member_of(config).float_labels == "distribution":
             one_each = labels.numel() == logits.shape[0]
             kind, labels = (
                 ("single_label_classification", labels.long())

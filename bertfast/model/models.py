@@ -21,14 +21,14 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from bertfast import kernels
-from bertfast.config import DebertaV2Config, EncoderConfig, ModernBertConfig
+from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 from bertfast.packed import IGNORE_INDEX, PackedBatch, padded_rows
 
 from .encoder import Encoded, Encoder, make_tree
+from .family import Member, member_of, value
+from .functional import dropout
 from .heads import DiscriminatorHead, FeatureHead, MLMHead, classification_loss
-from .layout import DEBERTA_LM, LAYOUTS, Layout, place
-from .leaves import dropout
 from .outputs import (
     BaseModelOutputWithPooling,
     BertForPreTrainingOutput,
@@ -40,6 +40,7 @@ from .outputs import (
     TokenClassifierOutput,
 )
 from .pooling import mean_pooled
+from .submodules import place
 
 
 def initialize(
@@ -48,15 +49,14 @@ def initialize(
     """Truncated normal weights (two deviations), zero biases, LayerNorms of one, and zero padding
     rows, as published.
 
-    ModernBERT's weights that end a residual branch have a smaller deviation, and its classifiers
-    one of their own.
+    Modules that the member's row lists (`Member.deviations`) have a deviation of their own.
 
     Args:
         model: whose parameters are set.
         config: with the deviation, and at how many deviations the normal is cut off.
         only: names of the parameters to set; None for all.
     """
-    cutoff = getattr(config, "initializer_cutoff_factor", 2.0)
+    cutoff, deviations = config.initializer_cutoff_factor, member_of(config).deviations
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if only is not None and f"{prefix}.{name}".removeprefix(".") not in only:
@@ -66,12 +66,8 @@ def initialize(
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(parameter)
             else:
-                deviation = config.initializer_range
-                if isinstance(config, ModernBertConfig):
-                    if prefix.endswith((".Wo", "head.dense")):
-                        deviation = config.residual_deviation
-                    elif prefix == "classifier":
-                        deviation = config.hidden_size**-0.5
+                own = [said for end, said in deviations.items() if f".{prefix}".endswith(f".{end}")]
+                deviation = value(config, own[0]) if own else config.initializer_range
                 nn.init.trunc_normal_(
                     parameter, std=deviation, a=-cutoff * deviation, b=cutoff * deviation
                 )
@@ -98,9 +94,9 @@ class PreTrainedModel(nn.Module):
         self.config = config
 
     @property
-    def layout(self) -> Layout:
-        """Where the member's modules stand."""
-        return LAYOUTS[self.config.model_type]
+    def member(self) -> Member:
+        """What the member is made of."""
+        return member_of(self.config)
 
     @property
     def base(self) -> EncoderModel:
@@ -203,7 +199,7 @@ class EncoderModel(PreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed
         )
         return BaseModelOutputWithPooling(
-            last_hidden_state=encoded.outward(encoded.last),
+            last_hidden_state=encoded.as_input(encoded.last),
             pooler_output=self.encoder_run.pooled(encoded),
             hidden_states=encoded.hidden_states(output_hidden_states),
         )
@@ -218,17 +214,17 @@ class _HeadModel(PreTrainedModel):
 
     def __init__(self, config: EncoderConfig, add_pooling_layer: bool) -> None:
         super().__init__(config)
-        self.add_module(self.layout.base, EncoderModel(config, add_pooling_layer))
+        self.add_module(self.member.base, EncoderModel(config, add_pooling_layer))
 
     @property
     def base(self) -> EncoderModel:
-        return getattr(self, self.layout.base)
+        return getattr(self, self.member.base)
 
     def _initialize_head(self) -> None:
         own = [
             name
             for name, _ in self.named_parameters()
-            if not name.startswith(f"{self.layout.base}.")
+            if not name.startswith(f"{self.member.base}.")
         ]
         initialize(self, self.config, only=own)
 
@@ -254,10 +250,7 @@ class MaskedLMModel(_HeadModel):
 
     def __init__(self, config: EncoderConfig, add_pooling_layer: bool) -> None:
         super().__init__(config, add_pooling_layer)
-        paths = self.layout.lm
-        if isinstance(config, DebertaV2Config) and not config.legacy:
-            paths = DEBERTA_LM
-        self.mlm = MLMHead(config, self, paths)
+        self.mlm = MLMHead(config, self)
 
     def _encode(
         self, batch: Any, *inputs: Any, output_hidden_states: bool, seed: int | Tensor | None
@@ -267,7 +260,7 @@ class MaskedLMModel(_HeadModel):
         """
         if isinstance(batch, PackedBatch) and batch.masked_positions is not None:
             return self.encode_masked(batch, seed, *inputs, every_row=output_hidden_states)
-        pooled = self.base.encoder_run.parts.pooler is not None
+        pooled = self.base.encoder_run.modules.pooler is not None
         return self.base.encode(batch, *inputs, seed=seed, read_first=pooled, tied=True)
 
     def encode_masked(
@@ -280,7 +273,7 @@ class MaskedLMModel(_HeadModel):
             batch,
             *inputs,
             seed=seed,
-            read_first=self.base.encoder_run.parts.pooler is not None,
+            read_first=self.base.encoder_run.modules.pooler is not None,
             masked_positions=batch.masked_positions,
             every_row=every_row,
             tied=True,
@@ -304,12 +297,12 @@ class MaskedLMModel(_HeadModel):
             packed = _packed_labels(encoded, labels)
             positions = (packed != IGNORE_INDEX).nonzero().squeeze(1)
             loss = head.loss(kernels.gather_rows(encoded.last, positions), table, packed[positions])
-        logits = encoded.outward(head.logits(encoded.last, table)) if return_logits else None
+        logits = encoded.as_input(head.logits(encoded.last, table)) if return_logits else None
         return loss, logits
 
     def word_logits(self, hidden: Tensor) -> Tensor:
         """(..., hidden) rows of the last block to (..., vocab)."""
-        word = self.base.encoder_run.parts.word
+        word = self.base.encoder_run.modules.word
         return self.mlm.logits(hidden, word.weight)
 
 
@@ -502,14 +495,14 @@ class ReplacedTokenPreTraining(_HeadModel):
         logits, loss = self.discriminator(encoded.last), None
         packed = encoded.batch.token_labels if labels is None else _packed_labels(encoded, labels)
         if packed is not None:
-            told = packed != IGNORE_INDEX
+            labelled = packed != IGNORE_INDEX
             losses = F.binary_cross_entropy_with_logits(
                 logits.float(), packed.clamp(min=0).float(), reduction="none"
             )
-            loss = torch.where(told, losses, 0.0).sum() / told.sum().clamp(min=1)
+            loss = torch.where(labelled, losses, 0.0).sum() / labelled.sum().clamp(min=1)
         return ElectraForPreTrainingOutput(
             loss=loss,
-            logits=encoded.outward(logits),
+            logits=encoded.as_input(logits),
             hidden_states=encoded.hidden_states(output_hidden_states),
         )
 
@@ -522,7 +515,7 @@ class _SequenceHead(_HeadModel):
     @property
     def reads_every_row(self) -> bool:
         """Whether the feature is more than the first token's row."""
-        return getattr(self.config, "classifier_pooling", "cls") == "mean"
+        return self.config.classifier_pooling == "mean"
 
     def features(self, encoded: Encoded) -> Tensor:
         """(sequences, hidden), what `classify` takes: the last block's rows of the first tokens, or
@@ -537,7 +530,7 @@ class _SequenceHead(_HeadModel):
         """(sequences, hidden) to (sequences, outputs of the head), through the pooler where there
         is one; no dropout where seed is None.
         """
-        pooler = self.base.encoder_run.parts.pooler
+        pooler = self.base.encoder_run.modules.pooler
         if pooler is not None:
             features = torch.tanh(pooler(features))
         return self.task_head(features, seed)
@@ -547,12 +540,9 @@ class ForSequenceClassification(_SequenceHead):
     """A class, several, or a number for each input. Devlin et al., section 4.1."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        super().__init__(
-            config, add_pooling_layer="dense" not in LAYOUTS[config.model_type].classifier
-        )
-        self.task_head = FeatureHead(
-            config, self, self.layout.classifier, config.num_labels, "sequence"
-        )
+        spec = member_of(config).sequence
+        super().__init__(config, add_pooling_layer=spec.pooled)
+        self.task_head = FeatureHead(config, self, spec, config.num_labels)
         self._initialize_head()
 
     def forward(
@@ -591,8 +581,9 @@ class ForMultipleChoice(_SequenceHead):
     """Which of several continuations, a softmax over their scores. Devlin et al., section 4.4."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        super().__init__(config, add_pooling_layer="dense" not in LAYOUTS[config.model_type].choice)
-        self.task_head = FeatureHead(config, self, self.layout.choice, 1, "choice")
+        spec = member_of(config).choice
+        super().__init__(config, add_pooling_layer=spec.pooled)
+        self.task_head = FeatureHead(config, self, spec, 1)
         self._initialize_head()
 
     def forward(
@@ -645,7 +636,7 @@ class ForTokenClassification(_HeadModel):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config, add_pooling_layer=False)
-        self.task_head = FeatureHead(config, self, self.layout.tokens, config.num_labels, "token")
+        self.task_head = FeatureHead(config, self, self.member.token, config.num_labels)
         self._initialize_head()
 
     def forward(
@@ -670,7 +661,7 @@ class ForTokenClassification(_HeadModel):
         packed = encoded.batch.token_labels if labels is None else _packed_labels(encoded, labels)
         return TokenClassifierOutput(
             loss=None if packed is None else F.cross_entropy(logits.float(), packed),
-            logits=encoded.outward(logits),
+            logits=encoded.as_input(logits),
             hidden_states=encoded.hidden_states(output_hidden_states),
         )
 
@@ -680,7 +671,7 @@ class ForQuestionAnswering(_HeadModel):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config, add_pooling_layer=False)
-        self.task_head = FeatureHead(config, self, self.layout.span, 2, "span")
+        self.task_head = FeatureHead(config, self, self.member.span, 2)
         self._initialize_head()
 
     def forward(
@@ -706,8 +697,8 @@ class ForQuestionAnswering(_HeadModel):
         padding are the lowest finite number. Other arguments as of `EncoderModel.forward`.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        wanted = start_positions is not None and end_positions is not None
-        encoded = self.base.encode(*inputs, seed=seed, keep_padding=wanted)
+        labelled = start_positions is not None and end_positions is not None
+        encoded = self.base.encode(*inputs, seed=seed, keep_padding=labelled)
         _no_labels_beside(input_ids, start_positions, end_positions)
         logits = self.task_head(encoded.last, encoded.head_seed)
         batch, padding = encoded.batch, encoded.padding

@@ -18,10 +18,10 @@ from bertfast.errors import BertfastError
 from bertfast.kernels.philox import as_seed
 from bertfast.model import PreTrainedModel
 from bertfast.model.encoder import Encoder
-from bertfast.model.layout import View
 from bertfast.model.members import ElectraForMaskedLM, ElectraForPreTraining
 from bertfast.model.models import MaskedLMModel
 from bertfast.model.outputs import ModelOutput
+from bertfast.model.submodules import Submodules
 from bertfast.objectives.distillation import (
     COSINE_WEIGHT,
     MLM_WEIGHT,
@@ -210,14 +210,14 @@ def start_from_teacher(student: MaskedLMModel, teacher: MaskedLMModel) -> bool:
         return False
     layers = teacher_layers(len(mine.blocks), len(theirs.blocks))
     pairs = [
-        (mine.parts, theirs.parts),
+        (mine.modules, theirs.modules),
         *((block, theirs.blocks[index]) for block, index in zip(mine.blocks, layers, strict=True)),
     ]
-    pairs.append((student.mlm.parts, teacher.mlm.parts))
-    leaves = [leaf for pair in pairs for leaf in _shared_leaves(*pair)]
-    if any(a.shape != b.shape for name, a, b in leaves if name != "position"):
+    pairs.append((student.mlm.modules, teacher.mlm.modules))
+    shared = [found for pair in pairs for found in _shared_parameters(*pair)]
+    if any(a.shape != b.shape for name, a, b in shared if name != "position"):
         return False
-    for name, own, other in leaves:
+    for name, own, other in shared:
         if name == "position":
             first, start = student.config.position_offset, teacher.config.position_offset
             count = min(len(own) - first, len(other) - start)
@@ -229,8 +229,8 @@ def start_from_teacher(student: MaskedLMModel, teacher: MaskedLMModel) -> bool:
     return True
 
 
-def _shared_leaves(mine: View, theirs: View) -> list[tuple[str, Tensor, Tensor]]:
-    """(name of the leaf, the student's parameter, the teacher's) of the leaves that both have."""
+def _shared_parameters(mine: Submodules, theirs: Submodules) -> list[tuple[str, Tensor, Tensor]]:
+    """(name of the module, the student's parameter, the teacher's) of the modules that both have."""
     found = []
     for name in mine.names():
         own, other = getattr(mine, name), getattr(theirs, name)

@@ -141,9 +141,9 @@ def test_old_names_buffers_and_tied_copies_are_read(tmp_path):
 def test_a_decoder_that_is_not_tied_is_refused_where_it_is_read(config_class, tmp_path):
     model = member(tmp_path, config_class)
     decoder, word = (
-        f"{path}.weight" for path in (model.layout.lm["decoder"], f"{model.layout.base}.x")
+        f"{path}.weight" for path in (model.member.lm.decoder, f"{model.member.base}.x")
     )
-    word = f"{model.layout.base}.{model.layout.encoder['word']}.weight"
+    word = f"{model.member.base}.{model.member.module_paths['word']}.weight"
     rewrite(tmp_path, lambda weights: weights | {decoder: torch.zeros_like(weights[word])})
     assert f"{decoder} is not tied to {word}" in refusal(tmp_path)
     base = member_class(model.config, "Model").from_pretrained(tmp_path, new_head_ok=True)
@@ -214,8 +214,8 @@ def test_weights_of_an_old_torch_file_are_read(config_class, tmp_path):
     word, decoder = (
         f"{path}.weight"
         for path in (
-            f"{model.layout.base}.{model.layout.encoder['word']}",
-            model.layout.lm["decoder"],
+            f"{model.member.base}.{model.member.module_paths['word']}",
+            model.member.lm.decoder,
         )
     )
     torch.save(
@@ -274,7 +274,7 @@ def test_a_base_has_the_weights_of_what_stood_below_a_head(name, tmp_path):
     assert all(part.startswith("pooler.") for part in absent)
     if absent:
         message = refusal(tmp_path, cls.from_pretrained)
-        assert all(f"missing {model.layout.base}.{part}" in message for part in absent)
+        assert all(f"missing {model.member.base}.{part}" in message for part in absent)
     else:
         assert same(cls.from_pretrained(tmp_path).state_dict(), base)
 
@@ -287,7 +287,7 @@ def test_every_head_starts_from_every_other_and_is_new_itself(config_class, tmp_
         model = ARCHITECTURES[source](config)
         model.save_pretrained(tmp_path)
         own = {
-            name.removeprefix(f"{model.layout.base}."): weight
+            name.removeprefix(f"{model.member.base}."): weight
             for name, weight in model.state_dict().items()
         }
         for target in names:
@@ -295,14 +295,14 @@ def test_every_head_starts_from_every_other_and_is_new_itself(config_class, tmp_
             before = {name: weight.clone() for name, weight in head.state_dict().items()}
             new = load_weights(head, tmp_path, new_head_ok=True)
             for name, weight in head.state_dict().items():
-                there = own.get(name.removeprefix(f"{model.layout.base}."))
+                there = own.get(name.removeprefix(f"{model.member.base}."))
                 if name in new:
                     assert there is None or there.shape != weight.shape
                     assert torch.equal(weight, before[name])
                 else:
                     assert torch.equal(weight, there)
             if target != source and any(
-                not name.startswith(f"{model.layout.base}.") for name in new
+                not name.startswith(f"{model.member.base}.") for name in new
             ):
                 message = refusal(tmp_path, ARCHITECTURES[target].from_pretrained)
                 assert f"do not fit {target}" in message
@@ -385,8 +385,8 @@ def test_a_wrong_weight_of_a_member_is_named(config_class, tmp_path):
         assert f"{name} holds int8" in refusal(tmp_path)
     for name in (
         "extra.weight",
-        f"{model.layout.base}.extra",
-        f"{model.layout.base}.encoder.layer.99.output.dense.bias",
+        f"{model.member.base}.extra",
+        f"{model.member.base}.encoder.layer.99.output.dense.bias",
     ):
         rewrite(tmp_path, lambda _, name=name: weights | {name: torch.zeros(3)})
         assert f"unknown {name}" in refusal(tmp_path)

@@ -157,8 +157,8 @@ def twin(ours, folder):
     assert not any(
         report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
     ), report
-    if VERSION == (4, 50) and (bias := ours.state_dict().get(ours.layout.lm["bias"])) is not None:
-        theirs.get_parameter(ours.layout.lm["bias"]).data.copy_(
+    if VERSION == (4, 50) and (bias := ours.state_dict().get(ours.member.lm.bias)) is not None:
+        theirs.get_parameter(ours.member.lm.bias).data.copy_(
             bias
         )  # which this release loses, from its own files too
     return theirs
@@ -196,7 +196,7 @@ def reads_first_token(ours):
     name = type(ours).__name__
     if "Sequence" in name or "Choice" in name:
         return getattr(ours.config, "classifier_pooling", "cls") == "cls"
-    return ours.base.encoder_run.parts.pooler is not None
+    return ours.base.encoder_run.modules.pooler is not None
 
 
 def inputs(ours, side="right", seed=0, lengths=LENGTHS):

@@ -1,5 +1,5 @@
-"""What is done with leaf modules: the fused ops where a leaf is PyTorch's own, and the leaf itself
-where someone has put another in its place.
+"""What is done with a model's linear layers and norms: the fused op where the module is PyTorch's
+own, and the module itself where someone has put another in its place.
 """
 
 from __future__ import annotations
