@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bertfast import __version__
@@ -389,14 +390,16 @@ def _show(console: Console, out: Path, facts: dict[str, Any]) -> None:
     table.add_column("sentence")
     table.add_column("likeliest words")
     for row in facts["fills"]:
-        table.add_row(row["sentence"].replace("[", "\\["), _words(row["words"]))
+        table.add_row(escape(row["sentence"]), escape(_words(row["words"])))
     console.print(table)
     if facts["steps"]["ratio"]:
         console.print(
             f"a training step takes {facts['steps']['ratio']:.1f} times less than transformers' eager one, padded"
         )
-    console.print(f"report: {out / 'report.html'}")
-    console.print(f"model:  {out / 'classifier'}    (bertfast predict {out / 'classifier'} -)")
+    console.print(escape(f"report: {out / 'report.html'}"))
+    console.print(
+        escape(f"model:  {out / 'classifier'}    (bertfast predict {out / 'classifier'} -)")
+    )
     console.print(f"{facts['seconds']:.0f} s in all")
 
 

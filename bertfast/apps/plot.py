@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bertfast.errors import BertfastError
+from bertfast.escape import mathtext
 from bertfast.training.metrics import FILE, read_metrics
 
 FORMATS = (".svg", ".png", ".pdf")
@@ -54,7 +55,7 @@ def plot(runs: list[Path], out: Path) -> None:
                         if (name := f"{task}_{kind}") in line
                     ]
                     if points:
-                        label = f"{run.name}: {shown}" if len(curves) > 1 else shown
+                        label = f"{mathtext(run.name)}: {shown}" if len(curves) > 1 else shown
                         axes.plot(
                             *zip(*points, strict=True),
                             LINES[number % len(LINES)],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from bertfast.escape import html as escape
 
 INK, QUIET, STRONG, GRID = "#1f2933", "#9fb3c8", "#2463a6", "#e4e7eb"
 
@@ -94,9 +96,9 @@ guessed.</figcaption></figure>
 <table><tr><th>sentence<th>likeliest words</tr>{fills}</table>
 
 <h2>Again, and on</h2>
-<pre>bertfast demo --seed {facts["seed"] + 1} --out {escape(str(path.parent))}-seed-{facts["seed"] + 1}
-echo "Return a coroutine that waits for the event." | bertfast predict {escape(str(path.parent / "classifier"))} -
-bertfast fill {escape(str(path.parent / "pretrained"))} "Return the [MASK] of the file."</pre>
+<pre>bertfast demo --seed {facts["seed"] + 1} --out {escape(shlex.quote(f"{path.parent}-seed-{facts['seed'] + 1}"))}
+echo "Return a coroutine that waits for the event." | bertfast predict {escape(shlex.quote(str(path.parent / "classifier")))} -
+bertfast fill {escape(shlex.quote(str(path.parent / "pretrained")))} "Return the [MASK] of the file."</pre>
 <p class=quiet>The numbers are in demo.json beside this page.</p>
 </html>
 """

@@ -36,10 +36,12 @@ from bertfast.model import member_class
 from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
 
+from . import card
 from .evaluate import Scores, score
 from .memory import keep_freed_memory
 from .metrics import LiveBar
 from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
+from .options import takes_fields_of
 from .precision import PRECISIONS, Masters
 from .seeds import dropout_seed
 
@@ -127,6 +129,7 @@ class FinetuneResult:
     history: list[dict[str, Any]]
 
 
+@takes_fields_of(FinetuneConfig)
 def finetune(
     model: str | Path, train: str | Path, dev: str | Path, out: str | Path, **options: Any
 ) -> FinetuneResult:
@@ -405,7 +408,7 @@ def _fill_folder(
     texts = {
         "labels.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n",
         "metrics.json": json.dumps(summary, indent=2) + "\n",
-        "README.md": _card(config, summary, names),
+        card.FILE: card.classifier_card(config, summary, names),
         "predict.py": PREDICT_SCRIPT,
     }
     for name, text in texts.items():
@@ -417,59 +420,13 @@ PREDICT_SCRIPT = '''"""Labels texts with the model in this folder: python predic
 import sys
 from pathlib import Path
 
+from bertfast.escape import one_line
 from bertfast.training.predict import Classifier
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     for text, prediction in zip(sys.argv[1:], Classifier(Path(__file__).parent).predict(sys.argv[1:])):
-        print(f"{prediction.label}\\t{prediction.probabilities[prediction.label]:.3f}\\t{text}")
+        label, shown = one_line(prediction.label), one_line(text)
+        print(f"{label}\\t{prediction.probabilities[prediction.label]:.3f}\\t{shown}")
 '''
-
-
-def _card(config: FinetuneConfig, summary: dict[str, Any], names: list[str]) -> str:
-    epochs = "\n".join(
-        f"| {line['epoch']} | {line['train_loss']:.4f} | {line['dev_accuracy']:.4f} | {line['dev_macro_f1']:.4f} |"
-        for line in summary["epochs"]
-    )
-    how = "the classifier alone, the encoder frozen" if config.freeze_encoder else "end to end"
-    start = (
-        f"the shape of `{Path(config.model).name}`, with random weights"
-        if config.from_scratch
-        else f"`{Path(config.model).name}`"
-    )
-    pair = f" and `{config.pair_column}`" if config.pair_column else ""
-    return f"""---
-library_name: bertfast
-pipeline_tag: text-classification
----
-
-# {Path(config.out).name}
-
-A BERT classifier of {len(names)} labels ({", ".join(names)}), trained with bertfast {how}, starting from {start}.
-
-| | |
-| --- | --- |
-| training data | `{Path(config.train).name}`, {summary["train_examples"]} examples |
-| dev data | `{Path(config.dev).name}`, {summary["dev_examples"]} examples |
-| columns | text `{config.text_column or "sentence or text"}`{pair}, label `{config.label_column or "label"}` |
-| epochs, batch size, peak rate | {config.epochs}, {config.batch_size}, {config.lr:g} |
-| precision, seed | {config.precision}, {config.seed} |
-| inputs cut at {summary["truncated"]["max_length"]} tokens | train {summary["truncated"]["train"]}, dev {summary["truncated"]["dev"]} |
-| best epoch by dev accuracy | {summary["best_epoch"]} |
-| dev accuracy, macro F1 | {summary["dev_accuracy"]:.4f}, {summary["dev_macro_f1"]:.4f} |
-
-| epoch | train loss | dev accuracy | dev macro F1 |
-| --- | --- | --- | --- |
-{epochs}
-
-The best epoch was chosen on the dev data, so its dev scores are a little optimistic.
-
-## Use
-
-    python predict.py "some text"
-    bertfast predict . texts.tsv
-
-    from transformers import pipeline
-    pipeline("text-classification", ".")("some text")
-"""

@@ -39,6 +39,7 @@ from bertfast.model import ARCHITECTURES, ElectraForMaskedLM, ElectraForPreTrain
 from bertfast.model.models import MaskedLMModel
 from bertfast.packed import PackedBatch
 
+from . import card
 from .checkpoint import (
     checkpoints,
     clean,
@@ -60,6 +61,7 @@ from .joint import (
 from .memory import keep_freed_memory
 from .metrics import LiveBar, MetricsLog
 from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
+from .options import takes_fields_of
 from .precision import Masters
 from .seeds import dropout_seed
 
@@ -88,6 +90,7 @@ class PretrainResult:
     last: dict[str, Any]
 
 
+@takes_fields_of(PretrainConfig)
 def pretrain(
     data: tuple[str, ...] | list[str],
     tokenizer: str,
@@ -132,7 +135,25 @@ def pretrain(
             ):  # nothing was trained: leave no folder that would stand in the way of the next try
                 shutil.rmtree(run)
             raise
-        return _Trainer(config, run, model.to(device), batches, device, on_log).train(resume)
+        result = _Trainer(config, run, model.to(device), batches, device, on_log).train(resume)
+        _write_cards(config, run, model, result)
+        return result
+
+
+def _write_cards(
+    config: PretrainConfig, run: Path, model: nn.Module, result: PretrainResult
+) -> None:
+    for place, saved in saved_models(model).items():
+        if (run / place / card.FILE).exists():
+            # Somebody wrote one, or the run was complete before.
+            continue
+        name = (run / place).absolute().name
+        architecture = type(saved).__name__
+        text = card.pretraining_card(config, name, architecture, result.steps, result.last)
+        write_atomically(
+            run / place / card.FILE,
+            lambda path, text=text: path.write_text(text, encoding="utf-8"),  # type: ignore[misc]
+        )
 
 
 def _prepare(

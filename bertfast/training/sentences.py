@@ -36,6 +36,7 @@ from bertfast.model.models import EncoderModel
 from bertfast.model.pooling import MODES, pool
 from bertfast.packed import PackedBatch
 
+from . import card
 from .metrics import LiveBar
 
 # Tokens of a batch: on a CPU as many as keep a layer's tensors in the caches, on a GPU as many as
@@ -391,7 +392,8 @@ class SentenceEncoder(nn.Module):
         ).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a folder that sentence-transformers loads, and `transformers` as a plain encoder.
+        """Writes a folder that sentence-transformers loads, and `transformers` as a plain encoder,
+        and a model card where there is none yet.
 
         Raises:
             BertfastError: the folder cannot be written to.
@@ -446,6 +448,12 @@ class SentenceEncoder(nn.Module):
             write_atomically(
                 folder / file,
                 lambda path, text=text: path.write_text(text, encoding="utf-8"),  # type: ignore[misc]
+            )
+        if not (folder / card.FILE).exists():  # one that somebody wrote is kept
+            name = folder.absolute().name
+            text = card.sentence_card(name, self.width, self.max_length, self.pooling)
+            write_atomically(
+                folder / card.FILE, lambda path: path.write_text(text, encoding="utf-8")
             )
 
 

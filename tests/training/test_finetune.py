@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import pydoc
+import re
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from tiny import POSITIONS, sentences, write_model, write_table
 
 import bertfast
 from bertfast.errors import BertfastError
 from bertfast.hub import load, load_tokenizer
 from bertfast.model import BertForMaskedLM, BertForPreTraining, BertModel
+from bertfast.training.config import PretrainConfig
 from bertfast.training.evaluate import evaluate, score
-from bertfast.training.finetune import FinetuneResult
+from bertfast.training.finetune import FinetuneConfig, FinetuneResult
 
 SETTINGS = {"epochs": 3, "lr": 5e-3, "batch_size": 8}
 
@@ -106,8 +113,66 @@ def test_the_script_in_the_folder_labels_a_text(tuned: FinetuneResult) -> None:
 
 def test_the_model_card_names_labels_data_and_scores(tuned: FinetuneResult) -> None:
     card = (tuned.out / "README.md").read_text()
-    for part in ("bad, good", "train.tsv", "dev.tsv", f"{tuned.accuracy:.4f}", "bertfast predict"):
+    for part in (
+        "(`bad`, `good`)",
+        "train.tsv",
+        "dev.tsv",
+        f"{tuned.accuracy:.4f}",
+        "bertfast predict",
+    ):
         assert part in card
+
+
+def test_the_hub_reads_the_model_card(tuned: FinetuneResult) -> None:
+    data = ModelCard.load(tuned.out / "README.md").data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-classification")
+    assert (data.base_model, data.model_name) == ("model", "tuned")
+    results = {(row.metric_type, row.metric_value) for row in data.eval_results}
+    assert results == {("accuracy", round(tuned.accuracy, 6)), ("f1", round(tuned.macro_f1, 6))}
+    assert {row.dataset_name for row in data.eval_results} == {"dev.tsv"}
+
+
+def test_no_markup_of_a_label_comes_into_the_folder(place: Path, tmp_path: Path) -> None:
+    labels = {"good": "<script>alert(1)</script>\n\n# big", "bad": "a`b | [x](javascript:x)\tc"}
+    rows = [{"<b>": text, "label": labels[label]} for text, label in sentences(40)]
+    data = tmp_path / "`<i>`.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = _finetune(
+        place, tmp_path / "<u>", train=str(data), dev=str(data), text_column="<b>", epochs=1
+    )
+    card = ModelCard.load(result.out / "README.md")
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.text)
+    inside = [child for token in tokens for child in token.children or []]
+    assert not [token for token in (*tokens, *inside) if token.type.startswith(("html", "link"))]
+    assert [token.tag for token in tokens if token.type == "heading_open"] == ["h1", "h2"]
+    shown = [token.content for token in inside if token.type == "code_inline"]
+    assert {" ".join(label.split()) for label in labels.values()} <= set(shown)
+    assert set(json.loads((result.out / "labels.json").read_text())) == set(labels.values())
+    script = [sys.executable, str(result.out / "predict.py"), "the film\nwas warm", "the cast"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(script, capture_output=True, text=True, env=env, check=True)
+    assert [line.split("\t")[2] for line in done.stdout.splitlines()] == [
+        "the film was warm",
+        "the cast",
+    ]
+
+
+def test_help_shows_every_option_with_its_default_and_meaning() -> None:
+    for function, config in (
+        (bertfast.finetune, FinetuneConfig),
+        (bertfast.pretrain, PretrainConfig),
+    ):
+        parameters = inspect.signature(function).parameters
+        assert not [name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD]
+        shown = pydoc.render_doc(function, renderer=pydoc.plaintext)
+        for field in fields(config):
+            assert re.search(rf"^ +(\w+, )*{field.name}(, \w+)*: \S", shown, re.MULTILINE), field
+            if field.default is not MISSING:
+                assert parameters[field.name].default == field.default
+                assert f"{field.name}: " in shown
+    assert "options" not in shown.partition("Args:")[2]
+    with pytest.raises(TypeError, match="eppochs"):
+        bertfast.finetune("m", "t", "d", "o", eppochs=3)
 
 
 def test_transformers_loads_the_result_and_agrees(tuned: FinetuneResult) -> None:

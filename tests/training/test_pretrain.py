@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny import sentences, write_model, write_table
 
@@ -106,6 +107,15 @@ def test_the_folder_is_a_model_and_a_record(whole: Path) -> None:
         assert line["loss"] == pytest.approx(line["mlm_loss"] + line["nsp_loss"], rel=1e-5)
     assert lines[-1]["tokens"] <= 12 * OPTIONS["batch_tokens"]
     assert lines[-1]["learning_rate"] == pytest.approx(1e-3 / 10)
+
+
+def test_the_model_card_names_model_text_and_numbers(whole: Path) -> None:
+    card = ModelCard.load(whole / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "fill-mask"
+    last = read_metrics(whole)[-1]
+    for part in ("BertForPreTraining", "corpus.txt", f"mlm accuracy: {last['mlm_accuracy']:.4f}"):
+        assert part in card.text
 
 
 def test_the_saved_config_repeats_the_run(whole: Path, place: Path, tmp_path: Path) -> None:

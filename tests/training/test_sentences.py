@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tiny import run_cli, sentences
 from torch import nn
 
@@ -190,6 +191,17 @@ def test_vectors_come_in_the_order_of_the_texts_however_they_are_batched():
             model.encode(texts, batch_size=batch_size), alone, rtol=1e-4, atol=1e-5
         )
     assert model.encode([]).shape == (0, 32)
+
+
+def test_the_folder_has_a_model_card_unless_somebody_wrote_one(tmp_path):
+    make().save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "sentence-transformers"
+    assert card.data.pipeline_tag == "sentence-similarity"
+    assert "a vector of\n32 numbers (pooling: mean)" in card.text
+    (tmp_path / "README.md").write_text("mine")
+    make().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_vectors_are_cut_before_they_are_normalised(tmp_path):
