@@ -125,8 +125,8 @@ def _refuse_several(counts: Mapping[str, _Count], source: str | Path) -> None:
                         counts,
                         several,
                         f"looks like several labels between {separator!r}, for {quoted(piece)} is "
-                        f"in {quoted(alone)} too; {ONE_A_ROW} (a class whose name has a "
-                        f"{separator!r} in it needs another name)",
+                        f"in {quoted(alone)} too; {ONE_A_ROW}; rename a class whose name "
+                        f"has {separator!r} in it",
                     )
 
 

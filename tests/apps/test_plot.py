@@ -2,6 +2,7 @@
 
 import json
 import re
+from xml.etree import ElementTree
 
 import pytest
 from tiny import run_cli
@@ -40,6 +41,19 @@ def test_each_loss_and_accuracy_of_each_run_is_a_line(tmp_path, monkeypatch, cap
     ):
         assert label in drawn
     assert "second: replaced tokens" not in drawn
+
+
+@pytest.mark.parametrize("name", [r"$\undefined$", "<script>--><b>", "a\n\x01\u202eb", "a$b$"])
+def test_the_name_of_a_run_is_shown_and_never_read(name, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("matplotlib", reason="matplotlib is an extra: pip install 'bertfast[demo]'")
+    lines = [{"step": n, "tokens": n, "loss": 1.0, "mlm_loss": 1.0} for n in (1, 2)]
+    runs = [run(tmp_path / folder, lines) for folder in (name, "plain")]
+    out = tmp_path / "curves.svg"
+    done = run_cli(monkeypatch, capfd, "plot", *runs, "--out", out)
+    assert done.code == 0, done.err
+    tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(out).iter()}
+    assert tags.isdisjoint({"script", "b"})
+    assert "plain: masked words" in out.read_text()
 
 
 @pytest.mark.parametrize(
