@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
-
-import torch
+from typing import Any
 
 from .importable import REPOSITORY
-from .settings import PARTIAL_RESULTS, RESULTS, Settings
 
 # `make gpu` ends within nine minutes; what the kernel tests leave of it goes to the figures.
 GPU_SECONDS, GPU_TEST_SECONDS, GPU_MARGIN = 520.0, 240.0, 45.0
@@ -52,6 +51,9 @@ def main() -> int:
         "--update", action="store_true", help="put the cases of --only into benchmarks/results"
     )
     options = parser.parse_args()
+    print("benchmarks: loading PyTorch", file=sys.stderr, flush=True)
+    import torch
+
     if options.device == "page":
         from .page import write_page
 
@@ -69,6 +71,8 @@ def main() -> int:
 
 
 def _measure(device: str, quick: bool, only: str, update: bool) -> int:
+    from .settings import PARTIAL_RESULTS, RESULTS, Settings
+
     started = time.monotonic()
     if device == "cuda":
         # What the compiler says of registers and shared memory needs no GPU: `make test` checks it.
@@ -93,6 +97,7 @@ def _measure(device: str, quick: bool, only: str, update: bool) -> int:
     chosen = ["-k", only] if only else []
     code = _pytest(
         "benchmarks",
+        "--capture=sys",  # the lines of progress go past it
         "-p",
         "no:xdist",
         "--benchmark-columns=median,iqr,rounds",
@@ -124,13 +129,29 @@ def _pytest(
         "benchmarks.importable",
         *arguments,
     ]
+    # In a session of its own, so that a stop reaches it once: as an interrupt, by which pytest ends
+    # in order.
+    child = subprocess.Popen(
+        command, cwd=REPOSITORY, env=os.environ | (environment or {}), start_new_session=True
+    )
+    stopped: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        stopped.append(number)
+        child.send_signal(signal.SIGINT)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return subprocess.run(
-            command, cwd=REPOSITORY, env=os.environ | (environment or {}), timeout=timeout
-        ).returncode
+        code = child.wait(timeout)
     except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
         print(f"error: {arguments[0]} did not end within {timeout:.0f} s", file=sys.stderr)
         return 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 + stopped[0] if stopped else code
 
 
 if __name__ == "__main__":

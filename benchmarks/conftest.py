@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.results import Results
+from benchmarks.results import Results, say
 from benchmarks.settings import Settings, current
 from bertfast.bench import timing
 from bertfast.bench.case import Setup
@@ -55,6 +55,11 @@ def results(settings: Settings) -> Iterator[Results]:
     found.finish()
 
 
+def pytest_keyboard_interrupt() -> None:
+    """What was measured is kept; the rates are not measured again."""
+    Results.stopped = True
+
+
 @pytest.fixture
 def contest(
     benchmark: Any, results: Results, settings: Settings, request: pytest.FixtureRequest
@@ -74,6 +79,7 @@ def contest(
         if left <= 0:
             results.skip(name, f"the time for the {group} was used up")
             pytest.skip(f"the time for the {group} was used up")
+        say(name)
         started = time.monotonic()
         case = build(setup, **options)
         benchmark.group = f"{case.op}: {case.shape}, {case.dtype}"

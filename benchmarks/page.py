@@ -92,7 +92,9 @@ def _peaks(case: dict[str, Any]) -> str:
 
 def _share(record: dict[str, Any], case: dict[str, Any], own: dict[str, Any]) -> str:
     if case["flops"]:
-        rate = case.get("rates", record["rates"])[f"matrix {case['dtype']}"]
+        rate = case.get("rates", record["rates"]).get(f"matrix {case['dtype']}")
+        if rate is None:  # the run was stopped before it was measured
+            return ""
         return f"{case['flops'] / own['median'] / rate:.0%} of the matrix rate"
     floors = [side for side in case["sides"].values() if side["kind"] == "floor"]
     return f"{floors[0]['ratio']['median']:.0%} of the floor" if floors else ""

@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,26 @@ FIRST_GUESS = {
 }  # seconds of a case, before one of its kind was measured
 
 
-class Results:
-    """A run's record; `add` writes it out each time."""
+def say(text: str) -> None:
+    """A line of progress, past pytest's capture."""
+    assert sys.__stderr__ is not None
+    print(f"benchmarks: {text}", file=sys.__stderr__, flush=True)
 
-    def __init__(
-        self, settings: Settings, machine: dict[str, Any], measured: dict[str, float]
-    ) -> None:
+
+class Results:
+    """A run's record; `add` writes it out each time.
+
+    Attributes:
+        stopped: whether the user stopped the run, and waits.
+    """
+
+    stopped = False
+
+    def __init__(self, settings: Settings, machine: dict[str, Any]) -> None:
         self.settings = settings
         self.started = time.monotonic()
         self.longest: dict[str, float] = {}  # seconds, by kind of case
-        self.rates = measured
+        self.rates: dict[str, float] = {}  # measured as the cases need them
         self.commit, self.date = commit(), datetime.datetime.now(datetime.UTC).date().isoformat()
         self.record: dict[str, Any] = {
             "machine": machine,
@@ -45,7 +56,7 @@ class Results:
             "commit": self.commit,
             "date": self.date,
             "quick": settings.quick,
-            "rates": measured,
+            "rates": self.rates,
             "cases": [],
             "skipped": {},
         }
@@ -54,12 +65,8 @@ class Results:
 
     @classmethod
     def start(cls, settings: Settings) -> Results:
-        """Measures the machine's rates and opens the record."""
-        return cls(
-            settings,
-            describe_machine(settings.device),
-            rates.measure(settings.device, settings.quick),
-        )
+        """Opens the record of this machine."""
+        return cls(settings, describe_machine(settings.device))
 
     @property
     def path(self) -> Path:
@@ -76,8 +83,8 @@ class Results:
         self.longest[kind] = max(seconds, self.longest.get(kind, 0.0))
 
     def add(self, case: dict[str, Any]) -> None:
-        """Takes a case in; in a record that is updated, in the place of the same one's earlier
-        figures.
+        """Takes a case in, then measures the rates that it is set beside; in a record that is
+        updated, in the place of the same one's earlier figures.
         """
         cases = self.record["cases"]
         if self.settings.update:
@@ -85,12 +92,17 @@ class Results:
             same = [
                 place for place, other in enumerate(cases) if _identity(other) == _identity(case)
             ]
-            if same:
-                cases[same[0]] = case
-                self._write()
-                return
-        cases.append(case)
+        else:
+            same = []
+        if same:
+            cases[same[0]] = case
+        else:
+            cases.append(case)
         self._write()
+        for name in sorted({f"matrix {case['dtype']}", "copy"} - self.rates.keys()):
+            say(f"measuring this machine's rate, {name}, for some {rates.SECONDS:.0f} s")
+            self.rates |= rates.measure(self.settings.device, [name], self.settings.quick)
+            self._write()
 
     def skip(self, case: str, reason: str) -> None:
         """Says why a case has no figures."""
@@ -101,7 +113,9 @@ class Results:
         """Measures the rates once more: the better of two is the machine's, should something else
         have run during the first.
         """
-        again = rates.measure(self.settings.device, self.settings.quick)
+        if self.stopped:
+            return
+        again = rates.measure(self.settings.device, self.rates, self.settings.quick)
         self.rates |= {name: max(value, again[name]) for name, value in self.rates.items()}
         self._write()
 

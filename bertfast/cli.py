@@ -565,15 +565,23 @@ def bench(
     Example:
         bertfast bench --op attention --op add_layer_norm --lengths lengths.txt --dtype bfloat16
     """
+
+    def say(progress: str) -> None:
+        print(f"bertfast bench: {progress}", file=sys.stderr, flush=True)
+
+    say("loading PyTorch")
     from bertfast.bench import command
 
     setup = command.make_setup(
         model, lengths, dtype, compiled, command.EMBEDDED if embedding else None
     )
     more = command.embedding_cases(text, folder) if embedding else []
-    found = command.bench(setup, op or [], step, seconds, None if as_json else command.show, more)
+    show = None if as_json else command.show
+    found = command.bench(setup, op or [], step, seconds, show, more, say)
     if as_json:
         print(json.dumps(found, indent=1))
+    if "stopped" in found:
+        raise typer.Exit(128 + found["stopped"])
 
 
 @app.command()
@@ -593,6 +601,7 @@ def profile(
     Example:
         bertfast profile --model bert-mini --dtype bfloat16 --trace step.json
     """
+    print("bertfast profile: loading PyTorch, then profiling", file=sys.stderr, flush=True)
     from bertfast.bench import command
     from bertfast.bench import profile as profiling
 

@@ -109,11 +109,33 @@ class Case:
             "sides": timing.summarize(samples),
         }
 
-    def run(self, device: str, seconds: float) -> dict[str, Any]:
-        """Checks, then times all sides in turn for about so many seconds; the record."""
+    def run(
+        self,
+        device: str,
+        seconds: float,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> dict[str, Any]:
+        """Checks, then times all sides in turn for about so many seconds; the record.
+
+        An interrupt ends the timing: the record is then of the whole rounds before it, if there is
+        one.
+        """
+        name = f"{self.op}, {self.shape}"
+        say(f"{name}: comparing what {len(self.sides)} sides compute")
         errors = self.check()
+        say(f"{name}: warming up")
         samples, rounds = timing.prepare(self.sides, device, seconds, quick=False)
-        timing.race(self.sides, samples, rounds, device)
+        say(f"{name}: timing {rounds} rounds")
+
+        def on_round(number: int) -> None:
+            if number == 1 or number * 5 // rounds > (number - 1) * 5 // rounds:
+                say(f"{name}: {number} of {rounds} rounds are timed")
+
+        try:
+            timing.race(self.sides, samples, rounds, device, on_round)
+        except KeyboardInterrupt:
+            if not timing.whole_rounds(samples):
+                raise
         return self.record(errors, samples)
 
 

@@ -5,7 +5,10 @@ beside what people use today.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,6 +99,26 @@ def embedding_cases(text: Path | None, folder: Path | None) -> list[Callable[[Se
     ]
 
 
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Within it SIGTERM raises KeyboardInterrupt as SIGINT does; the list gets the signal's number."""
+    got: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield got  # where Python lets no one set a handler
+        return
+
+    def stop(number: int, _: Any) -> None:
+        got.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield got
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def bench(
     setup: Setup,
     ops: list[str],
@@ -103,8 +126,12 @@ def bench(
     seconds: float,
     on_case: Callable[[dict[str, Any]], None] | None = None,
     more: Sequence[Callable[[Setup], Case]] = (),
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measures ops (all, if none is named and nothing else is asked for), the step and more.
+
+    SIGINT and SIGTERM end it early: what was measured is returned, with "stopped", the signal's
+    number.
 
     Args:
         setup: the lengths, model, dtype and device.
@@ -113,6 +140,7 @@ def bench(
         seconds: of timing for each case.
         on_case: called with each case's record as it comes.
         more: makers of other cases.
+        say: told what comes next, a line each.
 
     Raises:
         BertfastError: no such op, or a peer computes something else than we do.
@@ -121,22 +149,45 @@ def bench(
     if unknown:
         raise BertfastError(f"--op is {unknown[0]!r}; it must be one of {', '.join(OPS)}")
     chosen = ops or ([] if step or more else list(OPS))
-    builds: list[Callable[[Setup], Case]] = [build for op in chosen for build in OPS[op]]
-    builds += [*([steps.case] if step else []), *more]
+    builds: list[tuple[str, Callable[[Setup], Case]]] = [
+        (op, build) for op in chosen for build in OPS[op]
+    ]
+    builds += [("step", steps.case)] if step else []
+    builds += [("sentence embeddings", build) for build in more]
     keep_freed_memory()
     found: dict[str, Any] = {
         "machine": describe_machine(setup.device),
         "versions": versions(),
-        "rates": rates.measure(setup.device),
+        "rates": {},
         "lengths": list(setup.lengths.values),
         "cases": [],
     }
-    for build in builds:
-        torch.manual_seed(0)
-        record = build(setup).run(setup.device, seconds)
-        found["cases"].append(record)
+    shown = 0
+    with stop_signals() as stopped:
+        try:
+            for number, (name, build) in enumerate(builds, 1):
+                say(f"case {number} of {len(builds)}, {name}")
+                torch.manual_seed(0)
+                record = build(setup).run(setup.device, seconds, say)
+                found["cases"].append(record)
+                rate = rates.needed(record)
+                if rate not in found["rates"] and not stopped:
+                    say(f"measuring this machine's rate, {rate}, for some {rates.SECONDS:.0f} s")
+                    found["rates"] |= rates.measure(setup.device, [rate])
+                shown = number
+                if on_case is not None:
+                    on_case(record | {"rates": found["rates"]})
+                if stopped:
+                    break
+        except KeyboardInterrupt:
+            if not stopped:  # of a thread that got no handler
+                raise
+    for record in found["cases"][shown:]:
         if on_case is not None:
             on_case(record | {"rates": found["rates"]})
+    if stopped:
+        found["stopped"] = stopped[0]
+        say(f"stopped; {len(found['cases'])} of {len(builds)} cases were measured")
     return found
 
 
@@ -183,6 +234,8 @@ def show(case: dict[str, Any]) -> None:
 
 def _share(case: dict[str, Any], ours: dict[str, Any]) -> str:
     floor, found = case["floor"], case["rates"]
+    if rates.needed(case) not in found:
+        return "floor: this machine's rate was not measured any more"
     if case["flops"]:
         share = floor["flops"] / found[f"matrix {case['dtype']}"] / ours["median"]
         return f"floor: {floor['flops'] / 1e9:,.2f} GFLOP; {share:.0%} of the measured matrix rate is reached"

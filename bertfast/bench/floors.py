@@ -34,7 +34,7 @@ class Floor:
         return Floor(self.flops * count, self.bytes * count)
 
     def seconds(self, rates: dict[str, float], dtype: str) -> float:
-        """The least time on a machine of these rates (see `rates.measure`): the longer of computing
+        """The least time on a machine of these rates (see `rates`): the longer of computing
         and moving.
         """
         return max(self.flops / rates[f"matrix {dtype}"], self.bytes / rates["copy"])

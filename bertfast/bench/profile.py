@@ -68,7 +68,7 @@ def profile(setup: Setup, trace: Path | None = None) -> dict[str, Any]:
     config, lengths, device = setup.config, setup.lengths, setup.device
     batch = steps.make_batch(lengths, config.vocab_size, device)
     side = steps.our_side(config, batch, setup.dtype, device)
-    measured = rates.measure(device)
+    measured = rates.measure(device, [f"matrix {setup.dtype_name}", "copy"])
     for _ in range(WARMUP):
         side.run()
     plain = sorted(_timed(side.run, device) for _ in range(STEPS))[STEPS // 2]

@@ -94,12 +94,33 @@ def prepare(
     return samples, int(max(LEAST_ROUNDS, min(MOST_ROUNDS, budget / round_seconds)))
 
 
-def race(sides: list[Side], samples: dict[str, Samples], rounds: int, device: str) -> None:
-    """So many rounds, each begun by another side."""
+def race(
+    sides: list[Side],
+    samples: dict[str, Samples],
+    rounds: int,
+    device: str,
+    on_round: Callable[[int], None] = lambda number: None,
+) -> None:
+    """So many rounds, each begun by another side; ``on_round`` is told the number of each that is
+    done.
+    """
     for number in range(rounds):
         first = number % len(sides)
         for side in sides[first:] + sides[:first]:
             take_sample(side, samples[side.name], device)
+        on_round(number + 1)
+
+
+def whole_rounds(samples: dict[str, Samples]) -> int:
+    """How many rounds every side has a sample of; the samples of a round that was cut short are
+    dropped.
+    """
+    lists = [side.seconds for side in samples.values()]
+    lists += [side.part_seconds for side in samples.values() if side.part_seconds]
+    rounds = min(map(len, lists))
+    for side in samples.values():
+        del side.seconds[rounds:], side.part_seconds[rounds:]
+    return rounds
 
 
 def spread(values: list[float]) -> dict[str, float]:

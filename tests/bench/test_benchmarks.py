@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -172,21 +173,41 @@ def test_the_page_of_figures_is_what_the_committed_json_gives() -> None:
     assert page.PAGE.read_text(encoding="utf-8") == page.page_text(page.load_results())
 
 
+def test_a_run_that_is_stopped_keeps_its_cases_and_fails() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", "cpu", "--quick", "--only", "test_dropout"],
+        cwd=REPOSITORY,
+        env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "benchmarks: loading PyTorch\n"
+    for line in process.stderr:
+        if "rate" in line:  # of the first case, which has been measured
+            break
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "dropout" in out
+
+
 def test_an_update_replaces_the_same_case_and_says_when(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "bertfast.bench.rates.measure", lambda *_: {"matrix float32": 3.0, "copy": 1.0}
+        "bertfast.bench.rates.measure",
+        lambda device, names, quick: {name: next(measured[name]) for name in names},
     )
+    measured = {"matrix float32": iter([1.0, 2.0, 3.0]), "copy": iter([1.0, 2.0, 1.0])}
     machine = {"slug": "machine", "name": "machine", "device": "cpu"}
-    rates = {"matrix float32": 1.0, "copy": 1.0}
     case = {"op": "dropout", "shape": "4 x 4", "dtype": "float32", "value": 1}
-    first = Results(Settings(results=tmp_path), machine, rates)
+    first = Results(Settings(results=tmp_path), machine)
     first.add(dict(case))
+    first.rates["matrix bfloat16"] = 5.0
     first.add(case | {"dtype": "bfloat16"})
-    again = Results(
-        Settings(results=tmp_path, update=True), machine, {"matrix float32": 2.0, "copy": 2.0}
-    )
+    again = Results(Settings(results=tmp_path, update=True), machine)
     again.add(case | {"value": 2})
     again.finish()
     (record,) = page.load_results(tmp_path)
@@ -196,7 +217,7 @@ def test_an_update_replaces_the_same_case_and_says_when(
     ]
     assert record["cases"][0]["commit"] == again.commit
     assert "commit" not in record["cases"][1]
-    assert record["rates"] == {"matrix float32": 1.0, "copy": 1.0}
+    assert record["rates"] == {"matrix float32": 1.0, "copy": 1.0, "matrix bfloat16": 5.0}
     assert record["cases"][0]["rates"] == {
         "matrix float32": 3.0,
         "copy": 2.0,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from bertfast.errors import BertfastError
 @pytest.fixture(autouse=True)
 def quick_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     measure = rates.measure
-    monkeypatch.setattr(rates, "measure", lambda device: measure(device, quick=True))
+    monkeypatch.setattr(rates, "measure", lambda device, names: measure(device, names, quick=True))
 
 
 def small(dtype: torch.dtype = torch.float32) -> Setup:
@@ -42,6 +46,103 @@ def test_every_op_is_compared_timed_and_set_beside_its_floor(op: str, dtype: tor
         assert case["errors"], "no side was compared"
         assert case["floor"]["bytes"] > 0
         assert all(side["median"] > 0 for side in case["sides"].values())
+
+
+def test_a_rate_is_measured_once_and_only_where_a_case_is_set_beside_it() -> None:
+    said: list[str] = []
+    ops = ["dropout", "linear_cross_entropy", "dropout"]
+    found = command.bench(small(torch.bfloat16), ops, False, 0.01, say=said.append)
+    assert list(found["rates"]) == ["copy", "matrix bfloat16"]
+    assert sum("rate, copy" in line for line in said) == 1
+    assert "case 1 of" in said[0]
+    assert "rate" in "".join(said[1:])
+
+
+def test_a_rate_ends_in_time_whatever_a_product_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(rates.time, "perf_counter", lambda: now[0])
+
+    def product_of(seconds_per_flop: float) -> Any:
+        def product(a: torch.Tensor, b: torch.Tensor, **_: Any) -> None:
+            columns = b.shape[1] if b.is_contiguous() else b.shape[0]  # `linear` gets it turned
+            now[0] += 2 * a.numel() * columns * seconds_per_flop
+
+        return product
+
+    # A thousandth of what one core does: the smallest product alone takes 0.3 s, a large one 170 s.
+    monkeypatch.setattr(torch, "mm", product_of(1e-8))
+    monkeypatch.setattr(rates.kernels, "linear", product_of(1e-8))
+    found = rates.matrix_rate("cpu", torch.bfloat16)
+    assert found == pytest.approx(1e8)
+    assert now[0] < 2 * rates.SECONDS
+    # One way is fast: it is measured at full size, the slow one is left after the small product.
+    start = now[0]
+    monkeypatch.setattr(rates.kernels, "linear", product_of(1e-12))
+    assert rates.matrix_rate("cpu", torch.bfloat16) == pytest.approx(1e12)
+    assert now[0] - start < 2 * rates.SECONDS
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_amid_the_timing_keeps_the_whole_rounds(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, taken, shown = timing.take_sample, [], []
+
+    def sample(side: Any, samples: Any, device: str) -> None:
+        take(side, samples, device)
+        taken.append(side.name)
+        if len(taken) == 12:  # of 2 sides, after one trial each
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(timing, "take_sample", sample)
+    sides = [
+        timing.Side(name, kind, lambda: time.sleep(1e-4), lambda: (torch.ones(1),))
+        for name, kind in (("a", "ours"), ("b", "peer"))
+    ]
+    case = Case("dropout", "shape", "float32", sides, Floor(1.0, 1.0))
+    found = command.bench(small(), [], False, 5.0, shown.append, [lambda _: case, lambda _: case])
+    assert found["stopped"] == number
+    (record,) = found["cases"]
+    assert [len(side["seconds"]) for side in record["sides"].values()] == [5, 5]
+    assert [case["op"] for case in shown] == ["dropout"]
+    assert found["rates"] == {}
+    command.show(shown[0])  # without the rate that was not measured any more
+
+
+def test_a_stop_amid_a_rate_keeps_the_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "measure", lambda *_: signal.raise_signal(signal.SIGTERM))
+    shown: list[dict[str, Any]] = []
+    found = command.bench(small(), ["dropout"], False, 0.01, shown.append)
+    assert (found["stopped"], len(found["cases"]), len(shown)) == (signal.SIGTERM, 1, 1)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_the_command_says_what_it_does_and_a_stop_leaves_its_results(form: str) -> None:
+    command_line = [sys.executable, "-m", "bertfast", "bench", "--model", "bert-tiny"]
+    command_line += ["--op", "dropout", "--op", "attention", "--no-compiled", "--seconds", "600"]
+    process = subprocess.Popen(
+        command_line + (["--json"] if form == "json" else []),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "rounds are timed" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    out, rest = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said[0] == "bertfast bench: loading PyTorch\n"
+    assert not any("rate" in line for line in said)
+    assert "stopped; 1 of" in rest
+    if form == "json":
+        assert len(json.loads(out)["cases"]) == 1
+    else:
+        assert "dropout" in out
 
 
 def test_a_step_is_measured_against_transformers() -> None:
