@@ -38,6 +38,8 @@ _MEMBERS = (
     "Bert",
     "Roberta",
     "XLMRoberta",
+    "Camembert",
+    "MPNet",
     "Albert",
     "DistilBert",
     "Electra",

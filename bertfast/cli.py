@@ -122,7 +122,8 @@ def tokenizer(
         str,
         typer.Option(
             "--type",
-            help="wordpiece (BERT), bpe (RoBERTa's bytes) or unigram (ALBERT, DeBERTa v3).",
+            help="wordpiece (BERT), mpnet (MPNet's WordPiece), bpe (RoBERTa's bytes) or "
+            "unigram (ALBERT, DeBERTa v3).",
         ),
     ] = "wordpiece",
     vocab_size: Annotated[int, typer.Option(help="Entries of the vocabulary.")] = 30522,
@@ -148,14 +149,14 @@ def tokenizer(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BertfastError(f"{out}: exists already; choose another --out")
     lines = (line for document in read_documents(data, text_field) for line in document)
-    if kind == "wordpiece":
-        trained = train_wordpiece(lines, vocab_size, lowercase=not cased)
+    if kind in ("wordpiece", "mpnet"):
+        trained = train_wordpiece(lines, vocab_size, lowercase=not cased, mpnet=kind == "mpnet")
     elif kind == "unigram":
         trained = train_unigram(lines, vocab_size, lowercase=not cased)
     elif kind == "bpe":
         trained = train_byte_level_bpe(lines, vocab_size)
     else:
-        raise BertfastError(f"type is {kind!r}; it must be one of wordpiece, bpe, unigram")
+        raise BertfastError(f"type is {kind!r}; it must be one of wordpiece, bpe, unigram, mpnet")
     save_tokenizer(trained, out)
     print(f"{trained.get_vocab_size()} entries in {out}")
 

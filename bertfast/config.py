@@ -404,6 +404,59 @@ class XLMRobertaConfig(RobertaConfig):
 
 
 @dataclass(frozen=True)
+class CamembertConfig(RobertaConfig):
+    """CamemBERT, RoBERTa's shape over a French SentencePiece vocabulary. Martin et al., 2020."""
+
+    vocab_size: int = 30522
+
+    model_type: ClassVar[str] = "camembert"
+
+
+@dataclass(frozen=True)
+class MPNetConfig(EncoderConfig):
+    """MPNet: a learned bias for each distance, which all layers share. Song et al., 2020; Raffel et
+    al., "T5", section 2.1.
+
+    Positions are numbered from past the id 1, and its row of the word table takes no gradient,
+    whatever ``pad_token_id`` says, as in `transformers`.
+    """
+
+    vocab_size: int = 30527
+    type_vocab_size: int = 0
+    pad_token_id: int | None = 1
+    relative_attention_num_buckets: int = 32
+
+    model_type: ClassVar[str] = "mpnet"
+    has_position_embedding_type: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Distances always fall into 32 buckets, those of T5; further rows are never read.
+        self._check_whole("relative_attention_num_buckets", 32)
+        self._check_whole("vocab_size", 2)
+
+    @classmethod
+    def _from_json(cls, kept: dict[str, Any], values: dict[str, Any]) -> Self:
+        """The member has no segments."""
+        return cls(**{**kept, "type_vocab_size": 0})
+
+    @property
+    def head_dropout(self) -> float:
+        """The member has no dropout of a classifier's own."""
+        return self.hidden_dropout_prob
+
+    @property
+    def padding_row(self) -> int | None:
+        """The id that the released code takes for padding."""
+        return 1
+
+    @property
+    def position_offset(self) -> int:
+        """The positions up to `padding_row` are those of padding."""
+        return 2
+
+
+@dataclass(frozen=True)
 class AlbertConfig(EncoderConfig):
     """ALBERT: factorised embeddings, layers shared within groups. Lan et al., "ALBERT", 2020,
     section 3.1.
@@ -803,6 +856,8 @@ CONFIGS: dict[str, type[EncoderConfig]] = {
         BertConfig,
         RobertaConfig,
         XLMRobertaConfig,
+        CamembertConfig,
+        MPNetConfig,
         AlbertConfig,
         DistilBertConfig,
         ElectraConfig,
@@ -855,6 +910,12 @@ PRESETS: dict[str, tuple[type[EncoderConfig], dict[str, Any]]] = {
     "xlm-roberta-large": (
         XLMRobertaConfig,
         _shape(24, 1024, 16, 4096, vocab_size=250002, **_ROBERTA),
+    ),
+    "camembert-base": (CamembertConfig, _shape(12, 768, 12, 3072, vocab_size=32005, **_ROBERTA)),
+    "camembert-large": (CamembertConfig, _shape(24, 1024, 16, 4096, vocab_size=32005, **_ROBERTA)),
+    "mpnet-base": (
+        MPNetConfig,
+        _shape(12, 768, 12, 3072, max_position_embeddings=514, layer_norm_eps=1e-5),
     ),
     "albert-base": (AlbertConfig, _shape(12, 768, 12, 3072)),
     "albert-large": (AlbertConfig, _shape(24, 1024, 16, 4096)),

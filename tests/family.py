@@ -8,11 +8,13 @@ from typing import Any
 from bertfast.config import (
     AlbertConfig,
     BertConfig,
+    CamembertConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     EncoderConfig,
     ModernBertConfig,
+    MPNetConfig,
     RobertaConfig,
     XLMRobertaConfig,
 )
@@ -30,6 +32,8 @@ MEMBERS: dict[type[EncoderConfig], dict[str, Any]] = {
     BertConfig: {},
     RobertaConfig: {"type_vocab_size": 1},
     XLMRobertaConfig: {"type_vocab_size": 1},
+    CamembertConfig: {"type_vocab_size": 1},
+    MPNetConfig: {},
     AlbertConfig: {
         "embedding_size": 16,
         "num_hidden_layers": 4,

@@ -38,6 +38,8 @@ MEMBERS = {  # and what their configurations have of their own
     "Bert": {},
     "Roberta": {**ROBERTA, "type_vocab_size": 1},
     "XLMRoberta": {**ROBERTA, "type_vocab_size": 1},
+    "Camembert": {**ROBERTA, "type_vocab_size": 1},
+    "MPNet": ROBERTA,
     "Albert": {
         "embedding_size": 16,
         "num_hidden_layers": 4,
@@ -132,7 +134,7 @@ def inputs_for(name, pattern="right", seed=0):
     mask = mask_of(pattern)
     rows = len(mask)
     ids = torch.randint(5, 97, mask.shape, generator=generator)
-    pad = 1 if "Roberta" in name else 0
+    pad = 1 if name.startswith(("Roberta", "XLMRoberta", "Camembert", "MPNet")) else 0
     arguments = {"input_ids": ids.where(mask == 1, torch.tensor(pad)), "attention_mask": mask}
     if name.startswith(("Bert", "Albert", "Electra")):
         arguments["token_type_ids"] = (torch.arange(WIDTH) > 4).long().expand_as(mask) * mask

@@ -31,6 +31,7 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 from bertfast.errors import BertfastError
 from bertfast.hub import make_folder, write_atomically
 from bertfast.hub.tokenizer import (
+    MPNET_TOKENS,
     ROBERTA_TOKENS,
     ROLES,
     SPECIAL_TOKENS,
@@ -52,9 +53,11 @@ INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 SCORE_DIGITS = 4  # of a Unigram's log probabilities
 
 
-def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = True) -> Tokenizer:
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int, lowercase: bool = True, mpnet: bool = False
+) -> Tokenizer:
     """BERT's tokenizer with a vocabulary learned from ``texts``; [PAD] [UNK] [CLS] [SEP] [MASK] are
-    0 to 4.
+    0 to 4. Or MPNet's, framed as RoBERTa's; <s> <pad> </s> [UNK] <mask> are 0 to 4.
 
     Raises:
         BertfastError: the size is too small for the characters that the texts hold, or there is no
@@ -65,21 +68,29 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool = Tru
     # Continuation characters are numbered as a hash table yields them, and ties between merges go
     # by number: a first run without merges finds these characters, the second one gets them in
     # order, so that a rerun learns the same vocabulary.
-    alphabet = _train(texts, len(SPECIAL_TOKENS) + 1, [], lowercase)
+    names = MPNET_TOKENS if mpnet else SPECIAL_TOKENS
+    pad, unk, cls, sep, mask = names
+    first = [cls, pad, sep, unk, mask] if mpnet else list(names)
+    draft = wordpiece_tokenizer(
+        {token: index for index, token in enumerate(first)},
+        lowercase,
+        names=names,
+        as_roberta=mpnet,
+    )
+    alphabet = _train(draft, texts, len(first) + 1, first)
     if len(alphabet) == len(SPECIAL_TOKENS):
         raise BertfastError("there is no text to learn a vocabulary from")
     _require_characters(vocab_size, len(alphabet))
     continuations = sorted(word for word in alphabet if word.startswith("##") and len(word) == 3)
-    return wordpiece_tokenizer(_train(texts, vocab_size, continuations, lowercase), lowercase)
+    vocabulary = _train(draft, texts, vocab_size, [*first, *continuations])
+    return wordpiece_tokenizer(vocabulary, lowercase, names=names, as_roberta=mpnet)
 
 
-def _train(texts: list[str], vocab_size: int, first: list[str], lowercase: bool) -> dict[str, int]:
-    draft = wordpiece_tokenizer(
-        {token: index for index, token in enumerate(SPECIAL_TOKENS)}, lowercase
-    )
+def _train(draft: Tokenizer, texts: list[str], vocab_size: int, first: list[str]) -> dict[str, int]:
+    """The vocabulary that ``draft``, a WordPiece, learns; it starts with ``first``."""
     trainer = WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=[*SPECIAL_TOKENS, *first],
+        special_tokens=first,
         show_progress=False,
         continuing_subword_prefix="##",
     )
@@ -208,8 +219,8 @@ def save_tokenizer(
     """Writes what `transformers` loads to the same ids: tokenizer.json, tokenizer_config.json,
     special_tokens_map.json and the kind's own files.
 
-    BERT's kind is written as BertTokenizer, with vocab.txt, RoBERTa's as RobertaTokenizer, with
-    vocab.json and merges.txt. Every other one is a PreTrainedTokenizerFast, which takes
+    BERT's kind is written as BertTokenizer and MPNet's as MPNetTokenizer, with vocab.txt, RoBERTa's
+    as RobertaTokenizer, with vocab.json and merges.txt. Every other one is a PreTrainedTokenizerFast, which takes
     tokenizer.json as it stands: the members' own classes clean text each in their way, and not
     alike in 4.x and 5.x.
 
@@ -254,14 +265,18 @@ def _own_files(tokenizer: Tokenizer, special: SpecialIds) -> tuple[dict[str, Any
     normalizer, pieces = tokenizer.normalizer, tokenizer.pre_tokenizer
     vocabulary = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
     frames = (special.single, special.pair)
+    wordpieces = {
+        bert_frames(special.cls, special.sep): "BertTokenizer",
+        roberta_frames(special.cls, special.sep): "MPNetTokenizer",
+    }
     if (
         isinstance(tokenizer.model, WordPiece)
         and isinstance(normalizer, BertNormalizer)
         and isinstance(pieces, BertPreTokenizer)
-        and frames == bert_frames(special.cls, special.sep)
+        and frames in wordpieces
     ):
         settings = {
-            "tokenizer_class": "BertTokenizer",
+            "tokenizer_class": wordpieces[frames],
             "do_lower_case": normalizer.lowercase,
             "tokenize_chinese_chars": normalizer.handle_chinese_chars,
             "strip_accents": normalizer.strip_accents,

@@ -68,6 +68,18 @@ _MEMBERS = {
     "bert": _Member("bert", "BertModel", _POOLED, _EMBEDDINGS, _BLOCK),
     "roberta": _Member("roberta", "RobertaModel", _POOLED, _EMBEDDINGS, _BLOCK),
     "xlm-roberta": _Member("xlm_roberta", "XLMRobertaModel", _POOLED, _EMBEDDINGS, _BLOCK),
+    "camembert": _Member("camembert", "CamembertModel", _POOLED, _EMBEDDINGS, _BLOCK),
+    "mpnet": _Member(
+        "mpnet",
+        "MPNetModel",
+        "BaseModelOutputWithPooling",
+        _EMBEDDINGS,
+        {
+            "attention.attn.dropout": _ATTENTION,
+            "attention.dropout": _HIDDEN,
+            "output.dropout": _HIDDEN,
+        },
+    ),
     "albert": _Member(
         "albert",
         "AlbertModel",
@@ -145,8 +157,8 @@ def accelerate(model: Any) -> Any:
     """Runs the encoders in a live model of `transformers` with bertfast's kernels, in place, for
     inference and training; returns the model.
 
-    Served are BERT (MiniLM too), RoBERTa, XLM-RoBERTa, ALBERT, DistilBERT, ELECTRA, DeBERTa v2 and
-    v3 and ModernBERT, wherever their base models stand below ``model``: in one with a task head, a
+    Served are BERT (MiniLM too), RoBERTa, XLM-RoBERTa, CamemBERT, MPNet, ALBERT, DistilBERT,
+    ELECTRA, DeBERTa v2 and v3 and ModernBERT, wherever their base models stand below ``model``: in one with a task head, a
     `peft.PeftModel`, a `sentence_transformers.SentenceTransformer`. Parameters, their names and
     what `save_pretrained` writes stay as they are, so an optimizer that holds the parameters keeps
     working. `restore` undoes it.

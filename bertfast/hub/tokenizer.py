@@ -19,11 +19,15 @@ from tokenizers.processors import RobertaProcessing, TemplateProcessing
 
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
+from bertfast.model.family import FAMILY
 
 # Hugging Face's names; special tokens come in this order throughout.
 ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+MPNET_TOKENS = ("<pad>", "[UNK]", "<s>", "</s>", "<mask>")
+# Of WordPiece's classes: the special tokens, where a folder names none.
+WORDPIECE_TOKENS = {"MPNetTokenizer": MPNET_TOKENS}
 # A SentencePiece model does not say how its tokenizer cleans and frames text: the class that the
 # file is named for does.
 SENTENCEPIECE_FILES = {
@@ -74,12 +78,12 @@ def _read(folder: Path, settings: dict[str, Any], names: dict[str, str]) -> Toke
     if (folder / "tokenizer.json").is_file():
         return _read_tokenizer_json(folder / "tokenizer.json", settings)
     if (folder / "vocab.txt").is_file():
-        return _read_wordpiece(folder / "vocab.txt", settings, names)
+        return _read_wordpiece(folder / "vocab.txt", settings, names, tokenizer_class(folder))
     if (folder / "vocab.json").is_file():
         return _read_byte_level_bpe(folder, settings, names)
     for name in SENTENCEPIECE_FILES:
         if (folder / name).is_file():
-            return _read_sentencepiece(folder / name, settings)
+            return _read_sentencepiece(folder / name, tokenizer_class(folder))
     raise BertfastError(
         f"{folder}: holds neither tokenizer.json nor vocab.txt, vocab.json or a SentencePiece model "
         f"({', '.join(SENTENCEPIECE_FILES)})"
@@ -87,11 +91,16 @@ def _read(folder: Path, settings: dict[str, Any], names: dict[str, str]) -> Toke
 
 
 def special_names(folder: str | Path) -> dict[str, str]:
-    """Role (``mask_token`` and the like) to token, as far as tokenizer_config.json and
-    special_tokens_map.json say.
+    """Role (``mask_token`` and the like) to token, as far as tokenizer_config.json,
+    special_tokens_map.json and the tokenizer's class say.
     """
     folder = Path(folder)
-    said = {**_read_json(folder / "special_tokens_map.json"), **_settings(folder)}
+    defaults = WORDPIECE_TOKENS.get(tokenizer_class(folder) or "", ())
+    said = {
+        **dict(zip(ROLES, defaults, strict=False)),
+        **_read_json(folder / "special_tokens_map.json"),
+        **_settings(folder),
+    }
     contents = {
         role: value.get("content") if isinstance(value, dict) else value
         for role, value in said.items()
@@ -134,6 +143,15 @@ def _tokenizer_class(settings: dict[str, Any]) -> str | None:
     return name.removesuffix("Fast") if isinstance(name, str) else None
 
 
+def tokenizer_class(folder: Path) -> str | None:
+    """The class that a folder's tokenizer_config.json names, or else that of the member which its
+    config.json names; None where neither does.
+    """
+    kind = _read_json(folder / "config.json").get("model_type")
+    member = FAMILY.get(kind) if isinstance(kind, str) else None
+    return _tokenizer_class(_settings(folder)) or (member.tokenizer if member else None)
+
+
 def _read_tokenizer_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -149,7 +167,9 @@ def _read_tokenizer_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _read_wordpiece(path: Path, settings: dict[str, Any], names: dict[str, str]) -> Tokenizer:
+def _read_wordpiece(
+    path: Path, settings: dict[str, Any], names: dict[str, str], kind: str | None
+) -> Tokenizer:
     try:
         words = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -160,6 +180,7 @@ def _read_wordpiece(path: Path, settings: dict[str, Any], names: dict[str, str])
         bool(settings.get("do_lower_case", True)),
         str(path),
         tuple(names.get(role, token) for role, token in zip(ROLES, SPECIAL_TOKENS, strict=True)),
+        as_roberta=kind in WORDPIECE_TOKENS,
     )
     tokenizer.normalizer.strip_accents = settings.get("strip_accents")
     tokenizer.normalizer.handle_chinese_chars = bool(settings.get("tokenize_chinese_chars", True))
@@ -193,7 +214,7 @@ def _read_byte_level_bpe(
         ) from error
 
 
-def _read_sentencepiece(path: Path, settings: dict[str, Any]) -> Tokenizer:
+def _read_sentencepiece(path: Path, kind: str | None) -> Tokenizer:
     missing = [
         name
         for name in ("transformers", "sentencepiece", "google.protobuf")
@@ -206,8 +227,7 @@ def _read_sentencepiece(path: Path, settings: dict[str, Any]) -> Tokenizer:
         )
     import transformers
 
-    name = _tokenizer_class(settings)
-    name = name if name in SENTENCEPIECE_CLASSES else SENTENCEPIECE_FILES[path.name]
+    name = kind if kind in SENTENCEPIECE_CLASSES else SENTENCEPIECE_FILES[path.name]
     try:
         # 4.x converts in the class whose name ends in Fast; to 5.x the two names are one class.
         loaded = getattr(transformers, f"{name}Fast").from_pretrained(
@@ -252,8 +272,9 @@ def wordpiece_tokenizer(
     lowercase: bool,
     source: str = "vocabulary",
     names: Sequence[str] = SPECIAL_TOKENS,
+    as_roberta: bool = False,
 ) -> Tokenizer:
-    """BERT's tokenizer over this vocabulary. Devlin et al., section 3, and the released code's
+    """BERT's tokenizer over this vocabulary, or MPNet's. Devlin et al., section 3, and the released code's
     normalisation.
 
     Args:
@@ -261,18 +282,27 @@ def wordpiece_tokenizer(
         lowercase: lower case, and take accents away.
         source: for messages.
         names: of the special tokens, in the order of `ROLES`.
+        as_roberta: frame sequences as RoBERTa does, of one segment, and have the mask take up the
+            space before it: MPNet's way.
 
     Raises:
         BertfastError: a special token is missing.
     """
     _require(names, vocabulary, source)
-    _, unk, cls, sep, _ = names
+    *others, mask = names
+    _, unk, cls, sep = others
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=unk, max_input_chars_per_word=100))
     tokenizer.normalizer = BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.decoder = WordPieceDecoder(prefix="##")
-    tokenizer.add_special_tokens(list(names))
-    tokenizer.post_processor = bert_template(cls, sep, vocabulary)
+    if as_roberta:
+        tokenizer.add_special_tokens([*others, AddedToken(mask, lstrip=True, normalized=False)])
+        tokenizer.post_processor = RobertaProcessing(
+            (sep, vocabulary[sep]), (cls, vocabulary[cls]), add_prefix_space=False
+        )
+    else:
+        tokenizer.add_special_tokens(list(names))
+        tokenizer.post_processor = bert_template(cls, sep, vocabulary)
     return tokenizer
 
 

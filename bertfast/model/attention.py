@@ -218,10 +218,41 @@ class DisentangledPositions(AbsolutePositions):
         return Scoring(q, k, scale, positions=positions)
 
 
+class SharedBiasPositions(AbsolutePositions):
+    """A learned bias for each head and bucket of distances, the same in every layer. Raffel et al.,
+    "T5", section 2.1.
+    """
+
+    reads_distances = True
+
+    def table(self, modules: Submodules, config: Any) -> Tensor | None:
+        """(heads, buckets)."""
+        table: Tensor = modules.relative_bias.weight
+        return table.T
+
+    def scoring(
+        self,
+        modules: Submodules,
+        config: Any,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        table: Tensor | None,
+        sequences: Sequences,
+    ) -> Scoring:
+        """As of `AbsolutePositions`."""
+        assert table is not None
+        positions = kernels.RelativePositions(
+            sequences.buckets(kernels.t5_buckets), bias=table.to(q.dtype)
+        )
+        return Scoring(q, k, config.head_dim**-0.5, positions=positions)
+
+
 POSITIONS: dict[str, AbsolutePositions] = {
     "absolute": AbsolutePositions(),
     "rotary": RotaryPositions(),
     "disentangled": DisentangledPositions(),
+    "shared bias": SharedBiasPositions(),
 }
 
 

@@ -17,11 +17,13 @@ from torch import nn
 from bertfast.config import (
     AlbertConfig,
     BertConfig,
+    CamembertConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     EncoderConfig,
     ModernBertConfig,
+    MPNetConfig,
     RobertaConfig,
     XLMRobertaConfig,
 )
@@ -159,6 +161,8 @@ class Member:
         base: the encoder's attribute in a model with a head, and the prefix of its weights.
         modules: of the encoder outside its layers, by the name that our forward has for each.
         layer: of a layer, with paths below it.
+        tokenizer: the class of its tokenizer in `transformers`, where a folder's files name none:
+            it says how text is cleaned and framed.
         layer_path: a layer's path, from its number and the configuration.
         lm: the masked-LM head.
         lm_otherwise: a field and the masked-LM head where that field is false; None for one alone.
@@ -187,6 +191,7 @@ class Member:
     choice: HeadSpec
     token: HeadSpec = HeadSpec("classifier")
     span: HeadSpec = HeadSpec("qa_outputs", dropout=Field("qa_dropout"))
+    tokenizer: str = "BertTokenizer"
     layer_path: Callable[[int, Any], str] = lambda index, config: f"encoder.layer.{index}"
     lm_otherwise: tuple[Field, MaskedLMSpec] | None = None
     other_heads: tuple[str, ...] = ()
@@ -323,12 +328,42 @@ _ROBERTA: dict[str, Any] = {
     ),
     "choice": HeadSpec("classifier", dropout=HIDDEN_DROPOUT, pooled=True),
 }
-ROBERTA = Member(config=RobertaConfig, **_ROBERTA)
-XLM_ROBERTA = Member(config=XLMRobertaConfig, **_ROBERTA)
+ROBERTA = Member(config=RobertaConfig, tokenizer="RobertaTokenizer", **_ROBERTA)
+XLM_ROBERTA = Member(config=XLMRobertaConfig, tokenizer="XLMRobertaTokenizer", **_ROBERTA)
+CAMEMBERT = Member(config=CamembertConfig, tokenizer="CamembertTokenizer", **_ROBERTA)
+
+MPNET = Member(
+    config=MPNetConfig,
+    base="mpnet",
+    tokenizer="MPNetTokenizer",
+    modules={
+        **{name: spec for name, spec in _EMBEDDINGS.items() if name != "segment"},
+        "relative_bias": ModuleSpec(
+            "encoder.relative_attention_bias",
+            embedding("relative_attention_num_buckets", "num_attention_heads"),
+        ),
+        **_POOLER,
+    },
+    layer=_layer(
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        output="attention.attn.o",
+        attention_norm="attention.LayerNorm",
+        output_norm="output.LayerNorm",
+        up="intermediate.dense",
+        down="output.dense",
+    ),
+    lm=_ROBERTA["lm"],
+    sequence=_ROBERTA["sequence"],
+    choice=_ROBERTA["choice"],
+    positions="shared bias",
+)
 
 ALBERT = Member(
     config=AlbertConfig,
     base="albert",
+    tokenizer="AlbertTokenizer",
     modules=_EMBEDDINGS
     | {
         "projection": ModuleSpec(
@@ -427,6 +462,7 @@ _DEBERTA_HEAD = HeadSpec(
 DEBERTA_V2 = Member(
     config=DebertaV2Config,
     base="deberta",
+    tokenizer="DebertaV2Tokenizer",
     modules={
         "word": ModuleSpec("embeddings.word_embeddings", WORDS),
         "embedding_norm": ModuleSpec("embeddings.LayerNorm", layer_norm()),
@@ -502,6 +538,7 @@ _MODERNBERT_HEAD = HeadSpec(
 MODERNBERT = Member(
     config=ModernBertConfig,
     base="model",
+    tokenizer="PreTrainedTokenizerFast",
     modules={
         "word": ModuleSpec("embeddings.tok_embeddings", WORDS),
         "embedding_norm": ModuleSpec("embeddings.norm", layer_norm()),
@@ -551,6 +588,8 @@ FAMILY: dict[str, Member] = {
         BERT,
         ROBERTA,
         XLM_ROBERTA,
+        CAMEMBERT,
+        MPNET,
         ALBERT,
         DISTILBERT,
         ELECTRA,

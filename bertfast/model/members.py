@@ -136,6 +136,80 @@ class XLMRobertaForMultipleChoice(ForMultipleChoice):
     config_class = c.XLMRobertaConfig
 
 
+# CamemBERT
+class CamembertModel(EncoderModel):
+    """CamemBERT, the bare encoder."""
+
+    config_class = c.CamembertConfig
+
+
+class CamembertForMaskedLM(ForMaskedLM):
+    """CamemBERT with the masked-LM head."""
+
+    config_class = c.CamembertConfig
+
+
+class CamembertForSequenceClassification(ForSequenceClassification):
+    """CamemBERT for whole inputs and pairs."""
+
+    config_class = c.CamembertConfig
+
+
+class CamembertForTokenClassification(ForTokenClassification):
+    """CamemBERT for tokens."""
+
+    config_class = c.CamembertConfig
+
+
+class CamembertForQuestionAnswering(ForQuestionAnswering):
+    """CamemBERT for spans."""
+
+    config_class = c.CamembertConfig
+
+
+class CamembertForMultipleChoice(ForMultipleChoice):
+    """CamemBERT for multiple choice."""
+
+    config_class = c.CamembertConfig
+
+
+# MPNet
+class MPNetModel(EncoderModel):
+    """MPNet, the bare encoder."""
+
+    config_class = c.MPNetConfig
+
+
+class MPNetForMaskedLM(ForMaskedLM):
+    """MPNet with the masked-LM head."""
+
+    config_class = c.MPNetConfig
+
+
+class MPNetForSequenceClassification(ForSequenceClassification):
+    """MPNet for whole inputs and pairs."""
+
+    config_class = c.MPNetConfig
+
+
+class MPNetForTokenClassification(ForTokenClassification):
+    """MPNet for tokens."""
+
+    config_class = c.MPNetConfig
+
+
+class MPNetForQuestionAnswering(ForQuestionAnswering):
+    """MPNet for spans."""
+
+    config_class = c.MPNetConfig
+
+
+class MPNetForMultipleChoice(ForMultipleChoice):
+    """MPNet for multiple choice."""
+
+    config_class = c.MPNetConfig
+
+
 # ALBERT
 class AlbertModel(EncoderModel):
     """ALBERT, the bare encoder."""

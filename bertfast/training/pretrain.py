@@ -459,6 +459,12 @@ def _build_model(config: PretrainConfig, tokenizer: Tokenizer) -> nn.Module:
             f"seq-len is {config.seq_len} and the model has {shape.max_length} positions"
         )
     check_tokenizer_fits(tokenizer, shape, config.tokenizer)
+    if config.starts_random and shape.padding_row != shape.pad_token_id:
+        raise BertfastError(
+            f"{config.tokenizer}: gives padding the id {shape.pad_token_id} and {shape.model_type} "
+            f"counts positions past the id {shape.padding_row}; take its own tokenizer, or train "
+            "one with bertfast tokenizer --type mpnet"
+        )
     if config.objective == "rtd":
         return _detection(config, shape)
     head = {"mlm+nsp": "BertForPreTraining", "mlm+sop": "AlbertForPreTraining"}.get(

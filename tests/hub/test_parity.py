@@ -8,6 +8,7 @@ one side wrote.
 import copy
 import functools
 import json
+import sys
 import tempfile
 
 import pytest
@@ -23,6 +24,7 @@ from bertfast.config import (
     DistilBertConfig,
     ElectraConfig,
     ModernBertConfig,
+    MPNetConfig,
     RobertaConfig,
 )
 from bertfast.model import ARCHITECTURES, member_class
@@ -55,6 +57,9 @@ VARIANTS = {  # of a member's encoder, or of what its masked-LM head shares with
         for act in ("gelu_new", "gelu_pytorch_tanh", "relu", "silu")
     },
     "roberta-segments-tanh": (RobertaConfig, {"type_vocab_size": 2, "hidden_act": "gelu_new"}),
+    "mpnet-rows-of-no-bucket": (MPNetConfig, {"relative_attention_num_buckets": 40}),
+    "mpnet-relu": (MPNetConfig, {"hidden_act": "relu"}),
+    "mpnet-another-padding-id": (MPNetConfig, {"pad_token_id": 0}),
     "albert-one-group": (
         AlbertConfig,
         {"num_hidden_groups": 1, "inner_group_num": 1, "num_hidden_layers": 3},
@@ -425,10 +430,30 @@ def test_every_head_size_equals_transformers(backend, config_class, hidden, head
 
 
 @pytest.mark.parametrize(
-    "config_class", [DebertaV2Config, ModernBertConfig], ids=lambda c: c.model_type
+    "config_class", [DebertaV2Config, ModernBertConfig, MPNetConfig], ids=lambda c: c.model_type
 )
 def test_tritons_kernels_equal_transformers(config_class):
     compare("triton", *pair(member_class(small(config_class), "ForMaskedLM")), "packed")
+
+
+@pytest.mark.parametrize("side", ["right", "left", "holes", "packed"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_distances_up_to_the_last_bucket_of_mpnet_equal_transformers(backend, side, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "WIDTH", 170)
+    cls = member_class(small(MPNetConfig), "ForMaskedLM")
+    ours, theirs = pair(cls, max_position_embeddings=180)
+    given, mask = inputs(ours, side if side != "packed" else "right", lengths=(150, 1, 170, 40))
+    theirs(**given).loss.backward()
+    with forced(backend):
+        if side == "packed":
+            batch, _ = packed(ours, given, mask)
+            ours(batch).loss.backward()
+        else:
+            ours(**given).loss.backward()
+    compare_gradients(ours, theirs)
+    bias = ours.get_parameter("mpnet.encoder.relative_attention_bias.weight").grad
+    # Every bucket is met but that of a key after the query at a distance of 0.
+    assert bias.any(1).nonzero().flatten().tolist() == [b for b in range(32) if b != 16]
 
 
 @pytest.mark.parametrize("activation", ["tanh", None])

@@ -277,10 +277,47 @@ def test_modernberts_ids_equal_those_of_transformers(tmp_path):
     assert set(assert_alike(tmp_path / "again")("a")) == set(inputs)
 
 
+MPNET_WORDS = ["<s>", "<pad>", "</s>", "<unk>", *WORDS, "##<", "<", "mask", "<mask>"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        None,
+        {"tokenizer_class": "MPNetTokenizer"},
+        {"tokenizer_class": "MPNetTokenizerFast", "do_lower_case": False},
+        {"tokenizer_class": "MPNetTokenizer", "tokenize_chinese_chars": False},
+    ],
+    ids=["by-its-config", "uncased", "cased", "chinese"],
+)
+@pytest.mark.parametrize("saved", ["vocabulary", "saved", "by us"])
+def test_mpnets_ids_equal_those_of_transformers(tmp_path, settings, saved):
+    transformers = pytest.importorskip("transformers", reason="transformers is an extra")
+    words = [*MPNET_WORDS, *(a + b for a in ("", "##") for b in "abcdefghijklmnopqrstuvwxyzéÉ")]
+    folder = folder_with(tmp_path, words, **(settings or {}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "mpnet"}))
+    if saved == "saved":
+        transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder / "again")
+    elif saved == "by us":
+        special = SpecialIds(load_tokenizer(folder), folder)
+        save_tokenizer(load_tokenizer(folder), folder / "again", special=special, segments=False)
+    theirs = assert_alike(folder / "again" if saved != "vocabulary" else folder)
+    assert theirs("a", "b")["input_ids"] == [0, words.index("a"), 2, 2, words.index("b"), 2]
+
+
+def test_a_trained_mpnet_tokenizer_is_read_by_transformers(tmp_path):
+    trained = train_wordpiece(CORPUS, 80, mpnet=True)
+    names = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
+    assert [trained.id_to_token(index) for index in range(5)] == names
+    save_tokenizer(trained, tmp_path, segments=False)
+    assert type(assert_alike(tmp_path)).__name__.startswith("MPNetTokenizer")
+
+
 SENTENCEPIECE = {
     "albert": ("spiece.model", {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "control_symbols": "[CLS],[SEP]", "user_defined_symbols": "[MASK]"}),
     "deberta-v2": ("spm.model", {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}),
     "xlm-roberta": ("sentencepiece.bpe.model", {}),
+    "camembert": ("sentencepiece.bpe.model", {}),
 }  # fmt: skip
 
 

@@ -21,7 +21,13 @@ from safetensors.torch import load_file
 from tiny import sentences, write_model, write_table
 
 import bertfast
-from bertfast.data.tokenizer import SpecialIds, save_tokenizer, train_byte_level_bpe, train_unigram
+from bertfast.data.tokenizer import (
+    SpecialIds,
+    save_tokenizer,
+    train_byte_level_bpe,
+    train_unigram,
+    train_wordpiece,
+)
 from bertfast.errors import BertfastError
 from bertfast.hub import load, load_tokenizer
 from bertfast.model import AlbertForPreTraining, BertForMaskedLM, BertForPreTraining
@@ -173,6 +179,40 @@ def test_it_trains_with_every_kind_of_tokenizer(train: Any, place: Path, tmp_pat
         result.out, table, table, tmp_path / "tuned", pair_column="pair", epochs=1
     )
     assert load_tokenizer(tuned.out).to_str() == tokenizer.to_str()
+
+
+@pytest.mark.parametrize("member", ["mpnet", "camembert"])
+def test_masked_lm_of_members_of_robertas_kind(member: str, place: Path, tmp_path: Path) -> None:
+    texts = [text for text, _ in sentences(50)]
+    own = train_wordpiece(texts, 200, mpnet=True) if member == "mpnet" else None
+    save_tokenizer(own or train_byte_level_bpe(texts, 300), tmp_path / "tok", segments=False)
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }
+    model = tmp_path / "shape.json"
+    model.write_text(json.dumps({"model_type": member, "vocab_size": 2, **shape}))
+    options = {**OPTIONS, "steps": 40, "lr": 3e-3, "objective": "mlm", "model": str(model)}
+    corpus = [str(place / "corpus.txt")]
+    result = bertfast.pretrain(corpus, str(tmp_path / "tok"), str(tmp_path / "run"), **options)
+    first, *_, last = (line["mlm_loss"] for line in losses(result.out))
+    assert last < first - 0.3
+    transformers = pytest.importorskip("transformers", reason="transformers is an extra")
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(result.out).eval()
+    inputs = transformers.AutoTokenizer.from_pretrained(result.out)(texts[0], return_tensors="pt")
+    with torch.no_grad():
+        wanted = theirs(**inputs).logits
+        got = load(result.out)(**inputs).logits
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_new_mpnet_takes_no_tokenizer_whose_padding_is_another_id(place: Path, tmp_path: Path):
+    with pytest.raises(BertfastError, match=r"padding the id 0 .*--type mpnet") as caught:
+        run(place, tmp_path / "run", model="mpnet-base", objective="mlm")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("unit", ["whole-word", "span"])

@@ -19,10 +19,12 @@ from bertfast import BertfastError, PackedBatch, SentenceEncoder
 from bertfast.config import (
     AlbertConfig,
     BertConfig,
+    CamembertConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     ModernBertConfig,
+    MPNetConfig,
     RobertaConfig,
     XLMRobertaConfig,
 )
@@ -45,6 +47,8 @@ MEMBERS = {
     BertConfig: {},
     RobertaConfig: {"type_vocab_size": 1},
     XLMRobertaConfig: {"type_vocab_size": 1},
+    CamembertConfig: {"type_vocab_size": 1},
+    MPNetConfig: {"pad_token_id": 1},
     AlbertConfig: {"embedding_size": 16},
     DistilBertConfig: {},
     ElectraConfig: {"embedding_size": 16},
@@ -60,6 +64,9 @@ MEMBERS = {
     ModernBertConfig: {"num_hidden_layers": 4, "local_attention": 8},
 }
 TOKENIZER = train_wordpiece([text for text, _ in sentences(200)] + TEXTS, 220)
+OWN_TOKENIZERS = {
+    MPNetConfig: train_wordpiece([text for text, _ in sentences(200)] + TEXTS, 220, mpnet=True)
+}
 
 
 def make(config_class=BertConfig, **options):
@@ -82,7 +89,7 @@ def make(config_class=BertConfig, **options):
         parameter.data.normal_(
             1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0, 0.2
         )
-    return SentenceEncoder(encoder, TOKENIZER, **options).eval()
+    return SentenceEncoder(encoder, OWN_TOKENIZERS.get(config_class, TOKENIZER), **options).eval()
 
 
 def theirs(folder, **options):
@@ -131,7 +138,7 @@ def test_a_plain_encoder_gives_the_mean_over_the_real_tokens(config_class, tmp_p
     )
     model = make(config_class)
     model.encoder.save_pretrained(tmp_path)
-    save_tokenizer(TOKENIZER, tmp_path, POSITIONS, segments=False)
+    save_tokenizer(model.tokenizer, tmp_path, POSITIONS, segments=False)
     plain = transformers.AutoModel.from_pretrained(tmp_path).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     length = model.encoder.config.max_length
