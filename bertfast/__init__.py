@@ -19,19 +19,27 @@ if TYPE_CHECKING:
     from .hub.accelerate import accelerate as accelerate
     from .hub.accelerate import restore as restore
     from .model import *  # noqa: F403
+    from .objectives import Objective as Objective
+    from .objectives import register_objective as register_objective
     from .packed import PackedBatch as PackedBatch
     from .training.finetune import finetune as finetune
     from .training.pretrain import pretrain as pretrain
     from .training.sentences import SentenceEncoder as SentenceEncoder
+    from .training.trainer import Callback as Callback
+    from .training.trainer import Trainer as Trainer
 
 _HOMES = {
     "BertfastError": "errors",
+    "Callback": "training.trainer",
+    "Objective": "objectives",
     "PackedBatch": "packed",
     "SentenceEncoder": "training",
+    "Trainer": "training.trainer",
     "accelerate": "hub.accelerate",
     "finetune": "training",
     "load": "hub",
     "pretrain": "training",
+    "register_objective": "objectives",
     "restore": "hub.accelerate",
 }
 _MEMBERS = (

@@ -9,7 +9,7 @@ empty and the last, slack positions are -1 with the label -100.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from . import kernels
 from .errors import BertfastError
 
 IGNORE_INDEX = -100
+EXTRAS = ("per_token", "per_sequence", "per_masked")  # of a PackedBatch, in the order of its sizes
 
 
 class Budget(NamedTuple):
@@ -67,6 +68,10 @@ class PackedBatch:
         start_positions: (sequences,) int64, the answer's first token in its sequence; one outside
             it counts for nothing.
         end_positions: likewise its last token.
+        per_token: tensors (tokens, ...) of an objective's own, by name.
+        per_sequence: likewise (sequences, ...).
+        per_masked: likewise (masked, ...), with `masked_positions` alone. Slack in all three is
+            -100 in signed integers, False in booleans and 0 in other numbers.
     """
 
     input_ids: Tensor
@@ -81,6 +86,9 @@ class PackedBatch:
     token_labels: Tensor | None = None
     start_positions: Tensor | None = None
     end_positions: Tensor | None = None
+    per_token: dict[str, Tensor] = field(default_factory=dict)
+    per_sequence: dict[str, Tensor] = field(default_factory=dict)
+    per_masked: dict[str, Tensor] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises BertfastError unless the fields' shapes fit one another; values are the ops' to
@@ -102,6 +110,12 @@ class PackedBatch:
                     f"{name} has shape {tuple(labels.shape)} and there are {self.num_sequences} sequences; "
                     "it must have an entry for each"
                 )
+        for group, size in zip(EXTRAS, self.sizes, strict=False):
+            for name, x in getattr(self, group).items():
+                if x.shape[:1] != (size,):
+                    raise BertfastError(
+                        f"{group}[{name!r}] has shape {tuple(x.shape)}; its first size must be {size}"
+                    )
 
     @property
     def num_tokens(self) -> int:
@@ -120,20 +134,43 @@ class PackedBatch:
         return Budget(self.num_tokens, self.num_sequences, masked, self.max_seqlen)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that there are, by field."""
-        return {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
-        }
+        """The tensors that there are, by field; those of an objective's own as ``FIELD.NAME``."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        own = {f"{group}.{name}": x for group in EXTRAS for name, x in getattr(self, group).items()}
+        return {name: x for name, x in (found | own).items() if isinstance(x, Tensor)}
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> PackedBatch:
+        """This batch with other tensors under the names of `tensors`."""
+        changed: dict[str, Any] = {group: dict(getattr(self, group)) for group in EXTRAS}
+        for name, x in tensors.items():
+            group, _, own = name.partition(".")
+            if own:
+                changed[group][own] = x
+            else:
+                changed[name] = x
+        return replace(self, **changed)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """This batch with every tensor on ``device``."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name, value in self.tensors().items()
-        }
-        return replace(self, **moved)
+        return self.with_tensors(
+            {name: x.to(device, non_blocking=non_blocking) for name, x in self.tensors().items()}
+        )
+
+    def pin_memory(self) -> PackedBatch:
+        """This batch in page-locked memory, from which a GPU copies without blocking."""
+        return self.with_tensors({name: x.pin_memory() for name, x in self.tensors().items()})
+
+    def on_grid(self) -> PackedBatch:
+        """This batch with slack up to the grid of `Budget.rounded`, on a CPU; on a GPU as it is.
+
+        Sequences with float labels get no slack of their own: a loss would count it.
+        """
+        if self.input_ids.device.type != "cpu":
+            return self
+        tokens, sequences, masked, longest = self.sizes.rounded()
+        if self.labels is not None and self.labels.is_floating_point():
+            sequences = self.num_sequences
+        return self.pad_to(tokens, sequences, masked, longest)
 
     def fits(self, budget: Budget) -> bool:
         """Whether `pad_to` can make this batch's sizes those."""
@@ -174,15 +211,20 @@ class PackedBatch:
             "masked_positions": (slack[2], -1),
             "masked_labels": (slack[2], IGNORE_INDEX),
         }
-        padded: dict[str, Any] = {
+        padded = {
             name: F.pad(x, (0, filled[name][0]), value=filled[name][1])
             for name, x in self.tensors().items()
             if name in filled
         }
+        for group, more in zip(EXTRAS, slack, strict=False):
+            for name, x in getattr(self, group).items():
+                signed = not x.is_floating_point() and x.dtype not in (torch.bool, torch.uint8)
+                padded[f"{group}.{name}"] = torch.cat(
+                    [x, x.new_full((more, *x.shape[1:]), IGNORE_INDEX if signed else 0)]
+                )
         ends = self.cu_seqlens[-1:].expand(slack[1])
-        return replace(
-            self, **padded, cu_seqlens=torch.cat([self.cu_seqlens, ends]), max_seqlen=max_seqlen
-        )
+        padded["cu_seqlens"] = torch.cat([self.cu_seqlens, ends])
+        return replace(self.with_tensors(padded), max_seqlen=max_seqlen)
 
     @classmethod
     def from_sequences(

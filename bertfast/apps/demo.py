@@ -35,7 +35,7 @@ from bertfast.packed import PackedBatch
 from bertfast.training.fill import MaskFiller
 from bertfast.training.finetune import finetune
 from bertfast.training.metrics import read_metrics
-from bertfast.training.optimizer import build_optimizer, clip_gradients
+from bertfast.training.optimizer import build_optimizer, clip_at_next_step
 from bertfast.training.pretrain import pretrain
 
 MARKER = "demo.json"
@@ -327,7 +327,7 @@ def _stepper(
 
     def step(batch: PackedBatch) -> None:
         loss(batch).backward()
-        clip_gradients(optimizer, 1.0)
+        clip_at_next_step(optimizer, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -13,31 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.objectives import (
-    Spans,
-    document_spans,
-    mask_tokens,
-    mlm,
-    most_masked,
-    ordered_pairs,
-    rtd,
-    sentence_pairs,
-)
+from bertfast.objectives import Objective, Spans, find_objective, mask_tokens, most_masked
 from bertfast.packed import Budget, PackedBatch
 
 from .store import TokenStore
 from .tokenizer import SpecialIds
 
-# How each objective cuts the corpus: pairs of segments, or (RTD and distillation take what
-# masked-LM alone does) single ones.
-CUTS = {
-    "mlm": document_spans,
-    "mlm+nsp": sentence_pairs,
-    "mlm+sop": ordered_pairs,
-    "rtd": document_spans,
-    "distill": document_spans,
-}
-OBJECTIVES = tuple(CUTS)
 MASKINGS = ("dynamic", "static")
 MASK_UNITS = ("token", "whole-word", "span")
 Plan = tuple[Spans, list[NDArray[np.int64]]]  # examples, and the rows of them that make each batch
@@ -67,17 +48,16 @@ class Batches:
         vocab_size: int,
         seq_len: int,
         batch_tokens: int,
-        objective: str = "mlm+nsp",
+        objective: str | Objective = "mlm+nsp",
         masking: str = "dynamic",
         seed: int = 0,
         device: torch.device | str = "cpu",
         mask_unit: str = "token",
         continues: NDArray[np.bool_] | None = None,
     ) -> None:
-        if objective not in OBJECTIVES:
-            raise BertfastError(
-                f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}"
-            )
+        self.objective = (
+            objective if isinstance(objective, Objective) else find_objective(objective)
+        )
         if masking not in MASKINGS:
             raise BertfastError(f"masking is {masking!r}; it must be one of {', '.join(MASKINGS)}")
         if mask_unit not in MASK_UNITS:
@@ -92,13 +72,8 @@ class Batches:
             None if mask_unit == "token" else continues,
             mask_unit == "span",
         )
-        self.cut = CUTS[objective]
-        self.shares = (
-            (rtd.MASKED_SHARE, rtd.RANDOM_SHARE)
-            if objective == "rtd"
-            else (mlm.MASKED_SHARE, mlm.RANDOM_SHARE)
-        )
-        self.pairs = self.cut is not document_spans
+        self.shares = (self.objective.masked_share, self.objective.random_share)
+        self.pairs = self.objective.pairs
         self.frame = special.pair if self.pairs else special.single
         self.added = self.frame.added
         if seq_len < self.added + 2:
@@ -133,7 +108,9 @@ class Batches:
 
     def _plan(self, epoch: int) -> Plan:
         rng = self._rng(_SPANS, 0 if self.static else epoch)
-        spans = self.cut(self.store.sentences, self.store.documents, self.seq_len - self.added, rng)
+        spans = self.objective.cut(
+            self.store.sentences, self.store.documents, self.seq_len - self.added, rng
+        )
         order = self._rng(_ORDER, epoch).permutation(len(spans))
         lengths = spans.tokens[order] + self.added
         batches, start, total = [], 0, 0
@@ -210,7 +187,7 @@ class Batches:
             self.hides_spans,
             *self.shares,
         )
-        return PackedBatch(
+        batch = PackedBatch(
             input_ids=hidden,
             segment_ids=self._tensor(np.concatenate(segments)),
             position_ids=self._tensor(position_ids),
@@ -220,6 +197,7 @@ class Batches:
             masked_labels=labels,
             next_sentence_labels=self._tensor(spans.label[rows]) if self.pairs else None,
         )
+        return self.objective.finish(batch, spans, rows)
 
     def _word_starts(self, start: int, end: int) -> NDArray[np.bool_]:
         """Which tokens of the store from ``start`` to ``end`` start a word."""

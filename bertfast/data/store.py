@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bertfast.errors import BertfastError
+from bertfast.hub import file_sha256
 
 from .readers import read_documents
 
@@ -25,6 +27,7 @@ from .readers import read_documents
 # gets several segments so.
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 LINES_AT_A_TIME = 4096
+PARTS = ("ids.bin", "dtype.txt", "sentences.npy", "documents.npy")
 
 
 class TokenStore:
@@ -34,10 +37,13 @@ class TokenStore:
         ids: (tokens,) uint16 or int32.
         sentences: (sentences + 1,) int64 offsets into ids.
         documents: (documents + 1,) int64 offsets into sentences.
+        digest: SHA-256 of all of it, in hexadecimal digits; empty for a store that is in no file.
     """
 
-    def __init__(self, ids: NDArray, sentences: NDArray, documents: NDArray) -> None:
-        self.ids, self.sentences, self.documents = ids, sentences, documents
+    def __init__(
+        self, ids: NDArray, sentences: NDArray, documents: NDArray, digest: str = ""
+    ) -> None:
+        self.ids, self.sentences, self.documents, self.digest = ids, sentences, documents, digest
 
     @property
     def num_tokens(self) -> int:
@@ -59,7 +65,7 @@ class TokenStore:
         on_progress: Callable[[int], None] | None = None,
     ) -> TokenStore:
         """Tokenises the files into ``folder``, or opens what an earlier run with the same files and
-        tokenizer put there.
+        tokenizer put there. One that was damaged since is made again.
 
         Args:
             paths: of the text, as `read_documents` takes them.
@@ -74,10 +80,14 @@ class TokenStore:
         files, folder = [Path(path) for path in paths], Path(folder)
         origin = _origin(files, tokenizer, text_field)
         try:
-            if json.loads((folder / "origin.json").read_text()) == origin:
-                return cls.open(folder)
-        except (OSError, ValueError):
+            told = json.loads((folder / "origin.json").read_text(encoding="utf-8"))
+            sums = told.pop("sums", None)
+            if told == origin:
+                return cls.open(folder, sums)
+        except (OSError, ValueError, AttributeError):
             pass
+        except BertfastError as error:
+            print(f"bertfast: {error}; making it again from the text", file=sys.stderr)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 1 << 16 else np.int32
@@ -103,7 +113,8 @@ class TokenStore:
             np.save(temporary / "sentences.npy", np.asarray(sentences, np.int64))
             np.save(temporary / "documents.npy", np.asarray(documents, np.int64))
             (temporary / "dtype.txt").write_text(np.dtype(dtype).name)
-            (temporary / "origin.json").write_text(json.dumps(origin))
+            sums = _sums(temporary)
+            (temporary / "origin.json").write_text(json.dumps({**origin, "sums": sums}))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
         except OSError as error:
@@ -113,14 +124,22 @@ class TokenStore:
         return cls.open(folder)
 
     @classmethod
-    def open(cls, folder: str | Path) -> TokenStore:
+    def open(cls, folder: str | Path, sums: dict[str, str] | None = None) -> TokenStore:
         """An existing store, memory-mapped.
+
+        Args:
+            folder: of the store.
+            sums: the SHA-256 that each of its files must have; None checks their lengths alone.
 
         Raises:
             BertfastError: the folder holds no whole store.
         """
         folder = Path(folder)
         try:
+            found = _sums(folder)
+            damaged = [name for name in PARTS if sums is not None and sums.get(name) != found[name]]
+            if damaged:
+                raise BertfastError(f"{folder / damaged[0]}: is damaged: its checksum is another")
             ids = np.memmap(folder / "ids.bin", (folder / "dtype.txt").read_text(), mode="r")
             sentences = np.load(folder / "sentences.npy", allow_pickle=False)
             documents = np.load(folder / "documents.npy", allow_pickle=False)
@@ -132,7 +151,13 @@ class TokenStore:
             raise BertfastError(
                 f"{folder}: the token store is cut short; delete it to have it made again"
             )
-        return cls(ids, sentences, documents)
+        digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
+        return cls(ids, sentences, documents, digest)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a store."""
+    return {name: file_sha256(folder / name) for name in PARTS}
 
 
 def _batches(documents: Iterator[list[str]], size: int) -> Iterator[list[list[str]]]:

@@ -1,6 +1,7 @@
 """Hugging Face folders in and out."""
 
 from .checkpoint import (
+    file_sha256,
     load,
     load_config,
     load_weights,
@@ -13,6 +14,7 @@ from .tokenizer import check_tokenizer_fits, load_tokenizer
 
 __all__ = [
     "check_tokenizer_fits",
+    "file_sha256",
     "load",
     "load_config",
     "load_tokenizer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -252,6 +253,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
 
 
+def file_sha256(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def make_folder(folder: Path) -> None:
     """Makes ``folder`` and those above it, unless it is there.
 
@@ -269,6 +276,20 @@ def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
+def _masters(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The float32 masters of weights that are trained in bfloat16, by name.
+
+    A weight that something else wrote to since, so that it is no rounded master, has none.
+    """
+    return {
+        name: master.detach()
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if isinstance(master := getattr(parameter, "master", None), Tensor)
+        and parameter.dtype != master.dtype
+        and torch.equal(parameter.detach(), master.detach().to(parameter.dtype))
+    }
+
+
 def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
     """Writes ``config.json`` and ``model.safetensors`` in Hugging Face's format, creating the
     folder.
@@ -278,7 +299,7 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     make_folder(folder)
-    weights = plain(model.state_dict())
+    weights = plain(model.state_dict() | _masters(model))
     config = (
         json.dumps(model.config.to_dict(type(model).__name__), indent=2, ensure_ascii=False) + "\n"
     )

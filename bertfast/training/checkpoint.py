@@ -1,17 +1,21 @@
-"""Checkpoints that a kill at any instant leaves whole.
+"""Checkpoints that a kill at any instant leaves whole, and in which a flipped bit is noticed.
 
 A checkpoint is a folder ``checkpoints/step-N`` in Hugging Face's format with the training state
 beside the weights. It is written under another name, flushed to the disk and renamed; only then are
 older ones removed. The run's own ``model.safetensors`` is a link to the newest one.
+
+``training_state.json`` holds the SHA-256 of every other file, and ``training_state.sha256`` its
+own, in the form that ``sha256sum --check`` reads.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +26,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.hub import make_folder, write_atomically
+from bertfast.hub import file_sha256, make_folder, write_atomically
 from bertfast.hub.checkpoint import WEIGHTS, plain, read_safetensors
 
 STATE_TENSORS, STATE_VALUES = "training_state.safetensors", "training_state.json"
+STATE_SUM = "training_state.sha256"
+FILES = "files"  # of STATE_VALUES: each other file's SHA-256
 NAME = re.compile(r"step-(\d{8})")
 KEEP = 2
 
@@ -41,40 +47,87 @@ class TrainingState:
     values: dict[str, Any]
 
 
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Iterable[str], weights: Iterable[Tensor]
-) -> dict[str, Tensor]:
-    """AdamW's state as flat tensors: ``exp_avg.NAME``, ``exp_avg_sq.NAME``, ``step.NAME``."""
-    return {
-        f"{kind}.{name}": value
-        for name, weight in zip(names, weights, strict=True)
-        for kind, value in optimizer.state.get(weight, {}).items()
-    }
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What any optimizer keeps, by the names of its parameters.
+
+    Returns:
+        Its tensors as ``KIND.NAME`` (of AdamW ``exp_avg``, ``exp_avg_sq`` and ``step``), and its
+        plain values: of each parameter, and of each group.
+
+    Raises:
+        BertfastError: it keeps something else.
+    """
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for weight, state in optimizer.state.items():
+        name = names[weight]
+        values[name] = {}
+        for kind, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{kind}.{name}"] = value
+            elif _is_plain(value):
+                values[name][kind] = value
+            else:
+                raise BertfastError(
+                    f"the optimizer {type(optimizer).__name__} keeps {kind} as a {type(value).__name__}; "
+                    "a checkpoint holds tensors, numbers and text"
+                )
+    groups = [
+        {key: value for key, value in group.items() if key != "params" and _is_plain(value)}
+        for group in optimizer.param_groups
+    ]
+    return tensors, {"kind": type(optimizer).__name__, "groups": groups, "state": values}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer,
-    names: Iterable[str],
-    weights: Iterable[Tensor],
+    names: dict[Tensor, str],
     tensors: dict[str, Tensor],
+    values: dict[str, Any] | None = None,
 ) -> None:
-    """The inverse of `optimizer_tensors`.
+    """The inverse of `optimizer_state`; ``values`` is None for a checkpoint of AdamW without them.
 
     Raises:
-        BertfastError: a parameter has no state there.
+        BertfastError: the state is another optimizer's or another model's.
     """
-    for name, weight in zip(names, weights, strict=True):
-        try:
-            optimizer.state[weight] = {
-                kind: tensors[f"{kind}.{name}"]
-                .to(weight.device if kind != "step" else "cpu")
-                .clone()
-                for kind in ("step", "exp_avg", "exp_avg_sq")
-            }
-        except KeyError as error:
-            raise BertfastError(
-                f"the training state has no {error}; it belongs to another model"
-            ) from error
+    own = type(optimizer).__name__
+    if values is not None and values["kind"] != own:
+        raise BertfastError(
+            f"the training state is of the optimizer {values['kind']}; the run has {own}"
+        )
+    found: dict[str, dict[str, Any]] = {
+        name: dict(kept) for name, kept in (values or {}).get("state", {}).items()
+    }
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition(".")
+        found.setdefault(name, {})[kind] = tensor
+    foreign = [name for name in found if name not in set(names.values())]
+    absent = [name for name in names.values() if values is None and name not in found]
+    if foreign or absent:
+        raise BertfastError(
+            f"the training state {'has' if foreign else 'lacks'} {(foreign or absent)[0]}; it belongs to another model"
+        )
+    told = optimizer.state_dict()
+    told["state"] = {}
+    number = 0
+    for place, group in enumerate(optimizer.param_groups):
+        for weight in group["params"]:
+            if names[weight] in found:
+                told["state"][number] = found[names[weight]]
+            number += 1
+        if values is not None:
+            kept = told["param_groups"][place]
+            for key, value in values["groups"][place].items():
+                kept[key] = tuple(value) if isinstance(kept.get(key), tuple) else value
+    optimizer.load_state_dict(told)
 
 
 def save_checkpoint(
@@ -84,6 +137,8 @@ def save_checkpoint(
     weights: dict[str, dict[str, Tensor]],
     moments: dict[str, Tensor],
     values: dict[str, Any],
+    keep: int = KEEP,
+    best: int | None = None,
 ) -> Path:
     """Writes ``run/checkpoints/step-N`` and points the run's own files at it.
 
@@ -93,8 +148,10 @@ def save_checkpoint(
         model_files: small text files by path (config.json and the tokenizer's).
         weights: of each model, float32, by name; the model by its folder below the checkpoint's, ""
             for that itself.
-        moments: of the optimizer, as `optimizer_tensors` gives them.
+        moments: of the optimizer, as `optimizer_state` gives them.
         values: plain JSON values.
+        keep: how many of the newest checkpoints stay.
+        best: the step of one that stays too.
 
     Raises:
         BertfastError: the disk is full or cannot be written to; earlier checkpoints are untouched.
@@ -107,15 +164,19 @@ def save_checkpoint(
             (temporary / place).mkdir(parents=True)
             save_file(plain(own), temporary / place / WEIGHTS, metadata={"format": "pt"})
         save_file(plain(moments), temporary / STATE_TENSORS)
-        for name, text in {
-            **model_files,
-            STATE_VALUES: json.dumps({"step": step, **values}, indent=2),
-        }.items():
+        for name, text in model_files.items():
             (temporary / name).write_text(text, encoding="utf-8")
+        sums = {
+            str(path.relative_to(temporary)): file_sha256(path)
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
+        state = json.dumps({"step": step, **values, FILES: sums}, indent=2).encode()
+        (temporary / STATE_VALUES).write_bytes(state)
+        (temporary / STATE_SUM).write_bytes(_sum_line(state))
         for path in [*temporary.rglob("*"), temporary]:
             _flush(path)
-        if folder.exists():
-            shutil.rmtree(folder)
+        _remove(folder)
         os.replace(temporary, folder)
         _flush(folder.parent)
     except (OSError, SafetensorError) as error:
@@ -123,15 +184,29 @@ def save_checkpoint(
         raise BertfastError(
             f"{folder}: the checkpoint cannot be written ({error}); earlier checkpoints are untouched"
         ) from error
-    for place in weights:
-        make_folder(run / place)
-        write_atomically(
-            run / place / WEIGHTS,
-            lambda path, place=place: _link_or_copy(folder / place / WEIGHTS, path),  # type: ignore[misc]
-        )
-    for old in checkpoints(run)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    show(run, folder)
+    for old in checkpoints(run)[:-keep]:
+        if old.name != f"step-{best or 0:08d}":
+            _remove(old)
     return folder
+
+
+def show(run: Path, folder: Path) -> None:
+    """Makes the run's own ``model.safetensors`` (and its parts') those of a checkpoint."""
+    for path in _weight_files(folder):
+        shown = run / path.relative_to(folder)
+        if not (shown.exists() and shown.samefile(path)):
+            make_folder(shown.parent)
+            write_atomically(shown, lambda target, path=path: _link_or_copy(path, target))  # type: ignore[misc]
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a checkpoint, under another name first: a kill leaves none that is half there."""
+    if folder.exists():
+        going = folder.with_name(f".{folder.name}.old.tmp")
+        shutil.rmtree(going, ignore_errors=True)
+        os.replace(folder, going)
+        shutil.rmtree(going, ignore_errors=True)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -148,28 +223,85 @@ def clean(run: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: Path) -> TrainingState:
-    """A checkpoint's weights and training state.
+def resume_from(run: Path) -> tuple[Path, TrainingState] | None:
+    """The newest whole checkpoint of a run and what it holds; None where there is no checkpoint.
+
+    Damaged ones after it are named on standard error and set aside as ``step-N.damaged``.
 
     Raises:
-        BertfastError: a file is missing, truncated or foreign.
+        BertfastError: there are checkpoints and each is damaged; nothing is changed.
+    """
+    found = checkpoints(run)
+    damaged: list[tuple[Path, BertfastError]] = []
+    for folder in reversed(found):
+        try:
+            state = load_checkpoint(folder)
+        except BertfastError as error:
+            damaged.append((folder, error))
+            continue
+        for other, error in damaged:
+            aside = other.with_name(f"{other.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(other, aside)
+            print(f"bertfast: {error}; {other.name} is set aside as {aside}", file=sys.stderr)
+        if damaged:
+            print(f"bertfast: going back to the whole checkpoint {folder}", file=sys.stderr)
+        show(run, folder)
+        return folder, state
+    if damaged:
+        reasons = "; ".join(str(error) for _, error in damaged)
+        raise BertfastError(
+            f"{run}: no whole checkpoint is left to resume from ({reasons}); nothing was changed. "
+            "Put a backup in place, or start a new run with another --out"
+        )
+    return None
+
+
+def load_checkpoint(folder: Path) -> TrainingState:
+    """A checkpoint's weights and training state, once every file's checksum was found right.
+
+    Raises:
+        BertfastError: a file is missing, damaged or foreign; the file is named.
     """
     path = folder / STATE_VALUES
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        told = (folder / STATE_SUM).read_bytes() if (folder / STATE_SUM).exists() else None
+        if told not in (None, _sum_line(text)):
+            raise BertfastError(f"{path}: is damaged: it does not match {STATE_SUM}")
+        values = json.loads(text)
         values["step"] = int(values["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BertfastError(
-            f"{path}: is no training state ({error}); delete {folder} to resume from the checkpoint before it"
-        ) from error
-    weights = {
-        "" if path.parent == folder else path.parent.name: path for path in folder.rglob(WEIGHTS)
-    } or {"": folder / WEIGHTS}
+        sums = values.pop(FILES, None)
+        if (sums is None) != (told is None):
+            raise BertfastError(f"{path}: is damaged: it and {STATE_SUM} do not belong together")
+        for name, expected in (sums or {}).items():
+            if not (folder / name).is_file():
+                raise BertfastError(f"{folder / name}: is missing")
+            if file_sha256(folder / name) != expected:
+                raise BertfastError(f"{folder / name}: is damaged: its checksum is another")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BertfastError(f"{path}: is no training state ({error})") from error
+    if sums is None:
+        print(f"bertfast: {folder} is of a release without checksums", file=sys.stderr)
+    weights = _weight_files(folder) or [folder / WEIGHTS]
     return TrainingState(
-        {place: read_safetensors(path) for place, path in weights.items()},
+        {
+            "" if path.parent == folder else path.parent.name: read_safetensors(path)
+            for path in weights
+        },
         read_safetensors(folder / STATE_TENSORS),
         values,
     )
+
+
+def _sum_line(state: bytes) -> bytes:
+    """What ``training_state.sha256`` holds beside these bytes of ``training_state.json``."""
+    return f"{hashlib.sha256(state).hexdigest()}  {STATE_VALUES}\n".encode()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The weights of a checkpoint's models."""
+    return sorted(folder.rglob(WEIGHTS))
 
 
 def _flush(path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from bertfast.config import PRESETS
-from bertfast.data.packing import MASK_UNITS, MASKINGS, OBJECTIVES
+from bertfast.data.packing import MASK_UNITS, MASKINGS
 from bertfast.errors import BertfastError
+from bertfast.objectives import find_objective
 
 from .precision import PRECISIONS
 
@@ -79,6 +80,7 @@ class PretrainConfig:
     text_field: str = "text"
 
     def __post_init__(self) -> None:
+        objective = find_objective(self.objective)
         object.__setattr__(self, "data", tuple(str(path) for path in self.data))
         if not self.data:
             raise BertfastError("data names no file")
@@ -104,7 +106,6 @@ class PretrainConfig:
             _number(name, getattr(self, name), above=0)
         _number("weight_decay", self.weight_decay, least=0)
         for name, choices in (
-            ("objective", OBJECTIVES),
             ("masking", MASKINGS),
             ("mask_unit", MASK_UNITS),
             ("precision", PRECISIONS),
@@ -116,17 +117,7 @@ class PretrainConfig:
         _number("generator_size", self.generator_size, above=0)
         if self.generator_size > 1:
             raise BertfastError(f"generator-size is {self.generator_size}; it must be at most 1")
-        if self.objective == "distill" and not self.teacher:
-            raise BertfastError(
-                "objective is 'distill', which needs a teacher: the folder of a model; give --teacher"
-            )
-        if self.teacher is not None:
-            if self.objective != "distill":
-                raise BertfastError(
-                    f"teacher is {self.teacher!r} and objective {self.objective!r}; only --objective distill takes one"
-                )
-            if not Path(self.teacher).is_dir():
-                raise BertfastError(f"teacher is {self.teacher!r}; it must be a model's folder")
+        objective.check(self)
         if self.cuda_graph not in (None, True, False):
             raise BertfastError(
                 f"cuda-graph is {self.cuda_graph!r}; it must be true, false or left out"

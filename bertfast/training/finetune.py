@@ -40,7 +40,7 @@ from . import card
 from .evaluate import Scores, score
 from .memory import keep_freed_memory
 from .metrics import LiveBar
-from .optimizer import build_optimizer, clip_gradients, linear_schedule, set_rate
+from .optimizer import build_optimizer, clip_at_next_step, linear_schedule, set_rate
 from .options import takes_fields_of
 from .precision import PRECISIONS, Masters
 from .seeds import dropout_seed
@@ -313,7 +313,7 @@ def _train(
                     logits = model.classify(firsts[rows], torch.tensor([seed], device=device))
                     loss = torch.nn.functional.cross_entropy(logits.float(), labels)
                 loss.backward()
-                clip_gradients(optimizer, 1.0)
+                clip_at_next_step(optimizer, 1.0)
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise BertfastError(

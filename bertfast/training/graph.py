@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bertfast.errors import BertfastError
 from bertfast.packed import Budget, PackedBatch
 
-from .optimizer import AdamW, clip_gradients
+from .optimizer import AdamW, clip_at_next_step
 
 # Steps before the capture, in which kernels are compiled and loaded and libraries take their
 # workspaces: none of that can be recorded.
@@ -111,8 +111,8 @@ class GraphedStep:
         padded = batch.pad_to(*self.budget)
         if self.batch is None:
             self.batch = padded
-        for name, x in self.batch.tensors().items():
-            x.copy_(getattr(padded, name))
+        for name, x in padded.tensors().items():
+            self.batch.tensors()[name].copy_(x)
         self.seed.fill_(seed)
         self.rate.fill_(rate)
         self.age.fill_(age)
@@ -120,8 +120,10 @@ class GraphedStep:
     def _step(self) -> tuple[Any, Tensor]:
         """What is captured: nothing in it reads a value on the host, or brings one from there."""
         output = self.model(self.batch, seed=self.seed)
-        output.loss.backward()
-        norm = clip_gradients(self.optimizer, self.clip_norm)
+        output["loss"].backward()
+        norm = clip_at_next_step(self.optimizer, self.clip_norm)
         self.optimizer.step(lr=self.rate, age=self.age)
         self.optimizer.zero_grad()
+        if isinstance(output, dict):
+            return {name: x.detach() for name, x in output.items()}, norm
         return output.detach(), norm

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from bertfast.errors import BertfastError
 from bertfast.hub import write_atomically
@@ -88,6 +90,96 @@ def _event_writer(folder: Path, start_step: int) -> Any:
         )
         return None
     return SummaryWriter(str(folder), purge_step=start_step + 1)
+
+
+class Window:
+    """Sums over the steps since the last logged line; they stay on the device until the line is
+    written.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.parts = self.tokens = self.sequences = 0
+        self.elapsed = 0.0
+        self.unread = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs, so that the next line averages over the same steps."""
+        sums = {name: float(value) for name, value in self.sums.items()}
+        return {
+            "sums": sums,
+            "parts": self.parts,
+            "tokens": self.tokens,
+            "sequences": self.sequences,
+            "elapsed": self.elapsed,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.sums = {
+            name: torch.tensor(value, dtype=torch.float64)
+            for name, value in state.get("sums", {}).items()
+        }
+        self.parts, self.tokens, self.sequences = (
+            state.get(name, 0) for name in ("parts", "tokens", "sequences")
+        )
+        self.elapsed = state.get("elapsed", 0.0)
+
+    def add(self, output: Any, tokens: int, sequences: int) -> None:
+        for name, value in _numbers(output).items():
+            if value is not None:
+                value = value.detach().double()
+                self.sums[name] = (
+                    value + self.sums[name].to(value.device) if name in self.sums else value
+                )
+        self.parts += 1
+        self.tokens += tokens
+        self.unread += tokens
+        self.sequences += sequences
+
+    def step_tokens(self) -> int:
+        """Tokens since this was last asked."""
+        tokens, self.unread = self.unread, 0
+        return tokens
+
+    def flush(
+        self, elapsed: float, rate: float, norm: float, tokens: int, epoch: int, seconds: float
+    ) -> dict[str, Any]:
+        """The line for metrics.jsonl, averaged over the window; starts a new one."""
+        sums = {name: float(value) for name, value in self.sums.items()}
+        line = {"loss": sums["loss"] / self.parts}
+        for name in [name for name in sums if name.endswith("_correct")]:
+            # A model with one task alone says its loss once.
+            if name != "correct" and not any(other.endswith("_loss") for other in sums):
+                sums[name.replace("_correct", "_loss")] = sums["loss"]
+        tasks = [name.removesuffix("_loss") for name in sums if name.endswith("_loss")]
+        for task in tasks:
+            line[f"{task}_loss"] = sums[f"{task}_loss"] / self.parts
+            if f"{task}_correct" in sums:
+                line[f"{task}_accuracy"] = sums[f"{task}_correct"] / max(
+                    sums.get(f"{task}_count", self.sequences), 1
+                )
+        line |= {
+            "tokens_per_second": self.tokens / elapsed if elapsed > 0 else 0.0,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "tokens": tokens,
+            "epoch": epoch,
+            "seconds": seconds,
+        }
+        self.__init__()  # type: ignore[misc]
+        return line
+
+
+def _numbers(output: Any) -> dict[str, Any]:
+    """``loss`` and every ``X_loss``, ``X_correct`` and ``X_count`` of what a model returned."""
+    values = output if isinstance(output, dict) else vars(output)
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, torch.Tensor)
+        and (name == "loss" or name.endswith(("_loss", "_correct", "_count")))
+    }
 
 
 class LiveBar:

@@ -155,7 +155,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def clip_gradients(optimizer: AdamW, max_norm: float) -> Tensor:
+def clip_at_next_step(optimizer: AdamW, max_norm: float) -> Tensor:
     """Lets the next step scale the gradients down to a joint norm of ``max_norm`` where they exceed
     it; returns the norm they have.
     """

@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bertfast.errors import BertfastError
+
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -29,12 +31,41 @@ class Masters(nn.Module):
         self.lower: dict[Tensor, Tensor] = {}
         if precision == "bf16":
             self.weights = nn.ParameterList([nn.Parameter(p.detach().clone()) for _, p in named])
+            for (_, parameter), master in zip(named, self.weights, strict=True):
+                # Where `save_pretrained` finds it, whoever calls that.
+                parameter.master = master  # type: ignore[attr-defined]
             model.bfloat16()
             # A frozen buffer or parameter is cast too: forward sees one dtype.
             self.lower = dict(zip(self.weights, (p for _, p in named), strict=True))
         else:
             self.weights = nn.ParameterList([p for _, p in named])
         self.by_parameter = dict(zip((p for _, p in named), self.weights, strict=True))
+
+    @property
+    def by_weight(self) -> dict[Tensor, str]:
+        """The name of each master."""
+        return dict(zip(self.weights, self.names, strict=True))
+
+    def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Lets an optimizer over the model's parameters work on their masters; returns it.
+
+        Raises:
+            BertfastError: it has a parameter that the model has not.
+        """
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad and parameter not in self.by_parameter:
+                    raise BertfastError(
+                        f"the optimizer has a parameter of shape {tuple(parameter.shape)} that the model has not"
+                    )
+            kept = [p for p in group["params"] if p in self.by_parameter]
+            group["params"] = [self.by_parameter[p] for p in kept]
+            for parameter in kept:
+                # Some make their state before the first step.
+                if parameter in optimizer.state:
+                    state = optimizer.state.pop(parameter)
+                    optimizer.state[self.by_parameter[parameter]] = state
+        return optimizer
 
     @torch.no_grad()
     def accumulate(self) -> None:

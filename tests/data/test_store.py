@@ -90,6 +90,29 @@ def test_a_store_cut_short_is_refused(corpus, tmp_path, victim):
         TokenStore.open(tmp_path / "store")
 
 
+def test_a_flipped_bit_has_the_store_made_again(corpus, tmp_path, capsys):
+    path, tokenizer = corpus
+    whole = TokenStore.build([path], tokenizer, tmp_path / "store")
+    ids, sentences, documents = (np.array(x) for x in (whole.ids, whole.sentences, whole.documents))
+    draw = np.random.default_rng(0)
+    for file in sorted((tmp_path / "store").iterdir()):
+        for _ in range(12):
+            content = bytearray(file.read_bytes())
+            content[draw.integers(len(content))] ^= 1 << int(draw.integers(8))
+            file.write_bytes(content)
+            capsys.readouterr()
+            store = TokenStore.build([path], tokenizer, tmp_path / "store")
+            assert store.digest == whole.digest
+            for found, wanted in zip(
+                (store.ids, store.sentences, store.documents),
+                (ids, sentences, documents),
+                strict=True,
+            ):
+                assert np.array_equal(found, wanted)
+            if file.name != "origin.json":
+                assert f"{file.name}: is damaged" in capsys.readouterr().err
+
+
 def test_a_failure_leaves_no_half_store(corpus, tmp_path, monkeypatch):
     path, tokenizer = corpus
 

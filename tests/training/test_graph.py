@@ -27,19 +27,20 @@ from bertfast import (
     kernels,
 )
 from bertfast.config import ElectraConfig
+from bertfast.data.packing import Batches
 from bertfast.model.members import ElectraForMaskedLM, ElectraForPreTraining
+from bertfast.objectives.joint import Distillation, ReplacedTokenDetection, generator_config
 from bertfast.packed import Budget
 from bertfast.training.checkpoint import checkpoints
 from bertfast.training.graph import WARMUP, GraphedStep
-from bertfast.training.joint import Distillation, ReplacedTokenDetection, generator_config
 from bertfast.training.metrics import read_metrics
-from bertfast.training.optimizer import build_optimizer, clip_gradients, set_rate
+from bertfast.training.optimizer import build_optimizer, clip_at_next_step, set_rate
 from bertfast.training.precision import Masters
 from support import DEVICE, forced
 
-module = importlib.import_module(
-    "bertfast.training.pretrain"
-)  # the package has a function of that name
+# The package has a function of that name.
+pretraining = importlib.import_module("bertfast.training.pretrain")
+module = importlib.import_module("bertfast.training.trainer")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 CONFIG = BertConfig(
     vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=16
@@ -106,7 +107,7 @@ def eager(model: Any, optimizer: Any) -> Callable[..., Any]:
     def call(batch: PackedBatch, seed: int, rate: float, age: int) -> Any:
         output = model(batch, seed=seed)
         output.loss.backward()
-        norm = clip_gradients(optimizer, CLIP)
+        norm = clip_at_next_step(optimizer, CLIP)
         set_rate(optimizer, rate)
         optimizer.step()
         optimizer.zero_grad()
@@ -321,16 +322,11 @@ def with_graph(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     if torch.cuda.is_available():
         return {"cuda_graph": True}
 
-    class Graphed(module._Trainer):  # type: ignore[name-defined]
-        def __init__(
-            self, config: Any, run: Any, model: Any, batches: Any, device: Any, on_log: Any
-        ) -> None:
-            super().__init__(config, run, model, batches, device, on_log)
-            self.graphed = GraphedStep(
-                model, self.optimizer, config.clip_norm, batches.budget(), device
-            )
+    class Graphed(module.Trainer):  # type: ignore[name-defined]
+        def __init__(self, model: Any, batches: Any, **options: Any) -> None:
+            super().__init__(model, batches, **{**options, "budget": batches.budget()})
 
-    monkeypatch.setattr(module, "_Trainer", Graphed)
+    monkeypatch.setattr(pretraining, "Trainer", Graphed)
     return {}
 
 
@@ -353,8 +349,8 @@ def test_batches_beyond_the_budget_are_trained_all_the_same(
     place: Path, tmp_path: Path, with_graph: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = run(place, tmp_path / "graphed", **with_graph)
-    whole, call, used = module.Batches.budget, GraphedStep.__call__, []
-    monkeypatch.setattr(module.Batches, "budget", lambda self: whole(self)._replace(tokens=116))
+    whole, call, used = Batches.budget, GraphedStep.__call__, []
+    monkeypatch.setattr(Batches, "budget", lambda self: whole(self)._replace(tokens=116))
     monkeypatch.setattr(
         GraphedStep, "__call__", lambda *arguments: used.append(None) or call(*arguments)
     )
@@ -373,7 +369,7 @@ def test_a_graphed_run_that_was_stopped_goes_on_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = run(place, tmp_path / "whole", **with_graph)
-    update, done = module._Trainer._update, []
+    update, done = module.Trainer._update, []
 
     def update_then_interrupt(*arguments: Any) -> Any:
         done.append(None)
@@ -382,7 +378,7 @@ def test_a_graphed_run_that_was_stopped_goes_on_bit_for_bit(
         return update(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module._Trainer, "_update", update_then_interrupt)
+        patched.setattr(module.Trainer, "_update", update_then_interrupt)
         with pytest.raises(module.Interrupted):
             run(place, tmp_path / "parts", **with_graph)
     assert checkpoints(tmp_path / "parts")[-1].name == f"step-{stop_after:08d}"

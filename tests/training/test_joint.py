@@ -19,13 +19,13 @@ from bertfast import (
 )
 from bertfast.config import BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 from bertfast.model import BertForMaskedLM, BertForPreTraining, RobertaForMaskedLM
-from bertfast.packed import PackedBatch
-from bertfast.training.joint import (
+from bertfast.objectives.joint import (
     Distillation,
     ReplacedTokenDetection,
     generator_config,
     start_from_teacher,
 )
+from bertfast.packed import PackedBatch
 
 SHAPE = {
     "vocab_size": 97,

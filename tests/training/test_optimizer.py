@@ -15,7 +15,7 @@ from bertfast.training.optimizer import (
     EPSILON,
     AdamW,
     build_optimizer,
-    clip_gradients,
+    clip_at_next_step,
     linear_schedule,
     set_rate,
 )
@@ -85,9 +85,9 @@ def test_clipping_scales_the_joint_norm() -> None:
     a, b = (nn.Parameter(torch.zeros(3)) for _ in range(2))
     optimizer = AdamW([{"params": [a, b]}], 1e-3)
     a.grad, b.grad = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
-    assert clip_gradients(optimizer, 10.0) == 5.0
+    assert clip_at_next_step(optimizer, 10.0) == 5.0
     assert optimizer.gradient_scale == 1.0
-    assert clip_gradients(optimizer, 1.0) == 5.0
+    assert clip_at_next_step(optimizer, 1.0) == 5.0
     optimizer.step()
     torch.testing.assert_close(optimizer.state[b]["exp_avg"], torch.tensor([0.0, 0.08, 0.0]))
     assert optimizer.gradient_scale == 1.0
@@ -103,7 +103,7 @@ def test_a_step_is_that_of_torchs_adamw_with_clipping() -> None:
         for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
             q.grad = p.grad.clone()
-        clip_gradients(optimizer, 1.0)
+        clip_at_next_step(optimizer, 1.0)
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         optimizer.step()
         other.step()

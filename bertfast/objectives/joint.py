@@ -1,7 +1,7 @@
 """Pretraining of two models at once: ELECTRA's generator and discriminator, DistilBERT's student
 under its teacher.
 
-Each is a module that `bertfast.training.pretrain` steps like any other: called with a packed batch
+Each is a module that the trainer steps like any other: called with a packed batch
 and a seed, it returns the loss with its parts.
 """
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from bertfast.config import ElectraConfig
 from bertfast.errors import BertfastError
 from bertfast.kernels.philox import as_seed
-from bertfast.model import PreTrainedModel
 from bertfast.model.encoder import Encoder
 from bertfast.model.members import ElectraForMaskedLM, ElectraForPreTraining
 from bertfast.model.models import MaskedLMModel
@@ -242,13 +241,3 @@ def _shared_parameters(mine: Submodules, theirs: Submodules) -> list[tuple[str, 
                 if key in others
             ]
     return found
-
-
-def saved_models(model: nn.Module) -> dict[str, PreTrainedModel]:
-    """The models that a run leaves, each by its folder below the run's."""
-    if isinstance(model, ReplacedTokenDetection):
-        return {"": model.discriminator, GENERATOR: model.generator}
-    if isinstance(model, Distillation):
-        return {"": model.student}
-    assert isinstance(model, PreTrainedModel)
-    return {"": model}
