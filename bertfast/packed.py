@@ -61,8 +61,9 @@ class PackedBatch:
         max_seqlen: at least the longest sequence's length.
         masked_positions: (masked,) int64 rows of the tokens to predict, no two alike, -1 for slack.
         masked_labels: (masked,) int64 ids to predict there, -100 for slack.
-        next_sentence_labels: (sequences,) int64, the label of the pair: 0 where the second segment
-            follows the first, 1 where it is random (NSP) or the two are swapped (SOP).
+        pair_labels: (sequences,) int64, of next-sentence or of sentence-order prediction: 0 where
+            the second segment follows the first, 1 where it is random, or where the two are
+            swapped.
         labels: (sequences,) class ids (int64) or targets (float).
         token_labels: (tokens,) int64 class ids, -100 where there is none.
         start_positions: (sequences,) int64, the answer's first token in its sequence; one outside
@@ -81,7 +82,7 @@ class PackedBatch:
     max_seqlen: int
     masked_positions: Tensor | None = None
     masked_labels: Tensor | None = None
-    next_sentence_labels: Tensor | None = None
+    pair_labels: Tensor | None = None
     labels: Tensor | None = None
     token_labels: Tensor | None = None
     start_positions: Tensor | None = None
@@ -103,7 +104,7 @@ class PackedBatch:
                 )
         if (self.masked_positions is None) != (self.masked_labels is None):
             raise BertfastError("masked_positions and masked_labels go together; one is None")
-        for name in ("next_sentence_labels", "labels", "start_positions", "end_positions"):
+        for name in ("pair_labels", "labels", "start_positions", "end_positions"):
             labels = getattr(self, name)
             if labels is not None and labels.shape[:1] != (self.num_sequences,):
                 raise BertfastError(
@@ -204,7 +205,7 @@ class PackedBatch:
         filled = {
             **dict.fromkeys(("input_ids", "segment_ids", "position_ids"), (slack[0], 0)),
             **dict.fromkeys(
-                ("next_sentence_labels", "labels", "start_positions", "end_positions"),
+                ("pair_labels", "labels", "start_positions", "end_positions"),
                 (slack[1], IGNORE_INDEX),
             ),
             "token_labels": (slack[0], IGNORE_INDEX),

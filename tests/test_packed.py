@@ -120,7 +120,7 @@ def test_moving_a_batch_moves_every_tensor_and_nothing_else():
 def predicting(labels=None):
     batch = PackedBatch.from_sequences([[5, 6], [7]], labels=labels)
     batch.masked_positions, batch.masked_labels = torch.tensor([1]), torch.tensor([9])
-    batch.next_sentence_labels = torch.tensor([0, 1])
+    batch.pair_labels = torch.tensor([0, 1])
     return batch
 
 
@@ -133,7 +133,7 @@ def test_a_padded_batch_has_the_sizes_of_its_budget_and_the_same_content():
     assert padded.cu_seqlens.tolist() == [0, 2, 3, 3, 3]
     assert padded.masked_positions.tolist() == [1, -1]
     assert padded.masked_labels.tolist() == [9, -100]
-    assert padded.next_sentence_labels.tolist() == [0, 1, -100, -100]
+    assert padded.pair_labels.tolist() == [0, 1, -100, -100]
     assert padded.labels.tolist() == [1, 0, -100, -100]
     for name, x in padded.tensors().items():
         assert x.dtype == getattr(batch, name).dtype, name
@@ -182,7 +182,7 @@ def test_sequences_whose_company_does_not_fit_are_refused(arguments):
         {"position_ids": torch.zeros(3, 1, dtype=torch.int64)},
         {"masked_positions": torch.tensor([0])},
         {"masked_labels": torch.tensor([0])},
-        {"next_sentence_labels": torch.tensor([0])},
+        {"pair_labels": torch.tensor([0])},
         {"labels": torch.tensor(1)},
     ],
     ids=lambda change: next(iter(change)),

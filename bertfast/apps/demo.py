@@ -343,7 +343,7 @@ def _padded(batch: PackedBatch) -> dict[str, torch.Tensor]:
     labels = torch.full_like(batch.input_ids, -100)
     assert batch.masked_positions is not None
     assert batch.masked_labels is not None
-    assert batch.next_sentence_labels is not None
+    assert batch.pair_labels is not None
     labels[batch.masked_positions] = batch.masked_labels
 
     def spread(values: torch.Tensor, fill: int) -> torch.Tensor:
@@ -354,7 +354,7 @@ def _padded(batch: PackedBatch) -> dict[str, torch.Tensor]:
         "attention_mask": real.long(),
         "token_type_ids": spread(batch.segment_ids, 0),
         "labels": spread(labels, -100),
-        "next_sentence_label": batch.next_sentence_labels,
+        "next_sentence_label": batch.pair_labels,
     }
 
 

@@ -195,7 +195,7 @@ class Batches:
             max_seqlen=self.seq_len,
             masked_positions=positions,
             masked_labels=labels,
-            next_sentence_labels=self._tensor(spans.label[rows]) if self.pairs else None,
+            pair_labels=self._tensor(spans.label[rows]) if self.pairs else None,
         )
         return self.objective.finish(batch, spans, rows)
 

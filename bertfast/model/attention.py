@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -81,12 +81,20 @@ class Sequences:
         return rotation
 
     def buckets(self, make: Callable[..., Tensor], *settings: int) -> Tensor:
-        """``make(padded width, *settings)``, the bucket of each distance, made once a forward."""
-        if make not in self.made:
-            buckets = make(self.padded_width, *settings)
-            self.made[make] = buckets.to(self.position_ids.device)
-        found: Tensor = self.made[make]
-        return found
+        """``make(padded width, *settings)``, the bucket of each distance."""
+        get = _made_buckets if torch.compiler.is_compiling() else _kept_buckets
+        return get(make, self.padded_width, settings, self.position_ids.device)
+
+
+def _made_buckets(
+    make: Callable[..., Tensor], width: int, settings: tuple[int, ...], device: torch.device
+) -> Tensor:
+    with torch.inference_mode(False):  # a backward may save what inference made first
+        return make(width, *settings).to(device)
+
+
+# Kept from forward to forward: they are made on the host, which a CUDA graph cannot record.
+_kept_buckets = lru_cache(maxsize=64)(_made_buckets)
 
 
 class Scoring(NamedTuple):

@@ -375,7 +375,7 @@ class _PairPreTraining(MaskedLMModel):
         predicted, logits = self._predict(encoded, labels, return_logits)
         mlm_loss, correct, count = predicted or (None, None, None)
         if encoded.padding is None:
-            pair_label = encoded.batch.next_sentence_labels
+            pair_label = encoded.batch.pair_labels
         pooled = self.base.encoder_run.pooled(encoded)
         assert pooled is not None
         pair_logits = self.get_submodule(self.pair_path)(

@@ -135,7 +135,7 @@ def test_a_random_partner_comes_from_another_document_and_a_next_one_from_the_sa
     for _, batch in islice(batches().iterate(), 60):
         original = batch.input_ids.clone()
         original[batch.masked_positions] = batch.masked_labels
-        for row, label in enumerate(batch.next_sentence_labels.tolist()):
+        for row, label in enumerate(batch.pair_labels.tolist()):
             ids = original[batch.cu_seqlens[row] : batch.cu_seqlens[row + 1]].tolist()
             first = ids.index(SPECIAL.sep)
             same_document = ids[1] == ids[first + 1]
@@ -209,7 +209,7 @@ def test_a_swapped_pair_is_labelled_so():
     for _, batch in islice(batches(whole, objective="mlm+sop").iterate(), 20):
         original = batch.input_ids.clone()
         original[batch.masked_positions] = batch.masked_labels
-        for row, label in enumerate(batch.next_sentence_labels.tolist()):
+        for row, label in enumerate(batch.pair_labels.tolist()):
             start, end = batch.cu_seqlens[row : row + 2].tolist()
             assert label == (original[start + 1] > original[end - 2])
             labels.append(label)

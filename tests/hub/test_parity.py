@@ -265,7 +265,7 @@ def packed(ours, given, mask):
         padding.max_seqlen,
         start_positions=flat.get("start_positions"),
         end_positions=flat.get("end_positions"),
-        next_sentence_labels=flat.get("next_sentence_label", flat.get("sentence_order_label")),
+        pair_labels=flat.get("next_sentence_label", flat.get("sentence_order_label")),
     )
     beside = {}
     if "Choice" in name:

@@ -50,7 +50,7 @@ def pretraining_batch(lengths=LENGTHS):
     )
     batch.masked_positions = torch.tensor([0, 7, 9, 30, batch.num_tokens - 1])
     batch.masked_labels = torch.tensor([5, 210, 17, 9, 100])
-    batch.next_sentence_labels = torch.tensor([0, 1, 1, 0])[: len(lengths)]
+    batch.pair_labels = torch.tensor([0, 1, 1, 0])[: len(lengths)]
     return batch
 
 
@@ -66,7 +66,7 @@ def with_slack(batch, tokens=9, positions=4):
         batch.max_seqlen + 5,
         torch.cat([batch.masked_positions, torch.full((positions,), -1)]),
         torch.cat([batch.masked_labels, torch.full((positions,), -100)]),
-        batch.next_sentence_labels,
+        batch.pair_labels,
     )
 
 
@@ -183,7 +183,7 @@ def test_a_sequence_is_encoded_alike_alone_and_among_others(backend):
 def test_empty_sequences_take_part_with_finite_numbers(backend):
     model = built(BertForPreTraining)
     batch = pretraining_batch((7, 0, 23, 12))
-    batch.next_sentence_labels[1] = -100
+    batch.pair_labels[1] = -100
     with forced(backend):
         output, found = step(model, batch, seed=1)
     assert output.loss.isfinite()
@@ -197,7 +197,7 @@ def test_the_loss_is_that_of_the_full_logits_at_the_masked_positions():
     logits = model.word_logits(hidden)[batch.masked_positions]
     torch.testing.assert_close(output.mlm_loss, F.cross_entropy(logits, batch.masked_labels))
     torch.testing.assert_close(
-        output.nsp_loss, F.cross_entropy(output.seq_relationship_logits, batch.next_sentence_labels)
+        output.nsp_loss, F.cross_entropy(output.seq_relationship_logits, batch.pair_labels)
     )
     torch.testing.assert_close(output.loss, output.mlm_loss + output.nsp_loss)
     assert output.prediction_logits is None
@@ -234,9 +234,9 @@ def test_rows_that_no_head_reads_are_left_out_and_nothing_changes(cls, lengths):
         torch.testing.assert_close(less, full)
 
 
-def test_without_next_sentence_labels_the_loss_is_the_masked_one():
+def test_without_pair_labels_the_loss_is_the_masked_one():
     model, batch = built(BertForPreTraining).eval(), pretraining_batch()
-    batch.next_sentence_labels = None
+    batch.pair_labels = None
     output = model(batch)
     assert output.loss is output.mlm_loss
     assert output.nsp_loss is None

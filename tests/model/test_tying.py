@@ -18,7 +18,7 @@ def model_and_batch() -> tuple[BertForPreTraining, PackedBatch]:
     config = BertConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     batch = PackedBatch.from_sequences([[2, 5, 0, 9, 3], [2, 7, 7, 3]])
     batch.masked_positions, batch.masked_labels = torch.tensor([1, 6]), torch.tensor([4, 8])
-    batch.next_sentence_labels = torch.tensor([0, 1])
+    batch.pair_labels = torch.tensor([0, 1])
     return BertForPreTraining(config).train(), batch
 
 

@@ -81,7 +81,7 @@ def batch(number: int) -> PackedBatch:
         torch.randperm(made.num_tokens, generator=draw)[: 2 + number % 4].sort().values
     )
     made.masked_labels = torch.randint(5, 101, made.masked_positions.shape, generator=draw)
-    made.next_sentence_labels = torch.randint(2, (len(lengths),), generator=draw)
+    made.pair_labels = torch.randint(2, (len(lengths),), generator=draw)
     made.max_seqlen = BUDGET.max_seqlen
     return made.to(DEVICE)
 
