@@ -79,8 +79,8 @@ void add_layer_norm_backward(const AddLayerNormBackward<T> &p) {
         });
       }
     }
+    sum_chunks(partial.data(), count, width, p.dparameters);
   }
-  sum_chunks(partial.data(), count, width, p.dparameters, f.threads);
 }
 
 template void add_layer_norm_forward(const AddLayerNorm<float> &);

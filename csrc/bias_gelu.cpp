@@ -81,28 +81,31 @@ void bias_gelu_backward(const BiasGeluBackward<T> &p) {
   const int64_t n = f.features, stride = f.gated ? 2 * n : n, count = chunks(f.rows);
   const float *second = f.bias ? f.bias + n : nullptr;
   std::vector<float> partial(p.dbias ? count * stride : 0);
-#pragma omp parallel for num_threads(f.threads) schedule(static)
-  for (int64_t chunk = 0; chunk < count; ++chunk) {
-    for (int64_t row = chunk * kChunk; row < std::min(f.rows, (chunk + 1) * kChunk); ++row) {
-      const T *x = f.x + row * stride;
-      T *dx = p.dx + row * stride;
-      float *sums = p.dbias ? partial.data() + chunk * stride : nullptr;
-      const auto put = [&](int64_t at, vec d, int64_t left) {
-        store_some(dx + at, d, left);
-        if (sums) store_some(sums + at, load_some(sums + at, left) + d, left);
-      };
-      each_vector(n, [&](int64_t j, int64_t left) {
-        const vec v = with_bias(x, f.bias, j, left), dy = load_some(p.dout + row * n + j, left);
-        if (f.gated) {
-          put(j, dy * gelu_slope(v, f.tanh) * with_bias(x + n, second, j, left), left);
-          put(n + j, dy * gelu(v, f.tanh), left);
-        } else {
-          put(j, dy * gelu_slope(v, f.tanh), left);
-        }
-      });
+#pragma omp parallel num_threads(f.threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < count; ++chunk) {
+      for (int64_t row = chunk * kChunk; row < std::min(f.rows, (chunk + 1) * kChunk); ++row) {
+        const T *x = f.x + row * stride;
+        T *dx = p.dx + row * stride;
+        float *sums = p.dbias ? partial.data() + chunk * stride : nullptr;
+        const auto put = [&](int64_t at, vec d, int64_t left) {
+          store_some(dx + at, d, left);
+          if (sums) store_some(sums + at, load_some(sums + at, left) + d, left);
+        };
+        each_vector(n, [&](int64_t j, int64_t left) {
+          const vec v = with_bias(x, f.bias, j, left), dy = load_some(p.dout + row * n + j, left);
+          if (f.gated) {
+            put(j, dy * gelu_slope(v, f.tanh) * with_bias(x + n, second, j, left), left);
+            put(n + j, dy * gelu(v, f.tanh), left);
+          } else {
+            put(j, dy * gelu_slope(v, f.tanh), left);
+          }
+        });
+      }
     }
+    if (p.dbias) sum_chunks(partial.data(), count, stride, p.dbias);
   }
-  if (p.dbias) sum_chunks(partial.data(), count, stride, p.dbias, f.threads);
 }
 
 template void bias_gelu_forward(const BiasGelu<float> &);

@@ -73,8 +73,8 @@ void embed_backward(const EmbedBackward<T> &p) {
         each_vector(n, [&](int64_t j, int64_t left) { store_some(p.dsum + token * n + j, load(dy.data() + j), left); });
       }
     }
+    sum_chunks(partial.data(), count, width, p.dparameters);
   }
-  sum_chunks(partial.data(), count, width, p.dparameters, f.threads);
 }
 
 // out[group] = sum over the group's members, in order, of rows[order[member]]; a group is starts[g] to starts[g + 1].

@@ -46,9 +46,10 @@ inline void norm_backward(float *s, float *dy, Moments m, bool rms, const float 
   for (int64_t j = 0; j < n; j += kWidth) store(dy + j, (load(dy + j) - load(s + j) * a - b) * m.rstd);
 }
 
-// out[j] = sum over chunks, in order, of partial[chunk * width + j].
-inline void sum_chunks(const float *partial, int64_t count, int64_t width, float *out, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+// out[j] = sum over chunks, in order, of partial[chunk * width + j]. The team that made the chunks calls it, every thread of it: a
+// second team would wait a second time.
+inline void sum_chunks(const float *partial, int64_t count, int64_t width, float *out) {
+#pragma omp for schedule(static)
   for (int64_t start = 0; start < width; start += 64) {
     const int64_t end = std::min(width, start + 64);
     std::fill(out + start, out + end, 0.0f);
