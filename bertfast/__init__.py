@@ -3,11 +3,15 @@
 Names are loaded on first use, so that ``import bertfast`` costs nothing. The models and
 configurations of every member are here under Hugging Face's names: ``bertfast.RobertaForMaskedLM``,
 ``bertfast.AlbertConfig``.
+
+The import comes before PyTorch's for one thing: it says how long OpenMP's threads may spin
+(`bertfast.openmp`), which their runtime reads when it starts.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from . import openmp as openmp
 from ._version import __version__
 from .registration import register_attention, register_attention_on_import
 

@@ -194,7 +194,7 @@ def test_doctor_gives_each_op_and_dtype_a_backend_and_the_others_reasons(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     facts = json.loads(run_cli(monkeypatch, capfd, "doctor", "--json").out)
-    assert set(facts) == {"machine", "versions", "instruction_sets", "ops"}
+    assert set(facts) == {"machine", "openmp", "versions", "instruction_sets", "ops"}
     assert facts["versions"]["bertfast"] == bertfast.__version__
     cpu = {(row["op"], row["dtype"]): row for row in facts["ops"] if row["device"] == "cpu"}
     assert set(cpu) == {

@@ -9,6 +9,7 @@ from support import REPOSITORY
 LAYERS = {  # deepest first; modules of one layer do not import one another
     "errors": 0,
     "escape": 0,
+    "openmp": 0,
     "_version": 0,
     "__version__": 0,
     "_C": 0,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bertfast import __version__
+from bertfast import __version__, openmp
 from bertfast.kernels import dispatch
 
 PACKAGES = ("torch", "triton", "numpy", "tokenizers", "safetensors", "transformers", "tensorboard")
@@ -29,9 +29,9 @@ def report() -> dict[str, Any]:
             "system": platform.platform(),
             "processor": processor(),
             "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
+        "openmp": _openmp(),
         "versions": {"bertfast": __version__, "python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
         "instruction_sets": {"missing": missing} if missing else dispatch._C.capabilities(),
@@ -42,6 +42,31 @@ def report() -> dict[str, Any]:
             for dtype in dispatch.DTYPES
         ],
     }
+
+
+def _openmp() -> dict[str, Any]:
+    """How this process's threads wait and how many they are, who said so, and what to do."""
+    found, threads = openmp.report(), torch.get_num_threads()
+    given = found["environment"].get("OMP_NUM_THREADS")
+    if given == str(threads):
+        by = "OMP_NUM_THREADS in the environment"
+    else:
+        by = "one a core" if threads == usable_cores() else "torch.set_num_threads"
+    return {
+        "runtime": found["runtime"],
+        "loaded from": found["loaded"],
+        "threads": threads,
+        "threads set by": by,
+        "at a region's end": found["waiting"],
+        "waiting set by": found["set_by"],
+        "to do": found["advice"],
+    }
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _choice(op: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -87,7 +112,7 @@ def show(facts: dict[str, Any]) -> None:
 
     console = Console()
     table = Table(title="bertfast doctor", show_header=False, title_justify="left")
-    for part in ("machine", "versions", "instruction_sets"):
+    for part in ("machine", "openmp", "versions", "instruction_sets"):
         for name, value in facts[part].items():
             shown = (
                 ", ".join(value)

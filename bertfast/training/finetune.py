@@ -21,6 +21,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from bertfast import openmp
 from bertfast.config import EncoderConfig
 from bertfast.data import tasks
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
@@ -282,6 +283,8 @@ def _train(
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Tensor]]:
     """Every epoch's numbers, the best one's, and its weights in float32."""
     keep_freed_memory()
+    if device.type == "cpu":
+        openmp.warn_if_late(torch.get_num_threads())
     masters = Masters(model, config.precision)
     firsts: Tensor | None = None
     dev_firsts: Tensor | None = None

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from bertfast import openmp
 from bertfast.errors import BertfastError
 from bertfast.model import PreTrainedModel
 from bertfast.packed import Budget, PackedBatch
@@ -215,6 +216,8 @@ class Trainer:
             Interrupted: after a checkpoint, on SIGINT or SIGTERM.
         """
         keep_freed_memory()
+        if self.device.type == "cpu":
+            openmp.warn_if_late(torch.get_num_threads())
         start = self._start(resume)
         if start >= self.steps:
             print(f"bertfast: {self.run} is complete at step {start}", file=sys.stderr)
