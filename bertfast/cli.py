@@ -539,6 +539,14 @@ def bench(
             help="Measure sentence embeddings (alone, unless ops are named), say with --model minilm-l6 --seconds 60.",
         ),
     ] = False,
+    beside: Annotated[
+        bool,
+        typer.Option(
+            "--beside",
+            help="Measure the training step alone, beside a second training and beside a busy loop, under each way "
+            "for OpenMP's threads to wait, say with --model bert-mini --seconds 6.",
+        ),
+    ] = False,
     text: Annotated[
         Path | None,
         typer.Option(help="Of --embedding: a text, a paragraph a line. Default: made-up words."),
@@ -565,6 +573,7 @@ def bench(
     \b
     Example:
         bertfast bench --op attention --op add_layer_norm --lengths lengths.txt --dtype bfloat16
+        bertfast bench --beside --model bert-mini
     """
 
     def say(progress: str) -> None:
@@ -573,6 +582,19 @@ def bench(
     say("loading PyTorch")
     from bertfast.bench import command
 
+    if beside:
+        if op or step or embedding:
+            raise BertfastError(
+                "--beside measures by itself; leave out --op, --step and --embedding"
+            )
+        found = command.bench_beside(model, lengths, dtype, seconds, say)
+        if as_json:
+            print(json.dumps(found, indent=1))
+        else:
+            command.show_beside(found)
+        if "stopped" in found:
+            raise typer.Exit(128 + found["stopped"])
+        return
     setup = command.make_setup(
         model, lengths, dtype, compiled, command.EMBEDDED if embedding else None
     )

@@ -19,7 +19,7 @@ from bertfast.config import PRESETS, BertConfig, EncoderConfig
 from bertfast.errors import BertfastError
 from bertfast.training.memory import keep_freed_memory
 
-from . import rates, sentence_embedding, steps
+from . import beside, rates, sentence_embedding, steps
 from .case import Case, Setup
 from .lengths import Lengths, wikitext
 from .machine import describe_machine, versions
@@ -188,6 +188,23 @@ def bench(
     if stopped:
         found["stopped"] = stopped[0]
         say(f"stopped; {len(found['cases'])} of {len(builds)} cases were measured")
+    return found
+
+
+def bench_beside(
+    model: str, lengths: Path | None, dtype: str, seconds: float, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measures the training step beside other work, on the CPU; SIGINT and SIGTERM end it early, as
+    of `bench`.
+
+    Raises:
+        BertfastError: as of `make_setup`; or a training ended before its time.
+    """
+    setup = make_setup(model, lengths, dtype, paragraphs=PARAGRAPHS["cpu"])
+    with stop_signals() as stopped:
+        found = beside.measure(setup, seconds, say)
+    if stopped:
+        found["stopped"] = stopped[0]
     return found
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import run_cli
 
-from bertfast.bench import command, profile, rates, sentence_embedding, timing
+from bertfast import openmp
+from bertfast.bench import beside, command, profile, rates, sentence_embedding, timing
 from bertfast.bench.case import Case, Setup
 from bertfast.bench.floors import Floor
 from bertfast.bench.lengths import Lengths
@@ -312,3 +314,86 @@ def test_a_product_inside_the_loss_is_the_losss() -> None:
     )
     assert profile.op_of(Event("aten::copy_", Event("Optimizer.step#AdamW.step"))) == "optimizer"
     assert profile.op_of(Event("aten::sort")) == "other"
+
+
+def test_a_step_is_measured_beside_other_work_under_each_way_to_wait(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(beside, "ROUNDS", 1)
+    monkeypatch.setattr(
+        openmp, "PREPARED", openmp.Prepared(True, {}, {"OMP_WAIT_POLICY": "active"})
+    )
+    said: list[str] = []
+    found = json.loads(json.dumps(beside.measure(small(), 0.05, said.append)))
+    names = ["default", "bertfast", "passive", "yours"]
+    assert list(found["waiting"]) == names
+    assert [text.split(", ")[1] for text in said] == names * 2  # a start and a round each
+    assert found["waiting"]["yours"]["environment"] == {"OMP_WAIT_POLICY": "active"}
+    assert found["waiting"]["bertfast"]["environment"] == openmp.wanted({})
+    for way in found["waiting"].values():
+        for situation in beside.SITUATIONS:
+            assert way[situation]["steps_per_second"]["median"] > 0
+            assert way[situation]["cpu_seconds_per_step"]["median"] > 0
+        assert way["alone"]["of_quiet"]["median"] == 1
+    beside.show(found)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)
+    assert "OMP_WAIT_POLICY=active" in shown
+
+
+def test_a_stop_beside_other_work_keeps_whole_rounds_and_ends_each_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[beside.Training] = []
+    start = beside.Training.__init__
+
+    def note(training: beside.Training, *args: Any) -> None:
+        start(training, *args)
+        started.append(training)
+
+    def say(text: str) -> None:
+        if text.startswith("round 2 of 3, passive"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(beside.Training, "__init__", note)
+    monkeypatch.setattr(beside, "policies", lambda: {"default": {}, "passive": {}})
+    found = beside.measure(small(), 0.03, say)
+    assert found["rounds"] == 1
+    assert set(found["waiting"]) == {"default", "passive"}
+    assert len(started) == 4
+    assert all(training.process.poll() is not None for training in started)
+
+
+def test_a_training_beside_that_ends_is_named_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Setup, "dtype_name", "complex3")
+    with pytest.raises(BertfastError, match=r"ended with code 1: .*complex3"):
+        beside.measure(small(), 0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--step"], "leave out --op, --step and --embedding"),
+        (["--op", "attention"], "leave out --op, --step and --embedding"),
+        (["--embedding"], "leave out --op, --step and --embedding"),
+        (["--model", "bert-nano"], "'bert-nano'"),
+        (["--dtype", "int8"], "'int8'"),
+        (["--lengths", "nowhere.txt"], "nowhere.txt"),
+        (["--seconds", "0"], "--seconds"),
+    ],
+)
+def test_beside_refuses_what_it_cannot_do_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    named: str,
+) -> None:
+    stopped = run_cli(monkeypatch, capfd, "bench", "--beside", *arguments)
+    assert stopped.code == 2
+    assert stopped.out == ""
+    *progress, error = stopped.err.splitlines()
+    assert all(line.startswith("bertfast bench: ") for line in progress)
+    assert error.startswith("error: ")
+    assert named in error
