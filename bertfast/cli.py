@@ -296,6 +296,9 @@ def finetune(
         str, typer.Option(help="fp32, or bf16 with float32 master weights.")
     ] = "fp32",
     seed: Annotated[int, typer.Option(help="Of new weights, order and dropout.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last epoch of a stopped run.")
+    ] = False,
 ) -> None:
     """Fine-tune a pretrained model to classify texts.
 
@@ -306,9 +309,18 @@ def finetune(
     """
     from bertfast.training.finetune import FinetuneConfig
     from bertfast.training.finetune import finetune as run_finetune
+    from bertfast.training.trainer import Interrupted
 
     values = locals()
-    result = run_finetune(**{field.name: values[field.name] for field in fields(FinetuneConfig)})
+    options = {field.name: values[field.name] for field in fields(FinetuneConfig)}
+    try:
+        result = run_finetune(**options, resume=resume)
+    except Interrupted as stopped:
+        print(
+            "bertfast: stopped after a checkpoint; the same command with --resume goes on",
+            file=sys.stderr,
+        )
+        raise typer.Exit(128 + stopped.args[0]) from None
     print(
         f"{result.out}: dev accuracy {result.accuracy:.4f}, macro F1 {result.macro_f1:.4f} (epoch {result.best_epoch})"
     )

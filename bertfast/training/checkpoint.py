@@ -10,12 +10,15 @@ own, in the form that ``sha256sum --check`` reads.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +159,7 @@ def save_checkpoint(
     Raises:
         BertfastError: the disk is full or cannot be written to; earlier checkpoints are untouched.
     """
-    folder = run / "checkpoints" / f"step-{step:08d}"
+    folder = checkpoint_folder(run, step)
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -209,6 +212,26 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(going, ignore_errors=True)
 
 
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where a run's checkpoint of a step is."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keeps a second process out of the run.
+
+    Raises:
+        BertfastError: one is there already.
+    """
+    with open(run / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BertfastError(f"{run}: another process is training there") from None
+        yield
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     folder = run / "checkpoints"
@@ -239,17 +262,17 @@ def resume_from(run: Path) -> tuple[Path, TrainingState] | None:
         except BertfastError as error:
             damaged.append((folder, error))
             continue
-        for other, error in damaged:
+        for other, fault in damaged:
             aside = other.with_name(f"{other.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(other, aside)
-            print(f"bertfast: {error}; {other.name} is set aside as {aside}", file=sys.stderr)
+            print(f"bertfast: {fault}; {other.name} is set aside as {aside}", file=sys.stderr)
         if damaged:
             print(f"bertfast: going back to the whole checkpoint {folder}", file=sys.stderr)
         show(run, folder)
         return folder, state
     if damaged:
-        reasons = "; ".join(str(error) for _, error in damaged)
+        reasons = "; ".join(str(fault) for _, fault in damaged)
         raise BertfastError(
             f"{run}: no whole checkpoint is left to resume from ({reasons}); nothing was changed. "
             "Put a backup in place, or start a new run with another --out"

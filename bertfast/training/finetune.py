@@ -4,30 +4,31 @@ it needs out.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
-from bertfast import openmp
 from bertfast.config import EncoderConfig
 from bertfast.data import tasks
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
 from bertfast.hub import (
     check_tokenizer_fits,
+    file_sha256,
     load_config,
     load_tokenizer,
     load_weights,
@@ -38,13 +39,13 @@ from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
 
 from . import card
+from .checkpoint import checkpoint_folder, checkpoints, load_checkpoint, locked
 from .evaluate import Scores, score
-from .memory import keep_freed_memory
-from .metrics import LiveBar
-from .optimizer import build_optimizer, clip_at_next_step, linear_schedule, set_rate
+from .metrics import read_metrics
+from .optimizer import linear_schedule
 from .options import takes_fields_of
-from .precision import PRECISIONS, Masters
-from .seeds import dropout_seed
+from .precision import PRECISIONS
+from .trainer import Trainer
 
 TASKS = ("classification",)
 WARMUP_SHARE = 0.1  # of the updates. Devlin et al., "BERT", appendix A.3
@@ -132,7 +133,13 @@ class FinetuneResult:
 
 @takes_fields_of(FinetuneConfig)
 def finetune(
-    model: str | Path, train: str | Path, dev: str | Path, out: str | Path, **options: Any
+    model: str | Path,
+    train: str | Path,
+    dev: str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    **options: Any,
 ) -> FinetuneResult:
     """Fine-tunes a classifier; the command ``bertfast finetune`` as a function.
 
@@ -140,11 +147,14 @@ def finetune(
         model: folder of a pretrained model.
         train, dev: labelled files.
         out: folder of the result.
+        resume: go on from the last epoch of a run that was stopped (from the start where there was
+            none), to the same result bit for bit.
         options: the other fields of `FinetuneConfig`.
 
     Raises:
-        BertfastError: an option, a file or a folder cannot be used, or the loss became NaN; nothing
-            is left behind.
+        BertfastError: an option, a file or a folder cannot be used, or the loss became NaN; ``out``
+            is as it was.
+        Interrupted: after a checkpoint, on SIGINT or SIGTERM; the same call with ``resume`` goes on.
     """
     config = FinetuneConfig(
         model=str(model), train=str(train), dev=str(dev), out=str(out), **options
@@ -186,16 +196,37 @@ def finetune(
             for name in new:
                 classifier.get_parameter(name).requires_grad_(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with _new_folder(target) as folder:
-        started = time.monotonic()
-        history, best, weights = _train(config, classifier.to(device), train_data, dev_data, device)
-        seconds = time.monotonic() - started
-        classifier.float().load_state_dict(weights)
+    inputs = {
+        "options": json.dumps({**asdict(config), "out": ""}),
+        "data": "".join(file_sha256(Path(path)) for path in (config.train, config.dev)),
+        "model": "".join(
+            file_sha256(path) for path in sorted(Path(config.model).iterdir()) if path.is_file()
+        ),
+    }
+    with _new_folder(target) as folder, _work(target) as work:
+        history, best, seconds = _train(
+            config, classifier.to(device), train_data, dev_data, device, work, inputs, resume
+        )
         summary = _summary(config, train_data, dev_data, max_length, history, best, seconds)
         _fill_folder(folder, classifier, tokenizer, special, config, summary, max_length)
     return FinetuneResult(
         Path(config.out), best["dev_accuracy"], best["dev_macro_f1"], best["epoch"], history
     )
+
+
+@contextmanager
+def _work(target: Path) -> Iterator[Path]:
+    """The hidden folder of the run's checkpoints; it goes with success, and where it holds none."""
+    work = target.with_name(f".{target.name}.run")
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(work):
+            yield work
+    except BaseException:
+        if not checkpoints(work):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _summary(
@@ -274,77 +305,110 @@ def batches_by_tokens(inputs: Sequence[tasks.Encoded], tokens: int) -> list[list
     return result
 
 
+class _Epochs:
+    """The training batches: every epoch has the examples in an order of its own."""
+
+    def __init__(self, data: _Data, batch_size: int, seed: int, firsts: Tensor | None) -> None:
+        self.data, self.batch_size, self.seed, self.firsts = data, batch_size, seed, firsts
+        self.per_epoch = -(-len(data) // batch_size)
+
+    def iterate(self, start: int = 0) -> Iterator[tuple[int, PackedBatch]]:
+        """(epoch, batch) of number ``start`` and every later one."""
+        epoch, index = divmod(start, self.per_epoch)
+        while True:
+            order = np.random.default_rng([self.seed, epoch + 1]).permutation(len(self.data))
+            for place in range(index, self.per_epoch):
+                rows = order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+                batch = self.data.batch(rows)
+                if self.firsts is not None:
+                    batch.per_sequence["firsts"] = self.firsts[rows]
+                yield epoch, batch
+            epoch, index = epoch + 1, 0
+
+
+class _HeadAlone(nn.Module):
+    """A classifier over what a frozen encoder gave it, which batches bring along."""
+
+    def __init__(self, model: ForSequenceClassification) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PackedBatch, *, seed: int) -> dict[str, Tensor]:
+        """The loss of the batch's labels."""
+        firsts = batch.per_sequence["firsts"]
+        assert batch.labels is not None
+        logits = self.model.classify(firsts, torch.tensor([seed], device=firsts.device))
+        return {"loss": torch.nn.functional.cross_entropy(logits.float(), batch.labels)}
+
+
 def _train(
     config: FinetuneConfig,
     model: ForSequenceClassification,
     train: _Data,
     dev: _Data,
     device: torch.device,
-) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Tensor]]:
-    """Every epoch's numbers, the best one's, and its weights in float32."""
-    keep_freed_memory()
-    if device.type == "cpu":
-        openmp.warn_if_late(torch.get_num_threads())
-    masters = Masters(model, config.precision)
+    work: Path,
+    inputs: dict[str, str],
+    resume: bool,
+) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
+    """Every epoch's numbers, the best one's, and the seconds; the model has the best's weights in
+    float32 then.
+    """
     firsts: Tensor | None = None
     dev_firsts: Tensor | None = None
     if config.freeze_encoder:
         # The encoder never changes, so its outputs are computed once; without dropout, as at
         # prediction.
-        firsts, dev_firsts = (_first_states(model, data, device) for data in (train, dev))
-    assert config.lr is not None
-    optimizer = build_optimizer(masters, config.lr)
-    per_epoch = -(-len(train) // config.batch_size)
-    total = per_epoch * config.epochs
+        half = config.precision == "bf16"
+        reader = copy.deepcopy(model).bfloat16() if half else model
+        firsts, dev_firsts = (_first_states(reader, data, device) for data in (train, dev))
+    batches = _Epochs(
+        train, config.batch_size, config.seed, None if firsts is None else firsts.cpu()
+    )
+    total = batches.per_epoch * config.epochs
     warmup = max(1, round(WARMUP_SHARE * total))
-    history: list[dict[str, Any]] = []
-    best: dict[str, Any] = {}
-    best_weights: dict[str, Tensor] = {}
-    with LiveBar(total, label="finetune") as bar:
-        for epoch in range(1, config.epochs + 1):
-            order = np.random.default_rng([config.seed, epoch]).permutation(len(train))
-            model.train()
-            losses = 0.0
-            for index in range(per_epoch):
-                step = (epoch - 1) * per_epoch + index
-                rows = order[index * config.batch_size : (index + 1) * config.batch_size].tolist()
-                seed = dropout_seed(config.seed, step, 0)
-                if firsts is None:
-                    loss = model(train.batch(rows).to(device), seed=seed).loss
-                else:
-                    labels = torch.tensor([train.labels[row] for row in rows], device=device)
-                    logits = model.classify(firsts[rows], torch.tensor([seed], device=device))
-                    loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-                loss.backward()
-                clip_at_next_step(optimizer, 1.0)
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise BertfastError(
-                        f"step {step + 1}: the loss is {value}; stopped, nothing was saved. A lower --lr may help"
-                    )
-                set_rate(optimizer, config.lr * linear_schedule(step, warmup, total))
-                optimizer.step()
-                optimizer.zero_grad()
-                losses += value
-                bar.advance(step + 1, f"epoch {epoch}  loss {value:.3f}")
-            scores = _score(model, dev, dev_firsts, device)
-            line = {
-                "epoch": epoch,
-                "train_loss": losses / per_epoch,
-                "dev_accuracy": scores.accuracy,
-                "dev_macro_f1": scores.macro_f1,
-            }
-            history.append(line)
-            if not best or line["dev_accuracy"] > best["dev_accuracy"]:
-                best = line
-                best_weights = {
-                    name: tensor.detach().cpu().clone()
-                    for name, tensor in model.state_dict().items()
-                }
-                best_weights |= {
-                    name: tensor.cpu().clone() for name, tensor in masters.named().items()
-                }
-    return history, best, {name: tensor.float() for name, tensor in best_weights.items()}
+
+    def evaluate(_: nn.Module) -> dict[str, float]:
+        scores = _score(model, dev, dev_firsts, device)
+        return {"dev_accuracy": scores.accuracy, "dev_macro_f1": scores.macro_f1}
+
+    assert config.lr is not None
+    trainer = Trainer(
+        model if firsts is None else _HeadAlone(model),
+        batches,
+        out=work,
+        steps=total,
+        lr=config.lr,
+        schedule=partial(linear_schedule, warmup=warmup, total=total),
+        precision=config.precision,
+        seed=config.seed,
+        evaluate=evaluate,
+        evaluate_every=batches.per_epoch,
+        best="dev_accuracy",
+        checkpoint_every=batches.per_epoch,
+        log_every=batches.per_epoch,
+        keep=1,
+        device=device,
+        models={"": model},
+        inputs=inputs,
+        label="finetune",
+        tensorboard=False,
+    )
+    trainer.train(resume)
+    losses = {line["step"]: line["loss"] for line in read_metrics(work)}
+    history = [
+        {
+            "epoch": scores["step"] // batches.per_epoch,
+            "train_loss": losses[scores["step"]],
+            "dev_accuracy": scores["dev_accuracy"],
+            "dev_macro_f1": scores["dev_macro_f1"],
+        }
+        for scores in trainer.evaluations
+    ]
+    best = history[trainer.best["step"] // batches.per_epoch - 1]
+    weights = load_checkpoint(checkpoint_folder(work, trainer.best["step"])).weights[""]
+    model.float().load_state_dict(weights)
+    return history, best, trainer.seconds
 
 
 @torch.no_grad()
@@ -353,22 +417,22 @@ def _first_states(model: ForSequenceClassification, data: _Data, device: torch.d
     model.eval()
     outputs = []
     for rows in batches_by_tokens(data.inputs, EVAL_TOKENS):
-        batch = data.batch(rows).to(device)
-        outputs.append(model.features(model.base.encode(batch, every_row=model.reads_every_row)))
+        batch = data.batch(rows).to(device).on_grid()
+        encoded = model.base.encode(batch, every_row=model.reads_every_row)
+        outputs.append(model.features(encoded)[: len(rows)])
     return torch.cat(outputs)
 
 
 def _score(
     model: ForSequenceClassification, dev: _Data, firsts: Tensor | None, device: torch.device
 ) -> Scores:
-    model.eval()
     if firsts is not None:
         logits = model.classify(firsts)
     else:
-        parts = [
-            model(dev.batch(rows).to(device)).logits
-            for rows in batches_by_tokens(dev.inputs, EVAL_TOKENS)
-        ]
+        parts = []
+        for rows in batches_by_tokens(dev.inputs, EVAL_TOKENS):
+            batch = dev.batch(rows).to(device).on_grid()
+            parts.append(model(batch).logits[: len(rows)])
         logits = torch.cat(parts)
     return score(logits.argmax(-1).tolist(), dev.labels, model.config.num_labels)
 

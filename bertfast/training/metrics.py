@@ -26,9 +26,10 @@ class MetricsLog:
     Args:
         folder: of the run.
         start_step: steps after it are dropped from an earlier log, since they will be run again.
+        events: whether TensorBoard gets the numbers too.
     """
 
-    def __init__(self, folder: Path, start_step: int = 0) -> None:
+    def __init__(self, folder: Path, start_step: int = 0, events: bool = True) -> None:
         self.path = folder / FILE
         if self.path.exists():
             kept = [
@@ -39,7 +40,7 @@ class MetricsLog:
             text = "".join(f"{line}\n" for line in kept)
             write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
-        self.events = _event_writer(folder / "tensorboard", start_step)
+        self.events = _event_writer(folder / "tensorboard", start_step) if events else None
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line, flushed.

@@ -27,6 +27,9 @@ class Masters(nn.Module):
     def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__()
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        # What is not trained is saved as it was too, though the model computes with it rounded.
+        frozen = [p for p in model.parameters() if not p.requires_grad]
+        kept = [p.detach().clone() for p in frozen] if precision == "bf16" else frozen
         self.names = [name for name, _ in named]
         self.lower: dict[Tensor, Tensor] = {}
         if precision == "bf16":
@@ -39,7 +42,8 @@ class Masters(nn.Module):
             self.lower = dict(zip(self.weights, (p for _, p in named), strict=True))
         else:
             self.weights = nn.ParameterList([p for _, p in named])
-        self.by_parameter = dict(zip((p for _, p in named), self.weights, strict=True))
+        self.by_parameter: dict[Tensor, Tensor] = dict(zip(frozen, kept, strict=True))
+        self.by_parameter |= dict(zip((p for _, p in named), self.weights, strict=True))
 
     @property
     def by_weight(self) -> dict[Tensor, str]:

@@ -98,7 +98,8 @@ class Classifier:
             batch = PackedBatch.from_sequences(
                 [inputs[row].ids for row in rows], [inputs[row].segments for row in rows]
             )
-            probabilities = self.model(batch.to(self.device)).logits.float().softmax(-1).cpu()
+            logits = self.model(batch.to(self.device).on_grid()).logits[: len(rows)]
+            probabilities = logits.float().softmax(-1).cpu()
             for row, values in zip(rows, probabilities.tolist(), strict=True):
                 named = {
                     self.model.config.id2label[index]: value for index, value in enumerate(values)

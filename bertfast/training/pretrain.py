@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +37,7 @@ from bertfast.objectives import find_objective
 from bertfast.objectives.joint import Distillation
 
 from . import card
-from .checkpoint import clean
+from .checkpoint import clean, locked
 from .config import PretrainConfig
 from .optimizer import linear_schedule
 from .options import takes_fields_of
@@ -97,7 +95,7 @@ def pretrain(
     model = objective.build(setup)
     saved = objective.saved(model)
     fresh = _claim(run, config, resume)
-    with _locked(run):
+    with locked(run):
         try:
             batches = _prepare(config, run, saved, words)
         except BertfastError:
@@ -327,14 +325,3 @@ def _kept_options(config: PretrainConfig) -> dict[str, Any]:
         for name, value in values.items()
         if name not in ("out", "checkpoint_every", "log_every")
     }
-
-
-@contextmanager
-def _locked(run: Path) -> Iterator[None]:
-    """Keeps a second process out of the run."""
-    with open(run / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BertfastError(f"{run}: another process is training there") from None
-        yield

@@ -11,7 +11,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,7 @@ class Trainer:
         files: small text files by path, saved beside the weights.
         inputs: digests of what decides the run and stands outside of it; a resume refuses others.
         label: of the progress bar.
+        tensorboard: whether its events are written beside metrics.jsonl.
 
     Raises:
         BertfastError: an argument that cannot be used.
@@ -154,10 +155,11 @@ class Trainer:
         prefetch: int = 2,
         device: torch.device | str | None = None,
         budget: Budget | None = None,
-        models: dict[str, nn.Module] | None = None,
+        models: Mapping[str, nn.Module] | None = None,
         files: dict[str, str] | None = None,
         inputs: dict[str, str] | None = None,
         label: str = "train",
+        tensorboard: bool = True,
     ) -> None:
         for name, value in (
             ("steps", steps),
@@ -174,14 +176,14 @@ class Trainer:
         self.run, self.steps, self.batches = Path(out), steps, batches
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).train()
-        self.models = {"": model} if models is None else models
+        self.models = {"": model} if models is None else dict(models)
         self.schedule = schedule or (lambda step: 1.0)
         self.clip_norm, self.accumulation, self.seed = clip_norm, accumulation, seed
         self.callbacks = tuple(callbacks)
         self.evaluate, self.evaluate_every, self.best_by = evaluate, evaluate_every, best
         self.checkpoint_every, self.log_every, self.keep = checkpoint_every, log_every, keep
         self.prefetch, self.inputs, self.label = prefetch, inputs or {}, label
-        self.files = files or {}
+        self.files, self.tensorboard = files or {}, tensorboard
         self.masters = Masters(model, precision)
         if optimizer is None:
             self.optimizer: torch.optim.Optimizer = build_optimizer(self.masters, lr, weight_decay)
@@ -222,7 +224,7 @@ class Trainer:
         if start >= self.steps:
             print(f"bertfast: {self.run} is complete at step {start}", file=sys.stderr)
             return TrainResult(self.run, start, self.last, self.best)
-        log = MetricsLog(self.run, start)
+        log = MetricsLog(self.run, start, self.tensorboard)
         self.clock = time.monotonic() - self.window.elapsed
         with (
             LiveBar(self.steps, start, self.label) as bar,

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
 import pydoc
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from safetensors.torch import load_file
 from tiny import POSITIONS, sentences, write_model, write_table
 
 import bertfast
 from bertfast.errors import BertfastError
 from bertfast.hub import load, load_tokenizer
 from bertfast.model import BertForMaskedLM, BertForPreTraining, BertModel
+from bertfast.model.models import EncoderModel
 from bertfast.training.config import PretrainConfig
 from bertfast.training.evaluate import evaluate, score
 from bertfast.training.finetune import FinetuneConfig, FinetuneResult
@@ -279,6 +284,82 @@ def test_pairs_are_trained_on_and_asked_for_later(place: Path, tmp_path: Path) -
     )
     scores = evaluate(result.out, table, label_column="class")
     assert scores["accuracy"] == result.accuracy
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "bf16"}, {"freeze_encoder": True, "lr": 1e-2}], ids=str
+)
+@pytest.mark.parametrize("stop_after", [3, 45])
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    stop_after: int,
+    options: dict[str, Any],
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = _finetune(place, tmp_path / "whole", **options)
+    module = importlib.import_module("bertfast.training.trainer")
+    clip, done = module.clip_at_next_step, []
+
+    def clip_then_interrupt(*arguments: Any) -> Any:
+        done.append(None)
+        if len(done) == stop_after:
+            signal.raise_signal(signal.SIGINT)
+        return clip(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "clip_at_next_step", clip_then_interrupt)
+        with pytest.raises(module.Interrupted):
+            _finetune(place, tmp_path / "parts", **options)
+    assert not (tmp_path / "parts").exists()
+    parts = _finetune(place, tmp_path / "parts", resume=True, **options)
+    assert parts.history == whole.history
+    a, b = (load_file(path / "model.safetensors") for path in (whole.out, parts.out))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]
+
+
+def test_a_stopped_run_is_resumed_or_left(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("bertfast.training.finetune")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_fill_folder", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            _finetune(place, tmp_path / "out", epochs=1)
+    with pytest.raises(BertfastError, match=r"\.out\.run: has checkpoints already"):
+        _finetune(place, tmp_path / "out", epochs=1)
+    with pytest.raises(BertfastError, match="the options changed since"):
+        _finetune(place, tmp_path / "out", epochs=2, resume=True)
+    assert _finetune(place, tmp_path / "out", epochs=1, resume=True).best_epoch == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_frozen_encoder_in_bfloat16_is_saved_as_it_was(place: Path, tmp_path: Path) -> None:
+    result = _finetune(place, tmp_path / "out", freeze_encoder=True, precision="bf16", epochs=1)
+    before, after = load(place / "model").bert.state_dict(), load(result.out).bert.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if "pooler" not in name)
+
+
+def test_batches_have_few_shapes(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training, evaluation and prediction each take the grid of sizes."""
+    from bertfast.training.predict import Classifier
+
+    sizes: set[int] = set()
+    encode = EncoderModel.encode
+
+    def look(self: Any, batch: Any, *arguments: Any, **options: Any) -> Any:
+        sizes.add(batch.num_tokens)
+        return encode(self, batch, *arguments, **options)
+
+    monkeypatch.setattr(EncoderModel, "encode", look)
+    result = _finetune(place, tmp_path / "out", epochs=1, batch_size=7)
+    Classifier(result.out).predict(["the film was warm " * count for count in range(1, 6)])
+    _finetune(place, tmp_path / "frozen", epochs=1, freeze_encoder=True)
+    assert sizes
+    assert all(size % 8 == 0 for size in sizes)
 
 
 def test_nan_loss_stops_and_leaves_nothing(place: Path, tmp_path: Path) -> None:
