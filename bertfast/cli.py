@@ -34,8 +34,25 @@ app = typer.Typer(
 )
 
 
+OBJECTIVES_HERE = "OBJECTIVES"  # in a help text: the registered ones go here
+
+
 class FilesCommand(TyperCommand):
     """Lets ``--data`` take several files: ``--data a.txt b.txt`` is ``--data a.txt --data b.txt``."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The help, with the objectives that are registered."""
+        for parameter in self.params:
+            text = getattr(parameter, "help", None)
+            if text and OBJECTIVES_HERE in text:
+                from bertfast.objectives import OBJECTIVES
+
+                names = ", ".join(
+                    f"{name} ({objective.summary})" if objective.summary else name
+                    for name, objective in OBJECTIVES.items()
+                )
+                parameter.help = text.replace(OBJECTIVES_HERE, names)  # type: ignore[attr-defined]
+        return super().get_help(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         expanded: list[str] = []
@@ -179,9 +196,7 @@ def pretrain(
             help="A preset (bert-small, albert-base, electra-small, distilbert-base, ...), a config.json, or a model's folder."
         ),
     ] = "bert-small",
-    objective: Annotated[
-        str, typer.Option(help="mlm, mlm+nsp, mlm+sop, rtd or distill.")
-    ] = "mlm+nsp",
+    objective: Annotated[str, typer.Option(help=f"One of {OBJECTIVES_HERE}.")] = "mlm+nsp",
     teacher: Annotated[
         str | None, typer.Option(help="Folder of the model to distill from.")
     ] = None,
@@ -235,8 +250,7 @@ def pretrain(
 
     \b
     Example:
-        bertfast pretrain --data corpus.txt --tokenizer tok --model bert-mini --steps 1000 --warmup
-        100 --out run
+        bertfast pretrain --data corpus.txt --tokenizer tok --model bert-mini --steps 1000 --out run
     """
     from bertfast.training.config import PretrainConfig, read_yaml
     from bertfast.training.pretrain import Interrupted
@@ -304,8 +318,7 @@ def finetune(
 
     \b
     Example:
-        bertfast finetune run --task classification --train train.tsv --dev dev.tsv --epochs 3 --out
-        classifier
+        bertfast finetune run --train train.tsv --dev dev.tsv --epochs 3 --out classifier
     """
     from bertfast.training.finetune import FinetuneConfig
     from bertfast.training.finetune import finetune as run_finetune

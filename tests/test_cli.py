@@ -75,11 +75,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def example(
     command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> str:
-    """The example in a command's help."""
+    """The first example in a command's help."""
     shown = run_cli(monkeypatch, capfd, command, "--help").out
-    found = re.search(r"Example:\n +(.+)\n\n", shown)  # on one line, so that it can be copied
+    # Each on a line of its own, so that it can be copied.
+    found = re.search(r"Example:\n((?: .*\bbertfast .*\n)+)\n", shown)
     assert found, shown
-    return found[1]
+    return found[1].splitlines()[0].strip()
 
 
 def test_help_lists_every_command(
@@ -282,3 +283,16 @@ def test_an_interrupt_leaves_no_folder_and_says_nothing_long(place: Path) -> Non
     assert process.returncode == -signal.SIGINT
     assert "Traceback" not in said
     assert not list(place.glob("*out*"))
+
+
+def test_the_help_names_every_registered_objective(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from bertfast.objectives import OBJECTIVES, Objective
+
+    class Own(Objective):
+        name, summary = "mlm+own", "and a thing of its own"
+
+    monkeypatch.setitem(OBJECTIVES, Own.name, Own())
+    text = " ".join(run_cli(monkeypatch, capfd, "pretrain", "--help").out.split())
+    assert all(f"{name} ({objective.summary})" in text for name, objective in OBJECTIVES.items())
