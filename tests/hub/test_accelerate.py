@@ -37,6 +37,7 @@ __all__ = ["served"]  # a fixture
 
 @pytest.mark.parametrize("pattern", ["right", "left", "holes"])
 @pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.slow_unless(lambda pattern: pattern == "left")
 def test_outputs_and_gradients_are_those_of_the_original(name, pattern, served):
     theirs = make(name)
     ours = accelerate(copy.deepcopy(theirs))
@@ -317,6 +318,7 @@ def test_gradient_checkpointing_recomputes_layers_to_the_same_gradients(name, wh
 
 @pytest.mark.parametrize("mode", ["bfloat16", "half", "autocast"])
 @pytest.mark.parametrize("name", BASES)
+@pytest.mark.slow_unless(lambda mode: mode == "autocast")
 def test_half_precision_is_as_close_to_float64_as_the_original(name, mode, served):
     theirs = make(name).eval()
     for parameter in theirs.parameters():  # so that half precision does not round the weights

@@ -68,6 +68,7 @@ def trained(model, folder, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"gradient_checkpointing": True}], ids=str)
+@pytest.mark.slow_unless(lambda options: not options)
 def test_transformers_trainer_takes_the_same_course(options, served, tmp_path, monkeypatch):
     monkeypatch.setenv(
         "ACCELERATE_MIXED_PRECISION", "no"
@@ -129,6 +130,7 @@ def test_sentence_transformers_embed_the_same(served, tmp_path):
     assert len(served) == 2
 
 
+@pytest.mark.slow
 def test_sentence_transformers_trainer_takes_the_same_course(served, tmp_path):
     datasets = pytest.importorskip(
         "datasets", reason="sentence-transformers' trainer needs datasets: pip install datasets"
@@ -208,6 +210,7 @@ def test_lora_trains_and_merges_as_on_the_original(order, served):
     assert len(served) == 2
 
 
+@pytest.mark.slow
 def test_lora_with_gradient_checkpointing_trains_as_on_the_original(served):
     base = make(CLASSIFIER)
     theirs, ours = with_lora(copy.deepcopy(base)), with_lora(accelerate(copy.deepcopy(base)))
@@ -235,6 +238,7 @@ def test_an_adapter_for_each_row_is_left_to_the_original(served):
 
 
 @pytest.mark.parametrize("name", [CLASSIFIER, "BertForQuestionAnswering"])
+@pytest.mark.slow
 def test_torch_compile_runs_forward_and_training_step(name, served):
     theirs = make(name)
     ours = accelerate(copy.deepcopy(theirs))
@@ -274,6 +278,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_data_parallel_processes_get_the_gradients_of_one(tmp_path):
     if not torch.distributed.is_available():
         pytest.skip("this torch has no torch.distributed")

@@ -245,6 +245,7 @@ FORMS = {  # of a mask with its real tokens
 
 @pytest.mark.parametrize("real", [RIGHT, LEFT, HOLES], ids=["right", "left", "holes"])
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow_unless(lambda real: real is HOLES)
 def test_every_form_of_a_padding_mask_is_packed(form, real):
     q, k, v = qkv()
     real = real.to(DEVICE)
@@ -422,6 +423,7 @@ def test_autocast_computes_in_bfloat16():
 
 
 @pytest.mark.parametrize("mask", ["none", "right", "holes"])
+@pytest.mark.slow
 def test_torch_compile_takes_the_whole_model_as_one_graph(mask):
     model = make("Camembert", "bertfast")
     expected = outputs_and_gradients(model, MASKS[mask])
@@ -431,6 +433,7 @@ def test_torch_compile_takes_the_whole_model_as_one_graph(mask):
     assert not attention_interface._said
 
 
+@pytest.mark.slow
 def test_torch_compile_takes_what_is_left_to_sdpa_too():
     model = make("Camembert", "bertfast", num_attention_heads=8)
     expected = run(make("Camembert", "eager", num_attention_heads=8), MASKS["right"])

@@ -681,6 +681,7 @@ def write_small_table(folder):
 
 @pytest.mark.parametrize("breakage", BREAKAGES)
 @pytest.mark.parametrize("command", ["fill", "predict", "finetune"])
+@pytest.mark.slow_unless(lambda command: command == "fill")
 def test_the_command_line_says_in_one_line_what_is_wrong(
     command, breakage, tmp_path, monkeypatch, capfd
 ):

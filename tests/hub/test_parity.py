@@ -392,6 +392,7 @@ def compare(backend, ours, theirs, side):
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("side", ["right", "left", "holes", "packed", "slack"])
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow_unless(lambda backend, side: backend == "cpp" and side in ("left", "packed"))
 def test_outputs_and_gradients_equal_those_of_transformers(backend, side, name):
     ours, theirs = pair(ARCHITECTURES[name])
     if side == "left" and reads_first_token(ours):
@@ -404,6 +405,7 @@ def test_outputs_and_gradients_equal_those_of_transformers(backend, side, name):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("side", ["right", "left", "holes", "packed"])
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow_unless(lambda backend, side: backend == "cpp" and side == "packed")
 def test_every_variant_of_an_encoder_equals_transformers(backend, side, variant):
     if VERSION < (5, 23) and variant in ("albert-uneven-groups", "deberta-other-lm-head"):
         pytest.skip("this release of transformers cannot run, or cannot load, its own such model")
@@ -424,6 +426,7 @@ def test_a_convolution_over_padding_that_is_read_equals_transformers(side, varia
 )
 @pytest.mark.parametrize("config_class", MEMBERS, ids=lambda c: c.model_type)
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow_unless(lambda backend, hidden: backend == "cpp" and hidden == 96)
 def test_every_head_size_equals_transformers(backend, config_class, hidden, heads):
     shape = {"hidden_size": hidden, "num_attention_heads": heads}
     compare(backend, *pair(member_class(small(config_class), "ForMaskedLM"), **shape), "right")
@@ -466,6 +469,7 @@ def test_each_summary_of_electra_equals_transformers(projected, activation):
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("side", ["right", "left", "holes", "packed"])
 @pytest.mark.parametrize("head", ["ForSequenceClassification", "ForMultipleChoice"])
+@pytest.mark.slow_unless(lambda side: side == "right")
 def test_each_pooling_of_modernbert_equals_transformers(head, side, pooling):
     if not hasattr(transformers, f"ModernBert{head}") or (side == "left" and pooling == "cls"):
         pytest.skip("this transformers has no such head, or reads a padding token")
@@ -480,6 +484,7 @@ def test_each_pooling_of_modernbert_equals_transformers(head, side, pooling):
     "kind", ["regression", "single_label_classification", "multi_label_classification"]
 )
 @pytest.mark.parametrize("config_class", MEMBERS, ids=lambda c: c.model_type)
+@pytest.mark.slow_unless(lambda said: said)
 def test_each_loss_of_a_classifier_equals_transformers(config_class, kind, said):
     """The kind of problem is the configuration's to say, or follows from the labels."""
     names, labels = {
@@ -527,6 +532,7 @@ def rms(x, exact):
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow_unless(lambda backend, name: backend == "cpp" and name.endswith("ForMaskedLM"))
 def test_bfloat16_is_no_further_from_float64_than_transformers_in_bfloat16(backend, name):
     """In root mean square, as errors are random: each hidden state and output to a tenth, what has
     a few hundred numbers, and the gradients in the median parameter, to a quarter."""

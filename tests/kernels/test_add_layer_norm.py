@@ -172,6 +172,7 @@ def test_the_custom_ops_pass_opcheck(threshold, prenorm):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.slow
 def test_torch_compile_takes_it_without_a_graph_break(backend):
     *leaves, dout, _ = parts(6, 16)
     leaves = [x.requires_grad_() for x in leaves]

@@ -129,6 +129,7 @@ def test_the_reference_adds_the_terms_of_the_formula_and_sees_the_window(window)
 
 @pytest.mark.parametrize("window", [None, 1])
 @pytest.mark.parametrize("tables", ["b", "q", "k", "bqk"])
+@pytest.mark.slow_unless(lambda window: window is None)
 def test_the_reference_passes_gradcheck_with_positions(tables, window):
     qkv, _, cu_seqlens = inputs([3, 0, 1, 4], 2, 2, torch.float64, slack=1)
     positions = random_positions(tables, 9, 2, 4, torch.float64, buckets=3)
@@ -156,6 +157,7 @@ def test_the_reference_passes_gradcheck(dropout_p):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow_unless(lambda backend, dtype: backend == "cpp" and dtype != torch.float16)
 def test_every_head_size_and_dtype_matches_float64(backend, head_dim, dtype):
     check(backend, LENGTHS, 2, head_dim, dtype)
 
@@ -172,6 +174,7 @@ def test_a_given_scale_is_used(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow
 def test_long_sequences_match_float64(backend):
     check(backend, [1025, 3], 1, 64, torch.float32, dropout_p=0.1, seed=1)
 
@@ -179,6 +182,7 @@ def test_long_sequences_match_float64(backend):
 @pytest.mark.parametrize("window", [0, 1, 16, 63, 64, 100, 128, 129, 2**40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow_unless(lambda backend, dtype: backend == "cpp" and dtype == torch.float32)
 def test_every_window_matches_float64(backend, dtype, window):
     check(backend, [*LENGTHS, 200], 2, 32, dtype, slack=1, window=window, dropout_p=0.2, seed=4)
 
@@ -186,6 +190,7 @@ def test_every_window_matches_float64(backend, dtype, window):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("tables", ["b", "q", "k", "bq", "bk", "qk", "bqk"])
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow_unless(lambda backend, dtype: backend == "cpp" and dtype != torch.float16)
 def test_every_table_matches_float64(backend, tables, dtype):
     check(backend, LENGTHS, 3, 32, dtype, slack=2, tables=tables)
 
@@ -431,6 +436,7 @@ def test_the_custom_op_passes_opcheck(dropout_p, tables, window):
 
 @pytest.mark.parametrize("tables", ["", "b", "bqk"])
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow
 def test_torch_compile_takes_it_without_a_graph_break(backend, tables):
     qkv, dout, cu_seqlens = inputs([4, 9], 2, 16, torch.float32)
     positions = random_positions(tables, 13, 2, 9)

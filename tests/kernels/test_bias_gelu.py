@@ -150,6 +150,7 @@ def test_the_custom_ops_pass_opcheck(gated, has_bias):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.slow
 def test_torch_compile_takes_it_without_a_graph_break(backend):
     x, bias, dout = parts(6, 16)
     leaves = [x.requires_grad_(), bias.requires_grad_()]

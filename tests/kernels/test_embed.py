@@ -195,6 +195,7 @@ def test_the_custom_ops_pass_opcheck(threshold, has_bias):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.slow
 def test_torch_compile_takes_it_without_a_graph_break(backend):
     leaves, dout = parts(6, 16)
     ids, tensors = leaves[:3], [x.requires_grad_() for x in leaves[3:]]

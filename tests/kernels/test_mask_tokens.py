@@ -320,6 +320,7 @@ def test_the_custom_op_passes_opcheck(backend):
 
 
 @each_backend
+@pytest.mark.slow
 def test_torch_compile_takes_it_without_a_graph_break(backend):
     ids, words, bounds = ids_of(60), torch.arange(60, device=DEVICE) // 3, boundaries([20, 0, 40])
 

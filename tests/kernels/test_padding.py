@@ -167,6 +167,7 @@ def test_the_custom_ops_pass_opcheck(backend, dtype):
 
 
 @each_backend
+@pytest.mark.slow
 def test_torch_compile_takes_it_without_a_graph_break(backend):
     rows = torch.tensor([4, -1, 0, 2], device=DEVICE)
     padded = values((2, 3, 8), torch.float32).requires_grad_()

@@ -61,6 +61,7 @@ def test_alibi_has_the_dtype_of_its_slopes_rounded_once(dtype):
     torch.testing.assert_close(positions.bias.double(), wanted, rtol=torch.finfo(dtype).eps, atol=0)
 
 
+@pytest.mark.slow
 def test_torch_compile_makes_alibi_and_its_gradient_inside_the_graph():
     q, k, v = (torch.randn(9, 2, 16) for _ in range(3))
     slopes, cu_seqlens = alibi_slopes(2).requires_grad_(), boundaries([4, 5], torch.device("cpu"))

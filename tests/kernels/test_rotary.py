@@ -209,6 +209,7 @@ def test_the_custom_op_passes_opcheck(backend, inverse):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.slow
 def test_torch_compile_takes_it_without_a_graph_break(backend):
     leaves, rest, (dq, dk) = parts(6, 2, 16)
     leaves = [x.requires_grad_() for x in leaves]

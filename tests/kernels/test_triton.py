@@ -55,6 +55,7 @@ def attention_check(lengths, heads, head_dim, dtype, slack=0, tables="", buckets
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 80, 96, 128])
+@pytest.mark.slow_unless(lambda head_dim, dtype: head_dim in (48, 64) and dtype != torch.float16)
 def test_attention_matches_float64_at_every_head_size_and_dtype(head_dim, dtype):
     attention_check([5, 0, 1, 70], 1, head_dim, dtype, slack=2)
 
@@ -66,11 +67,13 @@ def test_attention_dropout_matches_float64_under_the_same_mask(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("longest", [1, 16, 17, 64, 65, 128, 129, 256, 257])
+@pytest.mark.slow
 def test_half_precision_matches_float64_at_the_borders_of_the_lengths_tiles(longest, dtype):
     attention_check([3, longest, 0], 1, 32, dtype, slack=1, dropout_p=0.1, seed=5)
 
 
 @pytest.mark.parametrize("head_dim", [16, 48, 64, 80, 128])
+@pytest.mark.slow_unless(lambda head_dim: head_dim == 64)
 def test_one_pass_backward_matches_float64_for_sequences_of_every_length_at_once(head_dim):
     attention_check(
         [1, 64, 0, 65, 128, 30],
@@ -96,6 +99,7 @@ def test_one_pass_backward_matches_float64_for_sequences_of_every_length_at_once
         (257, []),
     ],
 )
+@pytest.mark.slow
 def test_one_pass_serves_half_precision_up_to_the_longest_length_that_fits(longest, lengths):
     module = import_module("bertfast.kernels.attention")
     for capability, dtype, head_dim, wanted in (
@@ -109,6 +113,7 @@ def test_one_pass_serves_half_precision_up_to_the_longest_length_that_fits(longe
 
 
 @pytest.mark.parametrize("window", [0, 1, 31, 64, 69])
+@pytest.mark.slow_unless(lambda window: window in (0, 31))
 def test_every_window_matches_float64(window):
     attention_check(
         [5, 0, 1, 70], 1, 16, torch.float32, slack=2, window=window, dropout_p=0.2, seed=4
@@ -117,6 +122,7 @@ def test_every_window_matches_float64(window):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tables", ["b", "q", "k", "bk", "bqk"])
+@pytest.mark.slow_unless(lambda tables, dtype: tables == "bqk" and dtype != torch.float16)
 def test_every_table_matches_float64(tables, dtype):
     attention_check([5, 0, 1, 40], 2, 16, dtype, slack=2, tables=tables)
 
@@ -127,6 +133,7 @@ def test_more_buckets_than_distances_and_fewer_match_float64():
 
 
 @pytest.mark.parametrize("tables", ["b", "q", "k"])
+@pytest.mark.slow_unless(lambda tables: tables == "b")
 def test_a_table_that_needs_no_gradient_changes_no_other_gradient(tables):
     leaves = [torch.randn(20, 2, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
     positions = random_positions("bqk", 20, 2, 15)
@@ -188,6 +195,7 @@ def test_tables_too_large_to_count_are_refused():
     window=st.one_of(st.none(), st.integers(0, 66)),
     buckets=st.sampled_from([3, 40]),
 )
+@pytest.mark.slow
 def test_attention_matches_float64_for_any_positions_and_window(
     lengths, slack, dropout_p, tables, window, buckets
 ):
@@ -211,6 +219,7 @@ def test_attention_matches_float64_for_any_positions_and_window(
     slack=st.integers(0, 3),
     dropout_p=st.sampled_from([0.0, 0.5]),
 )
+@pytest.mark.slow
 def test_attention_matches_float64_for_any_mix_of_lengths(lengths, slack, dropout_p):
     attention_check(lengths, 1, 16, torch.float32, slack, dropout_p=dropout_p, seed=3)
 
@@ -252,6 +261,7 @@ def test_the_one_pass_backward_drops_exactly_what_the_reference_drops():
 @pytest.mark.parametrize(
     ("tables", "dtype"), [("", torch.float32), ("bqk", torch.float32), ("", torch.bfloat16)]
 )
+@pytest.mark.slow_unless(lambda tables: tables == "bqk")
 def test_the_backward_is_the_same_bits_each_time(tables, dtype):
     q, k, v, dout = (torch.randn(40, 2, 32, device=DEVICE, dtype=dtype) for _ in range(4))
     options = {"dropout_p": 0.1, "seed": 1, "positions": random_positions(tables, 40, 2, 33)}
@@ -264,6 +274,7 @@ def test_the_backward_is_the_same_bits_each_time(tables, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [0, 1, 7, 1025, 3000])
+@pytest.mark.slow_unless(lambda size: size in (0, 1025))
 def test_dropout_gives_the_bits_of_the_reference(size, dtype):
     x = torch.randn(size, dtype=dtype, device=DEVICE)
     results = []
@@ -325,6 +336,7 @@ def lce_check(rows, vocab, hidden, dtype, ignored=0, bias=True, **options):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.slow_unless(lambda reduction: reduction == "mean")
 def test_linear_cross_entropy_matches_float64(reduction, dtype):
     lce_check(9, 300, 24, dtype, ignored=2, reduction=reduction)
 

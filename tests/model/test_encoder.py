@@ -388,6 +388,7 @@ def test_half_precision_follows_single_precision(cls, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow_unless(lambda backend: backend == "cpp")
 def test_a_training_step_compiles_without_a_graph_break(backend):
     model, batch = built(BertForPreTraining).train(), with_slack(pretraining_batch())
     seed = torch.tensor([5])

@@ -131,6 +131,7 @@ def numbers(output: Any, norm: torch.Tensor) -> dict[str, float]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.slow_unless(lambda precision: precision == "bf16")
 def test_padded_steps_learn_what_plain_steps_learn(cls: type, precision: str) -> None:
     results, weights = trained(cls, precision, graphed)
     wanted, wanted_weights = trained(cls, precision, eager)
@@ -261,6 +262,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU checks it itself")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.slow_unless(lambda precision: precision == "bf16")
 def test_a_step_neither_reads_values_on_the_host_nor_brings_any(
     cls: type, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
