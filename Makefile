@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPECHECK := build/typecheck/bertfast
 
-.PHONY: help install demo test lint bench gpu sanitize clean
+.PHONY: help install demo test test-all layout lint docs wheel bench gpu sanitize clean
 
 help:
 	@echo "make demo      install into .venv, then train, fine-tune and report on text that Python ships"
-	@echo "make test      install into .venv, then run the tests"
+	@echo "make test      install into .venv, then run the tests but for the slow ones"
+	@echo "make test-all  the slow ones too: every member, mask and backend"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      the documentation's site, into build/site"
+	@echo "make wheel     this platform's wheel into build/wheels, tried where no compiler is"
 	@echo "make bench     CPU benchmarks: JSON and plots under benchmarks/results, tables in docs/performance.md"
 	@echo "make gpu       on a GPU machine: kernel tests and benchmarks with its own python3"
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -32,16 +35,31 @@ $(STAMP): $(BIN)/python pyproject.toml setup.py constraints.txt $(wildcard csrc/
 demo: install
 	$(BIN)/bertfast demo
 
+# Files stay whole: their tests share what one of them trains.
 test: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests
+
+test-all: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
-lint: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	@# mypy reads no package_dir mapping: give it the installed layout as links.
+# mypy and mkdocstrings read no package_dir mapping: the installed layout as links is for them.
+layout:
 	@rm -rf $(TYPECHECK) && mkdir -p $(TYPECHECK)
 	@ln -s $(CURDIR)/bertfast/* $(TYPECHECK)/ && ln -s $(CURDIR)/kernels $(TYPECHECK)/kernels
+
+lint: install layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	cd $(dir $(TYPECHECK)) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p bertfast
+
+# A broken link, a page left out or a reference that is not there fails it.
+docs: install layout
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+# The wheel of this platform: checked, then tried where no compiler is.
+wheel: install
+	$(BIN)/python tests/wheel.py
 
 bench: install
 	$(BIN)/python -m benchmarks cpu

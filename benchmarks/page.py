@@ -5,6 +5,7 @@ nothing else.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from bertfast.bench.ops import OPS
 from bertfast.bench.timing import NOISE_BOUND
 
+from .front import write_front
 from .importable import REPOSITORY
 from .plots import FIGURES, draw_all, others, ours, ratio
 from .settings import RESULTS
@@ -26,27 +28,21 @@ WHAT = {
 }
 INTRODUCTION = f"""# Performance
 
-This page is written by `python -m benchmarks page` from the JSON files under `benchmarks/results/`; no number on it was typed.
+`python -m benchmarks page` writes this page from the JSON files under `benchmarks/results/`. No number on it was typed.
 
-A ratio is the other side's time over ours, **above 1 where bertfast is faster**: the median over rounds in which all sides run in turn in
-one process, after a check that they compute the same thing. `~` marks a case in which a side's quartiles lie more than {NOISE_BOUND:.0%} of its median
-apart: do not conclude from it. All sides have the good of a C library that keeps freed memory (`bertfast/training/memory.py`), as `bertfast pretrain` sets it. Times are forward and backward together; a step adds the optimizer. With dropout, whose bits are each side's own, sides are
-compared without it and timed with it.
+A ratio is the other side's time over ours, **above 1 where bertfast is faster**. It is the median over rounds in which all sides run in turn in one process. A check before it shows that they compute the same thing. `~` marks a case in which a side's quartiles lie more than {NOISE_BOUND:.0%} of its median apart: do not conclude from it.
 
-The *share* column says how near the case is to what cannot be avoided. For products it is the useful FLOPs (real tokens, pairs of tokens in one
-sequence, masked positions; a recomputation counts for nothing) over time and the measured rate of this machine's matrix products in the
-same dtype; for memory-bound ops it is the time of a copy of the bytes that must be read and written (`bertfast/bench/floors.py`) over ours. The matrix rate is the best that PyTorch's own
-products reached here, not the chip's peak, so a small product that stays in the caches can exceed it.
+All sides have the good of a C library that keeps freed memory (`bertfast/training/memory.py`), as `bertfast pretrain` sets it. Times are forward and backward together; a step adds the optimizer. Dropout's bits are each side's own, so sides are compared without dropout and timed with it.
 
-*Peak* is the memory that a call holds at most beyond what was held before it, ours and then the fastest peer's, measured: on a GPU by PyTorch's allocator, on a CPU by the
-process's resident pages, which are exact to about a MiB.
+The *share* column says how near the case is to what cannot be avoided. For products it is a rate: the useful FLOPs over the time, beside the measured rate of this machine's matrix products. Useful are real tokens, pairs of tokens in one sequence and masked positions; a recomputation counts for nothing. For memory-bound ops it is the time of a copy of the bytes that must be read and written (`bertfast/bench/floors.py`) over ours. The matrix rate is the best that PyTorch's own products reached here in the same dtype, not the chip's peak. A small product that stays in the caches can exceed it.
+
+*Peak* is the memory that a call holds at most beyond what was held before it, ours and then the fastest peer's. PyTorch's allocator measures it on a GPU. On a CPU the process's resident pages do, which are exact to about a MiB.
 
 ## To reproduce
 
-`make bench` measures everything on a CPU in about half an hour, `make gpu` on a GPU in under nine, each with its checks, and writes this page, its plots and their
-JSON. Below each table and plot stands the command that measures it alone; that one writes under `build/benchmarks/`. `bertfast bench --lengths FILE` measures an
-op or the step on your own lengths, `bertfast profile` shows where a step's time goes. Run nothing else meanwhile: noise is marked, not removed.
+`make bench` measures everything on a CPU in about half an hour, `make gpu` on a GPU in under nine. Each checks its results, and writes this page, its plots and their JSON. Below each table and plot stands the command that measures it alone; that one writes under `build/benchmarks/`. `bertfast bench --lengths FILE` measures an op or the step on your own lengths. `bertfast profile` shows where a step's time goes. Run nothing else meanwhile: noise is marked, not removed.
 """
+COLUMNS = 100
 
 
 def load_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
@@ -169,16 +165,27 @@ def write_page() -> None:
         draw_all(record, RESULTS)
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page_text(records), encoding="utf-8")
+    write_front(records)
 
 
 def page_text(records: list[dict[str, Any]]) -> str:
-    """The page, in Markdown."""
+    """The page, in Markdown: paragraphs are wrapped, tables and pictures are not."""
     parts = [INTRODUCTION, *(_section(record) for record in records)]
     if not any(record["machine"]["device"] == "cuda" for record in records):
         parts.append(
             "\n## GPUs\n\nNothing was measured on a GPU yet. `make gpu` on a machine with one writes its section here.\n"
         )
-    return "".join(parts)
+    return "".join(map(_wrapped, "".join(parts).splitlines(keepends=True)))
+
+
+def _wrapped(line: str) -> str:
+    if line.startswith(("|", "#", "!")) or len(line) <= COLUMNS:
+        return line
+    hanging = "  " if line.startswith("- ") else ""
+    filled = textwrap.fill(
+        line, COLUMNS, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False
+    )
+    return f"{filled}\n"
 
 
 def _section(record: dict[str, Any]) -> str:

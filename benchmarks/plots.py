@@ -141,6 +141,50 @@ def _draw_ratios(cases: list[Record], record: Record, canvas: Any) -> None:
     axes.set_xlabel("fastest peer's time over ours (median, quartiles); above 1 ours is faster")
 
 
+# --- The first screen ---
+
+
+def front_cases(record: Record) -> list[Record]:
+    """What users do all day: the training step in each dtype, and sentence embeddings."""
+    found = [
+        case
+        for case in record["cases"]
+        if "sweep" not in case
+        and others(case, "peer")
+        and (
+            (case["op"] == "step" and case["shape"].startswith(("reference point", "wikitext")))
+            or (case["op"] == "sentence_embedding" and case["shape"].endswith("from text"))
+        )
+    ]
+    return sorted(found, key=lambda case: case["op"] != "step")
+
+
+def _draw_front(cases: list[Record], record: Record, canvas: Any) -> None:
+    """Tokens in a second, ours beside the fastest peer's, each pair scaled to ours."""
+    canvas.set_size_inches(WIDTH, 0.7 + 0.55 * len(cases))
+    axes = canvas.subplots()
+    for place, case in enumerate(cases):
+        name, side = others(case, "peer")[0]
+        share = 1 / side["ratio"]["median"]
+        axes.barh(place - 0.2, 1, 0.36, color=STRONG)
+        axes.barh(place + 0.2, share, 0.36, color=QUIET)
+        rate = case["tokens"] / ours(case)[1]["median"]
+        axes.text(1.01, place - 0.2, f"bertfast, {rate:,.0f} tokens/s", va="center", fontsize=8)
+        label = f"{name}, {rate * share:,.0f} tokens/s"
+        axes.text(share + 0.01, place + 0.2, label, va="center", fontsize=8)
+    titles = {"step": "training step", "sentence_embedding": "sentence embeddings"}
+    names = [
+        f"{titles[case['op']]}, {case['dtype']}:\n{case['shape'].removesuffix(', from text')}"
+        for case in cases
+    ]
+    axes.set_yticks(range(len(cases)), names, fontsize=8)
+    axes.set_xlim(0, 1.35)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.grid(False)
+    axes.invert_yaxis()
+
+
 # --- Roofline ---
 
 
@@ -266,7 +310,15 @@ def _draw_sweep(xlabel: str, log: bool = True) -> Callable[[list[Record], Record
     return draw
 
 
+FRONT = Figure(
+    "-front",
+    "Tokens a second: bertfast and its fastest peer, in training steps and sentence embeddings",
+    "step and not over or sentence_embedding",
+    _draw_front,
+    front_cases,
+)
 FIGURES = (
+    FRONT,
     Figure(
         "",
         "The fastest peer's time over ours: the training step, and the ops that multiply matrices",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import page
+from benchmarks import front, page
 from benchmarks.results import Results
 from benchmarks.settings import Settings
 from bertfast.bench import floors, lengths, steps, timing
@@ -46,6 +47,7 @@ def test_without_a_gpu_the_gpu_run_says_so_and_fails() -> None:
 @pytest.mark.parametrize(
     "case", ["test_attention[no-dropout-float32-mixed]", "test_step[mixed-float32]"]
 )
+@pytest.mark.slow
 def test_a_case_leaves_its_samples_and_its_ratios(case: str, tmp_path: Path) -> None:
     settings = Settings(device="cpu", quick=True, results=tmp_path)
     name, variant = case.rstrip("]").split("[")
@@ -191,6 +193,33 @@ def test_a_run_that_is_stopped_keeps_its_cases_and_fails() -> None:
     out, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert "dropout" in out
+
+
+def test_the_figures_of_the_readme_are_what_the_committed_json_gives() -> None:
+    text = front.README.read_text(encoding="utf-8")
+    figures = front.front_text(page.load_results())
+    assert front.put_between(text, figures) == text
+    assert len(re.findall(r"^- \*\*[\d.]+[x%]\*\* ", figures, re.MULTILINE)) == 3
+    (plot,) = re.findall(r"^!\[.*\]\((.*)\)$", figures, re.MULTILINE)
+    assert (REPOSITORY / plot).is_file()
+
+
+def test_the_readmes_figures_follow_the_json() -> None:
+    (record, *_) = page.load_results()
+    figures = front.front_text([record])
+    for case in record["cases"]:
+        for side in case["sides"].values():
+            if side["kind"] == "peer":
+                side["ratio"]["median"] *= 2
+    assert front.front_text([record]) != figures
+    with pytest.raises(ValueError, match="no record"):
+        front.front_text([record | {"cases": []}])
+
+
+@pytest.mark.parametrize("text", ["", front.START, f"{front.END} {front.START}"])
+def test_a_readme_without_its_marks_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="each once"):
+        front.put_between(text, "figures")
 
 
 def test_an_update_replaces_the_same_case_and_says_when(
