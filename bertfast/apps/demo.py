@@ -23,6 +23,7 @@ from rich.table import Table
 from bertfast import __version__
 from bertfast.apps import corpus
 from bertfast.apps.doctor import processor
+from bertfast.apps.plot import plot
 from bertfast.apps.report import runs_of, write_report
 from bertfast.config import BertConfig
 from bertfast.data.packing import Batches
@@ -43,7 +44,7 @@ VOCAB_SIZE = 3000
 # Positions are learned one by one: so little text teaches a few of them well, and 128 hardly at
 # all.
 SEQ_LEN, BATCH_TOKENS = 32, 2048
-PRETRAIN = {
+PRETRAIN: dict[str, Any] = {
     "model": "bert-tiny",
     "steps": 3500,
     "warmup": 100,
@@ -51,6 +52,7 @@ PRETRAIN = {
     "checkpoint_every": 500,
     "log_every": 10,
 }
+PICTURE_EVERY = 15.0  # seconds, while it pretrains
 # The same for the pretrained and the not-pretrained encoder; of 2e-4, 5e-4 and 1e-3 the last is the
 # best for either.
 FINETUNE = {"epochs": 10, "lr": 1e-3, "batch_size": 32, "max_length": 96}
@@ -115,20 +117,7 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
 
     console.rule("3  pretraining: masked words and next sentences")
     run = out / "pretrained"
-    result = pretrain(
-        [str(out / "corpus.txt")],
-        str(out / "tokenizer"),
-        str(run),
-        seq_len=SEQ_LEN,
-        batch_tokens=BATCH_TOKENS,
-        seed=seed,
-        **PRETRAIN,  # type: ignore[arg-type]
-    )
-    facts["pretraining"] = {"settings": PRETRAIN, "curve": read_metrics(run), "last": result.last}
-    console.print(
-        f"{result.last['tokens']:,} tokens in {result.last['seconds']:.0f} s, "
-        f"MLM accuracy {result.last['mlm_accuracy']:.3f}"
-    )
+    facts["pretraining"] = _pretrain(out, run, seed, started, console)
 
     console.rule("4  fine-tuning: which part of the library is a docstring from?")
     facts["methods"] = _compare(out, run, task, seed, console)
@@ -185,6 +174,52 @@ def _corpus(out: Path, console: Console, facts: dict[str, Any]) -> tuple[corpus.
         f"{counts['dev_files']} that the classifier is tested on"
     )
     return task, texts
+
+
+def _pretrain(out: Path, run: Path, seed: int, started: float, console: Console) -> dict[str, Any]:
+    """The run's settings, its curve and its last line; the losses are drawn as they fall.
+
+    Args:
+        started: when the demo began, by ``time.monotonic``.
+    """
+    picture = out / "pretraining.svg"
+    drawn = started
+    first: float | None = None
+
+    def draw(line: dict[str, Any]) -> None:
+        nonlocal drawn, first
+        if first is not None and time.monotonic() - drawn < PICTURE_EVERY:
+            return
+        if line["step"] < 2 * PRETRAIN["log_every"]:  # a curve has two points at least
+            return
+        plot([run], picture)
+        drawn = time.monotonic()
+        if first is None:
+            first = drawn - started
+            said = f"first picture after {first:.0f} s, redrawn as it goes on: {picture}"
+            console.print(escape(said), soft_wrap=True)
+
+    result = pretrain(
+        [str(out / "corpus.txt")],
+        str(out / "tokenizer"),
+        str(run),
+        seq_len=SEQ_LEN,
+        batch_tokens=BATCH_TOKENS,
+        seed=seed,
+        on_log=draw,
+        **PRETRAIN,
+    )
+    plot([run], picture)
+    console.print(
+        f"{result.last['tokens']:,} tokens in {result.last['seconds']:.0f} s, "
+        f"MLM accuracy {result.last['mlm_accuracy']:.3f}"
+    )
+    return {
+        "settings": PRETRAIN,
+        "curve": read_metrics(run),
+        "last": result.last,
+        "first_picture_seconds": first,
+    }
 
 
 def _compare(

@@ -54,6 +54,12 @@ def test_everything_is_kept_together(made: tuple[Path, dict[str, Any]]) -> None:
     assert (out / "classifier" / "tokenizer.json").is_file()
 
 
+def test_a_picture_is_drawn_while_it_pretrains(made: tuple[Path, dict[str, Any]]) -> None:
+    out, facts = made
+    assert 0 < facts["pretraining"]["first_picture_seconds"] < facts["seconds"]
+    assert "<svg" in (out / "pretraining.svg").read_text(encoding="utf-8")
+
+
 def test_both_encoders_are_trained_alike(made: tuple[Path, dict[str, Any]]) -> None:
     out, facts = made
     seeds = []
@@ -149,7 +155,8 @@ def test_a_signal_ends_it_without_a_traceback(
     pretrain = demo.pretrain
 
     def stopped(*arguments: Any, **options: Any) -> Any:
-        return pretrain(*arguments, on_log=lambda _: signal.raise_signal(signal.SIGTERM), **options)
+        options["on_log"] = lambda _: signal.raise_signal(signal.SIGTERM)
+        return pretrain(*arguments, **options)
 
     monkeypatch.setattr(demo, "pretrain", stopped)
     done = run_cli(monkeypatch, capfd, "demo", "--out", tmp_path / "run")
