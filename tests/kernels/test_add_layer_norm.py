@@ -30,6 +30,7 @@ def parts(rows, hidden, seed=0):
     has_bias=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow_unless(lambda backend: backend != "triton")
 def test_any_form_matches_float64(
     backend, rows, hidden, dtype, p, rms, prenorm, has_residual, has_bias
 ):

@@ -37,6 +37,7 @@ def parts(rows, features, gated=False):
     has_bias=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow_unless(lambda backend: backend != "triton")
 def test_any_form_matches_float64(backend, rows, features, dtype, approximate, gated, has_bias):
     if backend == "cpp" and dtype == torch.float16:
         return
@@ -53,6 +54,7 @@ def test_any_form_matches_float64(backend, rows, features, dtype, approximate, g
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow_unless(lambda backend: backend != "triton")
 def test_the_whole_line_of_floats_is_right(backend, approximate):
     """From one edge of float32 to the other, where powers of x overflow and Phi is 0 or 1."""
     small = torch.linspace(-12, 12, 4001)

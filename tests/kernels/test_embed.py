@@ -44,6 +44,7 @@ def parts(tokens, hidden, vocab=11, positions=7, segments=2):
     has_bias=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow_unless(lambda backend: backend != "triton")
 def test_any_form_matches_float64(
     backend, tokens, hidden, dtype, p, has_position, has_segment, has_bias
 ):
