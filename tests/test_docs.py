@@ -47,9 +47,10 @@ SMALLER = (
     (r"bertfast bench", "bertfast bench --seconds 0.01 --no-compiled"),
 )
 SHAPE = {
-    "hidden_size": 32,
+    "vocab_size": 300,
+    "hidden_size": 128,  # of which ELECTRA's generator has a quarter
     "num_hidden_layers": 2,
-    "num_attention_heads": 2,
+    "num_attention_heads": 4,
     "intermediate_size": 64,
     "max_position_embeddings": 128,
 }
@@ -58,6 +59,7 @@ CONFIGS = {
     "electra.json": {"model_type": "electra", "embedding_size": 16, **SHAPE},
     "distilbert.json": {
         "model_type": "distilbert",
+        "vocab_size": 300,
         "dim": 128,  # its teacher's
         "n_layers": 1,
         "n_heads": 2,
@@ -147,7 +149,8 @@ def smaller(code: str) -> str:
 def write_esm(folder: Path) -> None:
     """A small ESM, whose attention goes through the interface of `transformers`."""
     transformers = pytest.importorskip("transformers", reason="transformers is an extra")
-    shape = {name: value for name, value in SHAPE.items() if name != "max_position_embeddings"}
+    left_out = ("max_position_embeddings", "vocab_size")
+    shape = {name: value for name, value in SHAPE.items() if name not in left_out}
     config = transformers.EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, **shape)
     transformers.EsmModel(config).save_pretrained(folder)
 
