@@ -22,7 +22,7 @@ from bertfast.packed import PackedBatch, Padding
 
 from .attention import POSITIONS, Sequences, attend, convolve
 from .embeddings import embed, is_fused
-from .family import member_of
+from .family import Member, member_of
 from .functional import activated, dropout, norm, norm_of_rows, project
 from .submodules import Submodules, place
 from .tying import tie
@@ -100,7 +100,7 @@ class Encoder:
     """
 
     def __init__(self, config: EncoderConfig, root: nn.Module) -> None:
-        self.member = member = member_of(config)
+        member = member_of(config)
         self.config: Any = config  # of the member's class, with its own fields
         self.modules = Submodules(root, member.module_paths)
         self.blocks = [
@@ -110,6 +110,11 @@ class Encoder:
         self.checkpoint: Callable[..., Any] | None = (
             None  # like torch.utils.checkpoint.checkpoint: recompute a block in the backward
         )
+
+    @property
+    def member(self) -> Member:
+        """The member's row, which is looked up: it does not go through a pickle."""
+        return member_of(self.config)
 
     def encode(
         self,

@@ -1,5 +1,6 @@
 """The table of the members: complete, and the one place that tells them apart."""
 
+import pickle
 import re
 
 import pytest
@@ -88,6 +89,17 @@ def test_what_a_model_holds_is_in_its_members_row(name):
         inner = parameter.removeprefix(f"{row.base}.")
         of_encoder = inner != parameter or model.base is model
         assert f"{inner}.".startswith(tuple(known if of_encoder else heads)), parameter
+
+
+@pytest.mark.parametrize("config_class", MEMBERS, ids=lambda c: c.model_type)
+@pytest.mark.parametrize("head", ["Model", "ForMaskedLM", "ForMultipleChoice"])
+def test_a_model_goes_through_a_pickle(config_class, head):
+    model = member_class(small(config_class), head)(small(config_class)).eval()
+    again = pickle.loads(pickle.dumps(model))
+    batch = PackedBatch.from_sequences([[5, 6, 7], [8] * 11])
+    options = {"num_choices": 2} if head == "ForMultipleChoice" else {}
+    with torch.no_grad():
+        assert torch.equal(again(batch, **options)[0], model(batch, **options)[0])
 
 
 @pytest.mark.parametrize("config_class", [DebertaV2Config, MPNetConfig], ids=lambda c: c.model_type)
