@@ -8,17 +8,23 @@ here.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from .errors import BertfastError
+from .files import MissingFileError, read_object
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 POOLINGS = ("cls", "mean")
+# The most that a field may ask for, far beyond what was ever published: a file of one line cannot
+# take the machine.
+MOST_LAYERS = 1024
+MOST_WIDTH = 1 << 18
+MOST_ROWS = 1 << 24
+MOST_LABELS = 1 << 20
 TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
@@ -62,14 +68,10 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             self._check_type(f.name, str(f.type))
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-        ):
-            self._check_whole(name, 1)
+        for name in ("hidden_size", "num_attention_heads", "intermediate_size"):
+            self._check_whole(name, 1, MOST_WIDTH)
+        self._check_whole("num_hidden_layers", 1, MOST_LAYERS)
+        self._check_whole("vocab_size", 1)
         self._check_whole("max_position_embeddings", 1)
         self._check_whole("type_vocab_size", 0)
         if self.hidden_size % self.num_attention_heads:
@@ -93,6 +95,10 @@ class EncoderConfig:
             )
         if self.problem_type is not None:
             self._check_choice("problem_type", PROBLEM_TYPES)
+        if len(self.id2label) > MOST_LABELS:
+            raise BertfastError(
+                f"config: there are {len(self.id2label)} labels; at most {MOST_LABELS} are supported"
+            )
         if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise BertfastError("config: id2label must name the labels 0, 1, 2, ... without a gap")
 
@@ -112,13 +118,22 @@ class EncoderConfig:
                 f"config: {self._label(name)} is {value!r}; it must be of type {kind}"
             )
         if kind == "float":  # transformers 5 takes no 1 where it wants 1.0
-            object.__setattr__(self, name, float(getattr(self, name)))
+            try:
+                object.__setattr__(self, name, float(getattr(self, name)))
+            except OverflowError:
+                raise BertfastError(
+                    f"config: {self._label(name)} is beyond the largest number"
+                ) from None
 
-    def _check_whole(self, name: str, least: int) -> None:
+    def _check_whole(self, name: str, least: int, most: int = MOST_ROWS) -> None:
         value = getattr(self, name)
         if value < least:
             raise BertfastError(
-                f"config: {self._label(name)} is {value!r}; it must be a whole number of at least {least}"
+                f"config: {self._label(name)} is {_shown(value)}; it must be a whole number of at least {least}"
+            )
+        if value > most:
+            raise BertfastError(
+                f"config: {self._label(name)} is {_shown(value)}; it must be at most {most}"
             )
 
     def _check_positive(self, name: str) -> None:
@@ -229,6 +244,58 @@ class EncoderConfig:
         """This configuration with these label names, in order."""
         return replace(self, id2label=dict(enumerate(labels)))
 
+    def overridden(self, **changes: Any) -> Self:
+        """This configuration with fields changed, under their names here or in the member's
+        config.json.
+
+        Beside the fields there are ``num_labels``, which names the labels LABEL_0 and on unless
+        there are so many already, and ``label2id``, the inverse of ``id2label``.
+
+        Raises:
+            BertfastError: a name that is no field, or a value out of range.
+        """
+        names = {f.name: f.name for f in fields(self)}
+        names |= {other: name for name, other in self.json_names.items()}
+        labels = {name: changes.pop(name, None) for name in ("num_labels", "id2label", "label2id")}
+        unknown = [name for name in changes if name not in names]
+        if unknown:
+            known = sorted({*names, *labels})
+            raise BertfastError(
+                f"{', '.join(unknown)}: no such option, nor a field of {type(self).__name__}, "
+                f"whose fields are {', '.join(known)}"
+            )
+        kept: dict[str, Any] = {}
+        for name, value in changes.items():
+            kept[names[name]] = tuple(value) if isinstance(value, list) else value
+        try:
+            if labels["id2label"] is not None:
+                kept["id2label"] = {int(i): str(label) for i, label in labels["id2label"].items()}
+            if labels["label2id"] is not None:
+                inverse = {int(i): str(label) for label, i in labels["label2id"].items()}
+                if kept.setdefault("id2label", inverse) != inverse:
+                    raise ValueError("label2id is not its inverse")
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BertfastError(
+                f"config: id2label must map whole numbers to names, label2id the names to them ({error})"
+            ) from None
+        count = labels["num_labels"]
+        if count is not None:
+            if (
+                isinstance(count, bool)
+                or not isinstance(count, int)
+                or not 1 <= count <= MOST_LABELS
+            ):
+                raise BertfastError(
+                    f"config: num_labels is {count!r}; it must be a whole number from 1 to {MOST_LABELS}"
+                )
+            if "id2label" not in kept and count != self.num_labels:
+                kept["id2label"] = {index: f"LABEL_{index}" for index in range(count)}
+            if count != len(kept.get("id2label", self.id2label)):
+                raise BertfastError(
+                    f"config: num_labels is {count} and id2label names {len(kept['id2label'])}"
+                )
+        return replace(self, **kept)
+
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
         """The published configuration of that name, with fields overridden.
@@ -307,6 +374,10 @@ class EncoderConfig:
                 raise BertfastError(
                     f"{source}: num_labels is {count!r}; it must be a whole number of at least 1"
                 )
+            if count > MOST_LABELS:
+                raise BertfastError(
+                    f"{source}: num_labels is {_shown(count)}; it must be at most {MOST_LABELS}"
+                )
             labels = {index: f"LABEL_{index}" for index in range(count)}
         if labels is not None:
             try:
@@ -337,17 +408,11 @@ class EncoderConfig:
         """
         path = Path(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            values = read_object(path)
+        except MissingFileError:
             raise BertfastError(
                 f"{path}: no such file; a model folder holds config.json and model.safetensors"
             ) from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise BertfastError(f"{path}: cannot be read as JSON ({error})") from error
-        if not isinstance(values, dict):
-            raise BertfastError(
-                f"{path}: holds a {type(values).__name__}; a config is a JSON object"
-            )
         return cls.from_dict(values, str(path))
 
     def to_dict(self, architecture: str | None = None) -> dict[str, Any]:
@@ -478,8 +543,9 @@ class AlbertConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("embedding_size", "num_hidden_groups", "inner_group_num"):
-            self._check_whole(name, 1)
+        self._check_whole("embedding_size", 1, MOST_WIDTH)
+        self._check_whole("num_hidden_groups", 1, MOST_LAYERS)
+        self._check_whole("inner_group_num", 1, max(MOST_LAYERS // self.num_hidden_layers, 1))
 
     @property
     def feed_forward_dropout(self) -> float:
@@ -548,7 +614,7 @@ class ElectraConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_whole("embedding_size", 1)
+        self._check_whole("embedding_size", 1, MOST_WIDTH)
         self._check_choice("summary_type", ("first",))
         if self.summary_activation:
             self._check_choice("summary_activation", ACTIVATIONS)
@@ -592,10 +658,12 @@ class DebertaV2Config(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_whole("conv_kernel_size", 0)
+        self._check_whole("conv_kernel_size", 0, MOST_LAYERS)
         self._check_whole("conv_groups", 1)
         if self.embedding_size is not None:
-            self._check_whole("embedding_size", 1)
+            self._check_whole("embedding_size", 1, MOST_WIDTH)
+        for name in ("max_relative_positions", "position_buckets"):
+            self._check_whole(name, -MOST_ROWS)
         unknown = [kind for kind in self.pos_att_type if kind not in ("c2p", "p2c")]
         if unknown:
             raise BertfastError(
@@ -771,8 +839,8 @@ class ModernBertConfig(EncoderConfig):
             )
         if kept.get("layer_types"):
             kept["layer_types"] = _names("layer_types", kept["layer_types"])
-        elif isinstance(values.get("num_hidden_layers"), int):
-            kept["layer_types"] = _layer_types(values["num_hidden_layers"], period)
+        elif isinstance(layers := values.get("num_hidden_layers"), int) and layers <= MOST_LAYERS:
+            kept["layer_types"] = _layer_types(layers, period)
         if values.get("rope_scaling"):
             raise BertfastError(
                 "config: rope_scaling is set; supported is unscaled rotary positions"
@@ -836,6 +904,11 @@ class ModernBertConfig(EncoderConfig):
         initialisation.
         """
         return self.initializer_range / math.sqrt(2.0 * self.num_hidden_layers)
+
+
+def _shown(number: int) -> str:
+    """A number as messages have it; Python writes none of more than 4,300 digits."""
+    return str(number) if abs(number) < 10**18 else f"{'-' * (number < 0)}1e18 or more"
 
 
 def _names(field_name: str, values: Any) -> tuple[str, ...]:

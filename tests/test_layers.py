@@ -13,6 +13,7 @@ LAYERS = {  # deepest first; modules of one layer do not import one another
     "_version": 0,
     "__version__": 0,
     "_C": 0,
+    "files": 1,
     "kernels": 1,
     "packed": 2,
     "config": 2,

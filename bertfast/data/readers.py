@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from bertfast.errors import BertfastError
+from bertfast.files import check_file
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 GZIP_MAGIC = b"\x1f\x8b"
@@ -28,6 +29,7 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     """
     if path.is_dir():
         raise BertfastError(f"{path}: is a folder; name the files in it")
+    check_file(path)
     try:
         with open(path, "rb") as raw:
             head = raw.read(2)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bertfast.errors import BertfastError
+from bertfast.files import MissingFileError, check_file, read_object, read_text
 from bertfast.hub import file_sha256
 
 from .readers import read_documents
@@ -28,6 +29,7 @@ from .readers import read_documents
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 LINES_AT_A_TIME = 4096
 PARTS = ("ids.bin", "dtype.txt", "sentences.npy", "documents.npy")
+DTYPES = ("uint16", "int32")  # of ids
 
 
 class TokenStore:
@@ -80,12 +82,13 @@ class TokenStore:
         files, folder = [Path(path) for path in paths], Path(folder)
         origin = _origin(files, tokenizer, text_field)
         try:
-            told = json.loads((folder / "origin.json").read_text(encoding="utf-8"))
-            sums = told.pop("sums", None)
-            if told == origin:
+            told = read_object(folder / "origin.json")
+        except BertfastError:
+            told = {}
+        sums = told.pop("sums", None)
+        try:
+            if told == origin and isinstance(sums, dict | None):
                 return cls.open(folder, sums)
-        except (OSError, ValueError, AttributeError):
-            pass
         except BertfastError as error:
             print(f"bertfast: {error}; making it again from the text", file=sys.stderr)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -136,14 +139,25 @@ class TokenStore:
         """
         folder = Path(folder)
         try:
+            for name in PARTS:
+                check_file(folder / name)
             found = _sums(folder)
             damaged = [name for name in PARTS if sums is not None and sums.get(name) != found[name]]
             if damaged:
                 raise BertfastError(f"{folder / damaged[0]}: is damaged: its checksum is another")
-            ids = np.memmap(folder / "ids.bin", (folder / "dtype.txt").read_text(), mode="r")
-            sentences = np.load(folder / "sentences.npy", allow_pickle=False)
-            documents = np.load(folder / "documents.npy", allow_pickle=False)
-        except (OSError, ValueError, TypeError) as error:
+            dtype = read_text(folder / "dtype.txt")
+            if dtype not in DTYPES:
+                raise ValueError(f"dtype.txt says {dtype!r}")
+            ids = np.memmap(folder / "ids.bin", dtype, mode="r")
+            # Mapped first: a header may claim more than the file has.
+            sentences, documents = (
+                np.array(np.load(folder / name, mmap_mode="r", allow_pickle=False))
+                for name in ("sentences.npy", "documents.npy")
+            )
+            for ends in (sentences, documents):
+                if ends.dtype != np.int64 or ends.ndim != 1 or not len(ends):
+                    raise ValueError("boundaries of another form")
+        except (MissingFileError, OSError, EOFError, ValueError, TypeError) as error:
             raise BertfastError(
                 f"{folder}: holds no whole token store ({error}); delete it to have it made again"
             ) from error

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial, wraps
-from types import MethodType
+from types import MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from bertfast.model.submodules import Submodules
 from bertfast.packed import IGNORE_INDEX
 
 _STATE = "_bertfast"  # the attribute under which an exchanged module keeps what its forward needs
+_DEPTH, _HELD = 4, 10_000  # attributes within one another, and of a holder in all, to search
 _HIDDEN, _ATTENTION = "hidden_dropout_prob", "attention_probs_dropout_prob"
 
 
@@ -170,18 +171,23 @@ def accelerate(model: Any) -> Any:
     bits than the original.
 
     Args:
-        model: any `torch.nn.Module`.
+        model: any `torch.nn.Module`, or an object that holds one, or several, in its attributes:
+            langchain's `HuggingFaceEmbeddings`, a `KeyBERT`, a `SetFitModel`, a pipeline.
 
     Raises:
         BertfastError: no encoder in it can be served. Where only some can, a warning names the
             others and why.
     """
-    if not isinstance(model, nn.Module):
+    roots = _roots(model)
+    if not roots:
         raise BertfastError(
-            f"accelerate takes a model of transformers (a torch.nn.Module); this is a {type(model)}"
+            f"accelerate takes a model of transformers (a torch.nn.Module), or an object that holds "
+            f"one; a {type(model).__name__} has none in its attributes. Pass the model itself, as in "
+            "accelerate(pipeline.model)"
         )
     served, refused = 0, []
-    for name, module in list(model.named_modules()):
+    named = [item for path, root in roots for item in root.named_modules(prefix=path)]
+    for name, module in named:
         kind = _kind(module)
         if kind is None:
             continue
@@ -201,7 +207,8 @@ def accelerate(model: Any) -> Any:
         )
     if refused:
         warnings.warn(f"bertfast leaves untouched {'; '.join(refused)}", stacklevel=2)
-    _attach_heads(model)
+    for _, root in roots:
+        _attach_heads(root)
     return model
 
 
@@ -209,7 +216,7 @@ def restore(model: Any) -> Any:
     """Gives every module below ``model`` that `accelerate` changed its own forward back; returns
     the model.
     """
-    for module in model.modules():
+    for module in [module for _, root in _roots(model) for module in root.modules()]:
         state = module.__dict__.get(_STATE)
         if state is None:
             continue
@@ -220,6 +227,43 @@ def restore(model: Any) -> Any:
                 module.forward = state.previous
         del module.__dict__[_STATE]
     return model
+
+
+def _roots(model: Any) -> list[tuple[str, nn.Module]]:
+    """The module that this is, or those in the attributes of an object and of the objects there,
+    each with its path.
+    """
+    if isinstance(model, nn.Module):
+        return [("", model)]
+    found: list[tuple[str, nn.Module]] = []
+    level, seen = [("", model)], {id(model)}
+    for _ in range(_DEPTH):
+        below = []
+        for path, holder in level:
+            for name, value in _attributes(holder):
+                if id(value) in seen or len(seen) > _HELD:
+                    continue
+                seen.add(id(value))
+                place = f"{path}.{name}" if path else name
+                if isinstance(value, nn.Module):
+                    found.append((place, value))
+                else:
+                    below.append((place, value))
+        level = below
+    return found
+
+
+def _attributes(holder: Any) -> list[tuple[str, Any]]:
+    """What an object holds, pydantic's private attributes too; of a list or dictionary the items."""
+    if isinstance(holder, Mapping):
+        return [(str(name), value) for name, value in holder.items()]
+    if isinstance(holder, list | tuple):
+        return [(str(index), value) for index, value in enumerate(holder)]
+    if isinstance(holder, type | ModuleType):
+        return []
+    held = dict(getattr(holder, "__dict__", None) or {})
+    held |= getattr(holder, "__pydantic_private__", None) or {}
+    return list(held.items())
 
 
 def _kind(module: nn.Module) -> str | None:

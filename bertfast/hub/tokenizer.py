@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,10 @@ from tokenizers.processors import RobertaProcessing, TemplateProcessing
 
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
+from bertfast.files import VOCABULARY, check_file, read_object, read_text
 from bertfast.model.family import FAMILY
+
+from .patterns import check_patterns
 
 # Hugging Face's names; special tokens come in this order throughout.
 ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
@@ -64,25 +67,26 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     try:
         tokenizer = _read(folder, settings, special_names(folder))
         _add_tokens(tokenizer, settings)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BertfastError(
             f"{folder}: its tokenizer_config.json has a setting that cannot be used ({error})"
         ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    check_patterns(tokenizer, folder)
     return tokenizer
 
 
 def _read(folder: Path, settings: dict[str, Any], names: dict[str, str]) -> Tokenizer:
     """From the first kind of file that the folder has."""
-    if (folder / "tokenizer.json").is_file():
+    if os.path.lexists(folder / "tokenizer.json"):
         return _read_tokenizer_json(folder / "tokenizer.json", settings)
-    if (folder / "vocab.txt").is_file():
+    if os.path.lexists(folder / "vocab.txt"):
         return _read_wordpiece(folder / "vocab.txt", settings, names, tokenizer_class(folder))
-    if (folder / "vocab.json").is_file():
+    if os.path.lexists(folder / "vocab.json"):
         return _read_byte_level_bpe(folder, settings, names)
     for name in SENTENCEPIECE_FILES:
-        if (folder / name).is_file():
+        if os.path.lexists(folder / name):
             return _read_sentencepiece(folder / name, tokenizer_class(folder))
     raise BertfastError(
         f"{folder}: holds neither tokenizer.json nor vocab.txt, vocab.json or a SentencePiece model "
@@ -98,7 +102,7 @@ def special_names(folder: str | Path) -> dict[str, str]:
     defaults = WORDPIECE_TOKENS.get(tokenizer_class(folder) or "", ())
     said = {
         **dict(zip(ROLES, defaults, strict=False)),
-        **_read_json(folder / "special_tokens_map.json"),
+        **read_object(folder / "special_tokens_map.json", optional=True),
         **_settings(folder),
     }
     contents = {
@@ -125,17 +129,8 @@ def special_tokens(tokenizer: Tokenizer, folder: str | Path | None = None) -> di
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file that adds to a tokenizer; empty where there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
 def _settings(folder: Path) -> dict[str, Any]:
-    return _read_json(folder / "tokenizer_config.json")
+    return read_object(folder / "tokenizer_config.json", optional=True)
 
 
 def _tokenizer_class(settings: dict[str, Any]) -> str | None:
@@ -147,15 +142,18 @@ def tokenizer_class(folder: Path) -> str | None:
     """The class that a folder's tokenizer_config.json names, or else that of the member which its
     config.json names; None where neither does.
     """
-    kind = _read_json(folder / "config.json").get("model_type")
+    kind = read_object(folder / "config.json", optional=True).get("model_type")
     member = FAMILY.get(kind) if isinstance(kind, str) else None
     return _tokenizer_class(_settings(folder)) or (member.tokenizer if member else None)
 
 
 def _read_tokenizer_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
+    text = read_text(path, VOCABULARY)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exceptions
+        tokenizer = Tokenizer.from_str(text)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exceptions, and panics that are none
         raise BertfastError(f"{path}: cannot be read as a tokenizer ({error})") from error
     if _tokenizer_class(settings) not in ("PreTrainedTokenizer", "TokenizersBackend"):
         if isinstance(tokenizer.normalizer, BertNormalizer):
@@ -170,10 +168,7 @@ def _read_tokenizer_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
 def _read_wordpiece(
     path: Path, settings: dict[str, Any], names: dict[str, str], kind: str | None
 ) -> Tokenizer:
-    try:
-        words = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BertfastError(f"{path}: cannot be read as a vocabulary ({error})") from error
+    words = read_text(path, VOCABULARY).split("\n")
     words = words[:-1] if words and not words[-1] else words
     tokenizer = wordpiece_tokenizer(
         {word: index for index, word in enumerate(words)},
@@ -191,10 +186,12 @@ def _read_byte_level_bpe(
     folder: Path, settings: dict[str, Any], names: dict[str, str]
 ) -> Tokenizer:
     vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
-    if not merges.is_file():
+    if not os.path.lexists(merges):
         raise BertfastError(
             f"{folder}: holds vocab.json without merges.txt; a byte-level BPE is both"
         )
+    for path in (vocabulary, merges):
+        _check_size(path)
     try:
         words, pairs = BPE.read_file(str(vocabulary), str(merges))
         return byte_level_bpe_tokenizer(
@@ -227,6 +224,10 @@ def _read_sentencepiece(path: Path, kind: str | None) -> Tokenizer:
         )
     import transformers
 
+    _check_size(path)
+    for file in path.parent.iterdir():  # any of which transformers may open
+        if not file.is_dir() and file.suffix in (".json", ".model", ".jinja", ".txt"):
+            _check_size(file)
     name = kind if kind in SENTENCEPIECE_CLASSES else SENTENCEPIECE_FILES[path.name]
     try:
         # 4.x converts in the class whose name ends in Fast; to 5.x the two names are one class.
@@ -239,6 +240,14 @@ def _read_sentencepiece(path: Path, kind: str | None) -> Tokenizer:
             f"{path}: cannot be read as the SentencePiece model of a {name} ({reason})"
         ) from error
     return loaded.backend_tokenizer
+
+
+def _check_size(path: Path) -> None:
+    size = check_file(path)
+    if size > VOCABULARY:
+        raise BertfastError(
+            f"{path}: has {size:,} bytes; a file of this kind has at most {VOCABULARY:,}"
+        )
 
 
 def _installed(module: str) -> bool:

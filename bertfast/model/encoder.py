@@ -7,7 +7,7 @@ live model of `transformers`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -344,6 +344,13 @@ class Encoder:
             positions = batch.position_ids + offset if offset else batch.position_ids
             sequences = Sequences(batch.cu_seqlens, batch.max_seqlen, positions, batch.max_seqlen)
             return batch, None, None, sequences
+        check_tensors(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+        )
         given = input_ids if input_ids is not None else inputs_embeds
         if given is None or (input_ids is not None and inputs_embeds is not None):
             raise BertfastError("give either input_ids or inputs_embeds")
@@ -439,6 +446,28 @@ class Encoder:
         else:
             base = as_seed(seed, device)
         return (base + torch.arange(sites, device=device) * SEED_INCREMENT).split(1)
+
+
+def check_tensors(**inputs: Any) -> None:
+    """Raises BertfastError for an input that is neither a tensor nor None, with what to pass."""
+    for name, value in inputs.items():
+        if value is None or isinstance(value, Tensor):
+            continue
+        kind = type(value).__name__
+        if isinstance(value, Mapping):
+            keys = ", ".join(map(str, value))
+            advice = f"a mapping ({keys}) is passed by name: model(**inputs)"
+            if name != "input_ids":
+                advice = f"a mapping ({keys}) has its tensors under its names"
+        elif isinstance(value, str) or (
+            isinstance(value, list | tuple) and any(isinstance(x, str) for x in value)
+        ):
+            advice = 'a tokenizer makes ids of text: model(**tokenizer(text, return_tensors="pt"))'
+        elif isinstance(value, list | tuple):
+            advice = f"make a tensor of it, torch.tensor({name}), or PackedBatch.from_sequences"
+        else:
+            advice = "it must be a torch.Tensor or, as the first argument, a PackedBatch"
+        raise BertfastError(f"{name} is a {kind}; {advice}")
 
 
 def _first_tokens(cu_seqlens: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ they take column 0 (another token only under left padding).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -25,7 +26,7 @@ from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 from bertfast.packed import IGNORE_INDEX, PackedBatch, padded_rows
 
-from .encoder import Encoded, Encoder, make_tree
+from .encoder import Encoded, Encoder, check_tensors, make_tree
 from .family import Member, member_of, value
 from .functional import dropout
 from .heads import DiscriminatorHead, FeatureHead, MLMHead, classification_loss
@@ -59,7 +60,9 @@ def initialize(
     cutoff, deviations = config.initializer_cutoff_factor, member_of(config).deviations
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if only is not None and f"{prefix}.{name}".removeprefix(".") not in only:
+            # On the meta device there is nothing to set, and the first attempt takes seconds.
+            skipped = only is not None and f"{prefix}.{name}".removeprefix(".") not in only
+            if parameter.is_meta or skipped:
                 continue
             if name != "weight":
                 nn.init.zeros_(parameter)
@@ -74,6 +77,21 @@ def initialize(
                 if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                     with torch.no_grad():
                         parameter[module.padding_idx].zero_()
+
+
+_LABEL_NAMES = {"num_labels", "id2label", "label2id"}
+
+
+def _data_type(dtype: torch.dtype | str, stored: Sequence[str]) -> torch.dtype:
+    """A data type of parameters by its name; "auto" is the first of real numbers in the files."""
+    floats = [name for name in stored if name.startswith(("float", "bfloat"))]
+    name = floats[0] if dtype == "auto" and floats else str(dtype).removeprefix("torch.")
+    found = getattr(torch, name, None)
+    if found not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise BertfastError(
+            f"dtype is {str(dtype)!r}; it must be auto, float32, bfloat16, float16 or float64"
+        )
+    return found
 
 
 class PreTrainedModel(nn.Module):
@@ -123,7 +141,15 @@ class PreTrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, config: EncoderConfig | None = None, new_head_ok: bool = False
+        cls,
+        folder: str | Path,
+        *,
+        config: EncoderConfig | None = None,
+        new_head_ok: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        **overrides: Any,
     ) -> Self:
         """The model in a Hugging Face folder (config.json, model.safetensors).
 
@@ -132,18 +158,44 @@ class PreTrainedModel(nn.Module):
             config: in place of the folder's, to give a new head its labels.
             new_head_ok: let weights of this class's head that the folder lacks keep their initial
                 values (fine-tuning).
+            ignore_mismatched_sizes: the same for a head's weights that the folder has in another
+                shape; a warning names them.
+            dtype: of the parameters, as torch's or by its name; "auto" is that of the files. None
+                is float32.
+            torch_dtype: the same, under its older name.
+            overrides: fields of the configuration to change, as `EncoderConfig.overridden` takes
+                them. Where they name labels (``num_labels=3``), a head that the folder lacks
+                starts from random values, and a warning says so.
 
         Raises:
-            BertfastError: the folder cannot be read, or a weight is missing, unknown or of another
-                shape: each is named.
+            BertfastError: the folder cannot be read, a weight is missing, unknown or of another
+                shape, or an override is no field: each is named.
         """
         from bertfast.hub import load_config, load_weights
+        from bertfast.hub.checkpoint import check_layers, open_weights
 
-        config = config or load_config(folder)
+        dtype = dtype if dtype is not None else torch_dtype
+        config = (config or load_config(folder)).overridden(**overrides)
+        labelled = bool(_LABEL_NAMES & overrides.keys())
+        stored = open_weights(folder)
+        check_layers(config, stored, folder)
         with torch.device("meta"):  # weights that are about to be read are not worth drawing
             model = cls(config)
-        new = load_weights(model, folder, new_head_ok=new_head_ok)
+        new = load_weights(
+            model,
+            folder,
+            new_head_ok=new_head_ok or labelled,
+            mismatched_ok=new_head_ok or ignore_mismatched_sizes,
+            stored=stored,
+        )
         initialize(model, config, only=new)
+        if new and not new_head_ok:
+            warnings.warn(
+                f"{folder}: {', '.join(new)} start from random values; train them before use",
+                stacklevel=2,
+            )
+        if dtype is not None:
+            model.to(_data_type(dtype, [tensor.dtype for tensor in stored.values()]))
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -614,6 +666,13 @@ class ForMultipleChoice(_SequenceHead):
                 )
             encoded = self.base.encode(input_ids, seed=seed, every_row=every_row)
         else:
+            check_tensors(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+            )
             given = input_ids if input_ids is not None else inputs_embeds
             if given is None or given.dim() < 3:
                 raise BertfastError(

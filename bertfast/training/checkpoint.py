@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bertfast.errors import BertfastError
+from bertfast.files import read_bytes, read_object
 from bertfast.hub import file_sha256, make_folder, write_atomically
 from bertfast.hub.checkpoint import WEIGHTS, plain, read_safetensors
 
@@ -288,11 +289,11 @@ def load_checkpoint(folder: Path) -> TrainingState:
     """
     path = folder / STATE_VALUES
     try:
-        text = path.read_bytes()
-        told = (folder / STATE_SUM).read_bytes() if (folder / STATE_SUM).exists() else None
+        text = read_bytes(path)
+        told = read_bytes(folder / STATE_SUM) if os.path.lexists(folder / STATE_SUM) else None
         if told not in (None, _sum_line(text)):
             raise BertfastError(f"{path}: is damaged: it does not match {STATE_SUM}")
-        values = json.loads(text)
+        values = read_object(path)
         values["step"] = int(values["step"])
         sums = values.pop(FILES, None)
         if (sums is None) != (told is None):
@@ -302,7 +303,7 @@ def load_checkpoint(folder: Path) -> TrainingState:
                 raise BertfastError(f"{folder / name}: is missing")
             if file_sha256(folder / name) != expected:
                 raise BertfastError(f"{folder / name}: is damaged: its checksum is another")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, OverflowError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BertfastError(f"{path}: is no training state ({error})") from error
     if sums is None:
         print(f"bertfast: {folder} is of a release without checksums", file=sys.stderr)

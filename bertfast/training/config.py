@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from bertfast import files
 from bertfast.config import PRESETS
 from bertfast.data.packing import MASK_UNITS, MASKINGS
 from bertfast.errors import BertfastError
@@ -153,14 +154,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         BertfastError: the file is missing, no YAML mapping, or names a field that does not exist.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BertfastError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BertfastError(
-            f"{path}: is not to be read as YAML ({' '.join(str(error).split())})"
-        ) from error
+    values = files.read_yaml(path)
     if not isinstance(values, dict):
         raise BertfastError(f"{path}: must hold a mapping of fields to values")
     known = [f.name for f in fields(PretrainConfig)]

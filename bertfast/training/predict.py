@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bertfast.data import tasks
 from bertfast.data.tokenizer import SpecialIds
 from bertfast.errors import BertfastError
+from bertfast.files import read_object
 from bertfast.hub import check_tokenizer_fits, load, load_tokenizer
 from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
@@ -65,12 +64,14 @@ class Classifier:
         check_tokenizer_fits(self.tokenizer, model.config, f"{folder}: the tokenizer")
         SpecialIds(self.tokenizer, folder)
         # What training cut texts to is what predictions cut them to.
-        told = _read_json(Path(folder) / "tokenizer_config.json").get("model_max_length")
+        told = read_object(Path(folder) / "tokenizer_config.json", optional=True).get(
+            "model_max_length"
+        )
         positions = model.config.max_length
         self.max_length = (
             min(int(told), positions) if isinstance(told, (int, float)) and told >= 4 else positions
         )
-        settings = _read_json(Path(folder) / "metrics.json").get("settings")
+        settings = read_object(Path(folder) / "metrics.json", optional=True).get("settings")
         self.pair_column: str | None = (
             settings.get("pair_column") if isinstance(settings, dict) else None
         )
@@ -109,12 +110,3 @@ class Classifier:
                 )
             start = end
         return [prediction for prediction in result if prediction is not None]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file that adds to a model folder; empty where there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

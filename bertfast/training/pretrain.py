@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -23,6 +22,7 @@ from bertfast.data.store import TokenStore
 from bertfast.data.tokenizer import TOKENIZER_FILES, SpecialIds, save_tokenizer
 from bertfast.data.words import continuations
 from bertfast.errors import BertfastError
+from bertfast.files import read_yaml
 from bertfast.hub import (
     check_tokenizer_fits,
     load,
@@ -32,7 +32,8 @@ from bertfast.hub import (
     make_folder,
     write_atomically,
 )
-from bertfast.model import PreTrainedModel
+from bertfast.model import PreTrainedModel, member_class
+from bertfast.model.memory import check_memory
 from bertfast.objectives import find_objective
 from bertfast.objectives.joint import Distillation
 
@@ -250,6 +251,10 @@ class _Setup:
                 f"seq-len is {options.seq_len} and the model has {self.shape.max_length} positions"
             )
         check_tokenizer_fits(tokenizer, self.shape, options.tokenizer)
+        if options.starts_random:
+            with torch.device("meta"):
+                encoder = member_class(self.shape, "Model")(self.shape)
+            check_memory(encoder, options.model, copies=4)
         if options.starts_random and self.shape.padding_row != self.shape.pad_token_id:
             raise BertfastError(
                 f"{options.tokenizer}: gives padding the id {self.shape.pad_token_id} and {self.shape.model_type} "
@@ -302,10 +307,10 @@ def _claim(run: Path, config: PretrainConfig, resume: bool) -> bool:
             f"{run}: exists already; choose another --out, or add --resume to go on with that run"
         )
     try:
-        saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        saved = read_yaml(run / "config.yaml")
         if not isinstance(saved, dict):
             raise ValueError("no mapping")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (BertfastError, ValueError) as error:
         raise BertfastError(
             f"{run}: is no pretraining run (its config.yaml: {' '.join(str(error).split())})"
         ) from error

@@ -5,8 +5,10 @@ encoder's. Reimers and Gurevych, "Sentence-BERT", 2019.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -20,16 +22,18 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 from torch import Tensor, nn
 
+from bertfast.config import MOST_WIDTH
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
+from bertfast.files import MissingFileError, read_json, read_object
 from bertfast.hub import (
     check_tokenizer_fits,
     load_config,
     load_tokenizer,
     make_folder,
-    read_weights,
     write_atomically,
 )
+from bertfast.hub.checkpoint import open_weights
 from bertfast.kernels.linear import constant_weights
 from bertfast.model import member_class
 from bertfast.model.models import EncoderModel
@@ -43,6 +47,7 @@ from .metrics import LiveBar
 # fill it.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 TEXTS = 16384  # tokenized at once
+MODULES = 64  # that a folder may list
 MANY = 16384  # tokens from which on it pays to bring the weights into another form first
 # How old releases of sentence-transformers name the ways to pool, each a flag, in the order in
 # which the vectors stand.
@@ -57,6 +62,10 @@ FLAGS = {
 ACTIVATIONS = {
     cls.__name__: cls for cls in (nn.Tanh, nn.Identity, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid)
 }
+# Files whose keys a folder keeps, whoever wrote them, and the keys among them that name code.
+KEPT = ("config.json", "tokenizer_config.json", "config_sentence_transformers.json")
+CODE = ("auto_map", "custom_pipelines")
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 VECTOR = (
     "sentence_embedding"  # sentence-transformers' name of what the modules past the pooling work on
 )
@@ -95,6 +104,16 @@ class Dense(nn.Module):
         return out + (x if self.residual is None else self.residual(x))
 
 
+@dataclass(frozen=True)
+class Module:
+    """A module of a folder: its kind, its folder, its entry in modules.json and its settings."""
+
+    kind: str
+    place: Path
+    entry: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
 class Tokenized(NamedTuple):
     """Texts as ids.
 
@@ -117,6 +136,7 @@ class SentenceEncoder(nn.Module):
         tokenizer: its tokenizer.
         max_length: tokens that a text is cut to; it may be set.
         prompts: name to the text that is put before texts of a kind.
+        similarity_fn_name: how vectors are compared: cosine, dot, euclidean or manhattan.
 
     Args:
         encoder: of any member.
@@ -130,9 +150,10 @@ class SentenceEncoder(nn.Module):
         include_prompt: whether a prompt's tokens are pooled with the others.
         truncate_dim: how many numbers of a vector `encode` keeps; None for all.
         special: the tokenizer's special tokens, where their names came with it.
+        similarity_fn_name: as above; None leaves it to sentence-transformers, which takes cosine.
 
     Raises:
-        BertfastError: an unknown way to pool, or a default prompt that is not among the prompts.
+        BertfastError: an unknown way to pool or to compare, or a default prompt that is not among the prompts.
     """
 
     def __init__(
@@ -148,8 +169,16 @@ class SentenceEncoder(nn.Module):
         include_prompt: bool = True,
         truncate_dim: int | None = None,
         special: SpecialIds | None = None,
+        similarity_fn_name: str | None = None,
     ) -> None:
         super().__init__()
+        if similarity_fn_name is not None and similarity_fn_name not in SIMILARITIES:
+            raise BertfastError(
+                f"similarity_fn_name is {similarity_fn_name!r}; it must be of {', '.join(SIMILARITIES)}"
+            )
+        self.similarity_fn_name = similarity_fn_name
+        self._read: dict[str, Any] = {}  # what the folder's files held, by file
+        self._modules_read: list[Module] = []
         self.pooling = (pooling,) if isinstance(pooling, str) else tuple(pooling)
         unknown = [mode for mode in self.pooling if mode not in MODES]
         if unknown or not self.pooling:
@@ -310,13 +339,33 @@ class SentenceEncoder(nn.Module):
             self.train(was_training)
         return vectors
 
-    def _pooling_settings(self) -> dict[str, Any]:
+    def _kept(self, name: str) -> dict[str, Any]:
+        """What a file of the folder that this came from held, less what names code."""
+        return {key: value for key, value in self._read.get(name, {}).items() if key not in CODE}
+
+    def _modules_to_write(self) -> list[Module]:
+        """The folder's modules, as long as they are those of this encoder; or else new ones."""
+        kinds = ["Transformer", "Pooling", *(type(step).__name__ for step in self.steps)]
+        read = self._modules_read
+        if [module.kind for module in read if module.kind != "Dropout"] == kinds:
+            return read
+        return [Module(kind, Path()) for kind in kinds]
+
+    def _pooling_settings(self, read: dict[str, Any]) -> dict[str, Any]:
         """Flags, which every release reads, where the vectors stand in their order; or else a list,
-        which the newest do.
+        which the newest do. Where the folder's own settings, ``read``, say the same, they stay.
         """
+        others = {
+            "word_embedding_dimension": self.encoder.config.hidden_size,
+            "include_prompt": self.include_prompt,
+        }
+        if read and _pooling_modes(read) == self.pooling:
+            return others | read | {"include_prompt": self.include_prompt}
+        read = {name: value for name, value in read.items() if name not in ("pooling_mode", *FLAGS)}
+        flags: dict[str, Any] = {"pooling_mode": list(self.pooling)}
         if self.pooling == tuple(mode for mode in FLAGS.values() if mode in self.pooling):
-            return {flag: mode in self.pooling for flag, mode in FLAGS.items()}
-        return {"pooling_mode": list(self.pooling)}
+            flags = {flag: mode in self.pooling for flag, mode in FLAGS.items()}
+        return read | others | flags
 
     def _prompt(self, prompt: str | None, name: str | None) -> str:
         if prompt is not None:
@@ -354,7 +403,8 @@ class SentenceEncoder(nn.Module):
                 is of an unsupported kind: each is named.
         """
         folder = Path(folder)
-        (_, place), *modules = _read_modules(folder)
+        transformer, *modules = _read_modules(folder)
+        place = transformer.place
         config, told = load_config(place), _sentence_settings(place)
         # Of the encoder, the pooler alone may be missing, and no vector reads it.
         encoder = member_class(config, "Model").from_pretrained(
@@ -367,7 +417,7 @@ class SentenceEncoder(nn.Module):
         if told.get("do_lower_case"):
             own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
             tokenizer.normalizer = Normalizers([Lowercase(), *own])
-        extra = _read_object(folder / "config_sentence_transformers.json")
+        extra = read_object(folder / "config_sentence_transformers.json", optional=True)
         prompts, default = extra.get("prompts") or {}, extra.get("default_prompt_name")
         if not isinstance(prompts, dict) or not all(
             isinstance(text, str | None) for text in (*prompts.values(), default)
@@ -376,7 +426,7 @@ class SentenceEncoder(nn.Module):
                 f"{folder}: its config_sentence_transformers.json has prompts that are no text"
             )
         found, include_prompt, steps = _read_steps(modules)
-        return cls(
+        made = cls(
             encoder,
             tokenizer,
             pooling=pooling or found or "mean",
@@ -389,11 +439,21 @@ class SentenceEncoder(nn.Module):
             include_prompt=include_prompt,
             truncate_dim=_whole(extra.get("truncate_dim"), f"{folder}: truncate_dim"),
             special=special,
+            similarity_fn_name=extra.get("similarity_fn_name"),
         ).eval()
+        homes = {name: place if name != KEPT[-1] else folder for name in KEPT}
+        made._read = {
+            name: read_object(home / name, optional=True) for name, home in homes.items()
+        } | {"sentence_bert_config.json": told}
+        made._modules_read = [transformer, *modules]
+        return made
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that sentence-transformers loads, and `transformers` as a plain encoder,
         and a model card where there is none yet.
+
+        What the files of the folder that this came from say beside, is kept: a key that nothing
+        here reads is written as it was.
 
         Raises:
             BertfastError: the folder cannot be written to.
@@ -402,28 +462,40 @@ class SentenceEncoder(nn.Module):
         self.encoder.save_pretrained(folder)
         segments = self.encoder.config.type_vocab_size > 1
         save_tokenizer(self.tokenizer, folder, self.max_length, self.special, segments)
-        modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
         objects: dict[str, Any] = {
-            "sentence_bert_config.json": {
-                "max_seq_length": self.max_length,
-                "do_lower_case": False,
-            },
-            "config_sentence_transformers.json": {
+            "sentence_bert_config.json": {"do_lower_case": False}
+            | self._read.get("sentence_bert_config.json", {})
+            | {"max_seq_length": self.max_length},
+            "config_sentence_transformers.json": self._kept("config_sentence_transformers.json")
+            | {
                 "prompts": self.prompts,
                 "default_prompt_name": self.default_prompt,
-                **({} if self.truncate_dim is None else {"truncate_dim": self.truncate_dim}),
-            },
-            "1_Pooling/config.json": {
-                "word_embedding_dimension": self.encoder.config.hidden_size,
-                **self._pooling_settings(),
-                "include_prompt": self.include_prompt,
+                "similarity_fn_name": self.similarity_fn_name,
             },
         }
-        for number, step in enumerate(self.steps, 2):
-            name = f"{number}_{type(step).__name__}"
-            modules.append((name, type(step).__name__))
-            objects[f"{name}/config.json"] = _dense_config(step) if isinstance(step, Dense) else {}
+        extra = objects["config_sentence_transformers.json"]
+        extra.pop("truncate_dim", None)
+        if self.truncate_dim is not None:
+            extra["truncate_dim"] = self.truncate_dim
+        for name in ("config.json", "tokenizer_config.json"):
+            objects[name] = self._kept(name) | read_object(folder / name)
+        dtype = str(next(self.encoder.parameters()).dtype).removeprefix("torch.")
+        for name in {"dtype", "torch_dtype"} & objects["config.json"].keys():
+            objects["config.json"][name] = dtype
+        modules = self._modules_to_write()
+        steps = iter(self.steps)
+        for number, module in enumerate(modules):
+            if not number:
+                continue
+            name = f"{number}_{module.kind}"
+            settings = dict(module.settings)
+            if module.kind == "Pooling":
+                settings = self._pooling_settings(settings)
+            step = next(steps) if module.kind in ("Dense", "Normalize") else None
             make_folder(folder / name)
+            if isinstance(step, Dense):
+                settings |= _dense_config(step)
+            objects[f"{name}/config.json"] = settings
             if isinstance(step, Dense):
                 weights = {
                     key: value.detach().cpu().contiguous()
@@ -433,15 +505,11 @@ class SentenceEncoder(nn.Module):
                     folder / name / "model.safetensors",
                     lambda path, weights=weights: save_file(weights, path),  # type: ignore[misc]
                 )
-        make_folder(folder / "1_Pooling")
         objects["modules.json"] = [
-            {
-                "idx": number,
-                "name": str(number),
-                "path": path,
-                "type": f"sentence_transformers.models.{kind}",
-            }
-            for number, (path, kind) in enumerate(modules)
+            {"name": str(number), "type": f"sentence_transformers.models.{module.kind}"}
+            | module.entry
+            | {"idx": number, "path": f"{number}_{module.kind}" if number else ""}
+            for number, module in enumerate(modules)
         ]
         for file, values in objects.items():
             text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
@@ -501,34 +569,22 @@ def _packed(rows: Sequence[NDArray[np.int32]]) -> PackedBatch:
     )
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise BertfastError(f"{path}: cannot be read as JSON ({error})") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none."""
-    values = _read_json(path)
-    if values is not None and not isinstance(values, dict):
-        raise BertfastError(f"{path}: holds a {type(values).__name__}; a JSON object is wanted")
-    return values or {}
-
-
 def _whole(value: Any, what: str) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise BertfastError(f"{what} is {value!r}; it must be a whole number of at least 1")
     return value
 
 
-def _read_modules(folder: Path) -> list[tuple[str, Path]]:
-    """Kind and folder of each module, the encoder first; of a plain encoder's folder that alone."""
-    listed = _read_json(folder / "modules.json")
-    if listed is None:
-        return [("Transformer", folder)]
+def _read_modules(folder: Path) -> list[Module]:
+    """The modules, the encoder first; of a plain encoder's folder that alone."""
+    try:
+        listed = read_json(folder / "modules.json")
+    except MissingFileError:
+        return [Module("Transformer", folder)]
+    if isinstance(listed, list) and len(listed) > MODULES:
+        raise BertfastError(
+            f"{folder / 'modules.json'}: lists {len(listed)} modules; at most {MODULES} are supported"
+        )
     try:
         modules = [(str(entry["type"]), folder / entry["path"]) for entry in listed]
     except (KeyError, TypeError) as error:
@@ -536,7 +592,11 @@ def _read_modules(folder: Path) -> list[tuple[str, Path]]:
             f"{folder / 'modules.json'}: is no list of modules, each with a type and a path"
         ) from error
     for kind, place in modules:
-        if not place.resolve().is_relative_to(folder.resolve()):
+        try:
+            inside = place.resolve().is_relative_to(folder.resolve())
+        except (OSError, ValueError, RuntimeError) as error:  # of a zero byte, or a loop of links
+            raise BertfastError(f"{folder / 'modules.json'}: {error}") from None
+        if not inside:
             raise BertfastError(f"{folder / 'modules.json'}: {place} is outside of the folder")
         if not kind.startswith("sentence_transformers."):
             raise BertfastError(
@@ -550,7 +610,10 @@ def _read_modules(folder: Path) -> list[tuple[str, Path]]:
             )
     if not modules:
         raise BertfastError(f"{folder / 'modules.json'}: lists no module")
-    return [(kind, place) for kind, (_, place) in zip(kinds, modules, strict=True)]
+    return [
+        Module(kind, place, entry, read_object(place / "config.json", optional=True))
+        for kind, (_, place), entry in zip(kinds, modules, listed, strict=True)
+    ]
 
 
 def _sentence_settings(place: Path) -> dict[str, Any]:
@@ -558,7 +621,7 @@ def _sentence_settings(place: Path) -> dict[str, Any]:
     the member.
     """
     for path in sorted(place.glob("sentence_*_config.json")):
-        settings = _read_object(path)
+        settings = read_object(path)
         task = settings.get("transformer_task", "feature-extraction")
         if task != "feature-extraction":
             raise BertfastError(
@@ -574,31 +637,41 @@ def _told_length(place: Path, told: dict[str, Any], positions: int) -> Any:
     """
     length = told.get("max_seq_length")
     if length is None:
-        length = _read_object(place / "tokenizer_config.json").get("model_max_length")
-        length = int(min(length, positions)) if isinstance(length, int | float) else positions
+        length = read_object(place / "tokenizer_config.json", optional=True).get("model_max_length")
+        if not isinstance(length, int | float) or math.isnan(length):
+            return positions
+        length = int(min(length, positions))
     return length
 
 
+def _pooling_modes(settings: dict[str, Any]) -> tuple[str, ...]:
+    mode = (
+        settings.get("pooling_mode")
+        or [name for flag, name in FLAGS.items() if settings.get(flag)]
+        or "mean"
+    )
+    if not isinstance(mode, str | list):
+        raise BertfastError(f"pooling_mode is {mode!r}; it must be a name or a list of names")
+    return (mode,) if isinstance(mode, str) else tuple(map(str, mode))
+
+
 def _read_steps(
-    modules: Sequence[tuple[str, Path]],
+    modules: Sequence[Module],
 ) -> tuple[tuple[str, ...] | None, bool, list[nn.Module]]:
     """How a folder pools (None where it does not say), whether prompts are pooled, and the modules
     past the pooling.
     """
     pooling, include_prompt = None, True
     steps: list[nn.Module] = []
-    for number, (kind, place) in enumerate(modules, 1):
-        settings = _read_object(place / "config.json")
+    for number, module in enumerate(modules, 1):
+        kind, place, settings = module.kind, module.place, module.settings
         names = {
             settings.get(name) or VECTOR for name in ("module_input_name", "module_output_name")
         }
         if kind == "Pooling" and number == 1:
-            mode = (
-                settings.get("pooling_mode")
-                or [name for flag, name in FLAGS.items() if settings.get(flag)]
-                or "mean"
-            )
-            pooling = (mode,) if isinstance(mode, str) else tuple(mode)
+            pooling = _pooling_modes(settings)
+            if len(set(pooling)) < len(pooling):
+                raise BertfastError(f"{place}: pooling_mode names one way twice")
             include_prompt = bool(settings.get("include_prompt", True))
         elif kind in ("Normalize", "Dense") and names == {VECTOR}:
             steps.append(Normalize() if kind == "Normalize" else _read_dense(place, settings))
@@ -616,19 +689,26 @@ def _read_dense(place: Path, settings: dict[str, Any]) -> Dense:
         raise BertfastError(
             f"{place}: activation_function is {activation}; supported are {', '.join(ACTIVATIONS)}"
         )
-    sizes = [
+    width, out = (
         _whole(settings.get(size), f"{place}: {size}") for size in ("in_features", "out_features")
-    ]
-    if None in sizes:
+    )
+    if width is None or out is None:
         raise BertfastError(f"{place}: its config.json lacks in_features or out_features")
     residual = bool(settings.get("use_residual", False))
-    dense = Dense(sizes[0] or 0, sizes[1] or 0, bool(settings.get("bias", True)), name, residual)
-    try:
-        dense.load_state_dict(read_weights(place))
-    except RuntimeError as error:
+    if max(width, out) > MOST_WIDTH:
+        raise BertfastError(f"{place}: its vectors are wider than {MOST_WIDTH}")
+    with torch.device("meta"):
+        dense = Dense(width, out, bool(settings.get("bias", True)), name, residual)
+    stored = open_weights(place)
+    wanted = {key: tuple(value.shape) for key, value in dense.state_dict().items()}
+    found = {key: value.shape for key, value in stored.items()}
+    if wanted != found:
         raise BertfastError(
-            f"{place}: the weights do not fit the Dense of its config.json ({error})"
-        ) from error
+            f"{place}: the weights do not fit the Dense of its config.json: they are {found}, and "
+            f"it asks for {wanted}"
+        )
+    dense.to_empty(device=torch.get_default_device())
+    dense.load_state_dict({key: value.read() for key, value in stored.items()})
     return dense
 
 

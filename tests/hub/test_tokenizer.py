@@ -126,7 +126,7 @@ def test_a_broken_tokenizer_file_is_one_line(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xff\xfe\x00", "cannot be read"),
+        (b"\xff\xfe\x00", "is not UTF-8"),
         (b"the\ncafe\n", r"has no \[PAD\]"),
         (b"", r"has no \[PAD\]"),
     ],
