@@ -281,6 +281,13 @@ def resume_from(run: Path) -> tuple[Path, TrainingState] | None:
     return None
 
 
+def _values(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path)
+    except BertfastError as error:
+        raise BertfastError(f"{path}: is no training state ({error})") from error
+
+
 def load_checkpoint(folder: Path) -> TrainingState:
     """A checkpoint's weights and training state, once every file's checksum was found right.
 
@@ -293,7 +300,7 @@ def load_checkpoint(folder: Path) -> TrainingState:
         told = read_bytes(folder / STATE_SUM) if os.path.lexists(folder / STATE_SUM) else None
         if told not in (None, _sum_line(text)):
             raise BertfastError(f"{path}: is damaged: it does not match {STATE_SUM}")
-        values = read_object(path)
+        values = _values(path)
         values["step"] = int(values["step"])
         sums = values.pop(FILES, None)
         if (sums is None) != (told is None):
