@@ -929,13 +929,13 @@ CONFIGS: dict[str, type[EncoderConfig]] = {
         BertConfig,
         RobertaConfig,
         XLMRobertaConfig,
-        CamembertConfig,
-        MPNetConfig,
         AlbertConfig,
         DistilBertConfig,
         ElectraConfig,
         DebertaV2Config,
         ModernBertConfig,
+        CamembertConfig,
+        MPNetConfig,
     )
 }
 

@@ -482,7 +482,14 @@ def test_what_is_not_supported_names_itself_and_what_is(config_class, tmp_path):
         change_config(tmp_path, change)
         assert message in refusal(tmp_path)
         (tmp_path / "config.json").write_text(before)
-    if config_class.model_type in ("bert", "roberta", "xlm-roberta", "albert", "electra"):
+    if config_class.model_type in (
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "camembert",
+        "albert",
+        "electra",
+    ):
         change_config(tmp_path, {"position_embedding_type": "relative_key_query"})
         assert "position_embedding_type is 'relative_key_query'; supported is absolute" in refusal(
             tmp_path
