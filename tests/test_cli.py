@@ -280,7 +280,7 @@ def test_an_interrupt_leaves_no_folder_and_says_nothing_long(place: Path) -> Non
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == -signal.SIGINT
+    assert process.returncode == -signal.SIGINT, said
     assert "Traceback" not in said
     assert not list(place.glob("*out*"))
 

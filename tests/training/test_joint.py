@@ -251,8 +251,9 @@ def test_a_detection_run_resumes_bit_for_bit_and_both_models_load(tmp_path, corp
         if line["step"] == 4:
             raise Stop
 
-    with pytest.raises(Stop):
+    with pytest.raises(BertfastError, match="failed in on_log") as stopped:
         pretrain([str(corpus)], tokenizer, str(tmp_path / "cut"), steps=6, on_log=stop, **told)
+    assert isinstance(stopped.value.__cause__, Stop)
     pretrain([str(corpus)], tokenizer, str(tmp_path / "cut"), steps=6, resume=True, **told)
     assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
     for name in ("model.safetensors", "generator/model.safetensors"):

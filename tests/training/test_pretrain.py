@@ -317,7 +317,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def kill(*_: Any) -> None:
+    def kill(*_: Any, **__: Any) -> None:
         raise RuntimeError("stands for a kill")
 
     with monkeypatch.context() as patched:
