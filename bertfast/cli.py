@@ -616,7 +616,7 @@ def bench(
         if as_json:
             print(json.dumps(found, indent=1))
         else:
-            command.show_beside(found)
+            command.beside.show(found)
         if "stopped" in found:
             raise typer.Exit(128 + found["stopped"])
         return
