@@ -27,6 +27,7 @@ KERNELS = (
     "rotary",
     "isa",
 )
+BINDINGS = ("module", "tensor", *(name for name in KERNELS if name != "isa"))
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {"baseline": []}
 if X86:
@@ -53,7 +54,9 @@ class BuildKernels(build_ext):
         openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
         include = ["csrc", pybind11.get_include(), *self.compiler.include_dirs]
         out = Path(self.build_temp)
-        jobs = [("csrc/bindings.cpp", "bindings", ["-DBERTFAST_X86"] if X86 else [])]
+        # pybind11's templates make two megabytes of debugging information a file.
+        plain = ["-g0", *(["-DBERTFAST_X86"] if X86 else [])]
+        jobs = [(f"csrc/bindings/{name}.cpp", "bindings", plain) for name in BINDINGS]
         for isa, flags in ISA_FLAGS.items():
             jobs += [
                 (f"csrc/{name}.cpp", isa, [f"-DBERTFAST_ISA={isa}", *flags]) for name in KERNELS
@@ -106,11 +109,11 @@ setup(
     ext_modules=[
         Extension(
             "bertfast._C",
-            sources=["csrc/bindings.cpp", *(f"csrc/{name}.cpp" for name in KERNELS)],
-            depends=[
-                f"csrc/{name}.h"
-                for name in ("kernels", "layer_norm", "ops", "philox", "products", "simd")
+            sources=[
+                *(f"csrc/bindings/{name}.cpp" for name in BINDINGS),
+                *(f"csrc/{name}.cpp" for name in KERNELS),
             ],
+            depends=[str(path) for path in Path("csrc").rglob("*.h")],
             language="c++",
             optional=not os.environ.get("BERTFAST_REQUIRE_EXTENSION"),
         )

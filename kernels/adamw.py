@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference, tuning
-from .checks import check_device, check_tensor
+from .checks import check_device, check_launch, check_tensor
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -76,18 +76,29 @@ def _adamw(
     backend: str,
 ) -> None:
     """``rates`` (4,) float32: lr, 1 - beta1^step, 1 - beta2^step, gradient_scale."""
-    gradients = [g.contiguous() for g in gradients]
+    gradients, rates = [g.contiguous() for g in gradients], rates.contiguous()
     if backend == "cpp":
-        targets: list[Tensor | None] = [*copies] or [None] * len(weights)
-        rows = zip(weights, gradients, means, squares, targets, strict=True)
+        lr, correction1, correction2, gradient_scale = rates.tolist()
         dispatch._C.adamw(
-            dispatch.dtype_name(gradients[0].dtype),
-            [[dispatch.address(x) for x in row] for row in rows],
-            [w.numel() for w in weights],
-            [*rates.tolist(), beta1, beta2, eps, weight_decay],
-            torch.get_num_threads(),
+            weights=weights,
+            gradients=gradients,
+            means=means,
+            squares=squares,
+            copies=copies,
+            lr=lr,
+            correction1=correction1,
+            correction2=correction2,
+            gradient_scale=gradient_scale,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            threads=torch.get_num_threads(),
         )
         return
+    if not weights:
+        return
+    _check_launches(backend, weights, gradients, means, squares, copies, rates)
     tuned = tuning.options("adamw.update", gradients[0].dtype, gradients[0].device)
     for number, (w, g, m, v) in enumerate(zip(weights, gradients, means, squares, strict=True)):
         if w.numel():
@@ -95,6 +106,35 @@ def _adamw(
                 w, g, m, v, copies[number] if copies else w, rates, w.numel(), beta1, beta2, eps, weight_decay,
                 COPY=bool(copies), **tuned,
             )  # fmt: skip
+
+
+def _check_launches(
+    backend: str,
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    copies: list[Tensor],
+    rates: Tensor,
+) -> None:
+    check_launch("adamw", backend, weights[0], rates=(rates, torch.float32, (4,)))
+    # The gradients come contiguous.
+    updated = [weights, means, squares, *([copies] if copies else [])]
+    for tensors in (*updated, gradients):
+        if len(tensors) != len(weights):
+            raise ValueError(
+                f"there are {len(weights)} weights and {len(tensors)} of another list; there must be as many"
+            )
+        for x, w in zip(tensors, weights, strict=True):
+            if x.numel() != w.numel() or x.device != weights[0].device:
+                raise ValueError(
+                    f"a tensor of {x.numel()} elements on {x.device} goes with a weight of {w.numel()} "
+                    f"on {w.device}; they must be the same"
+                )
+    if not all(x.is_contiguous() for tensors in updated for x in tensors):
+        raise ValueError("what is updated in place must be contiguous")
+    if any(x.dtype != torch.float32 for tensors in updated[:3] for x in tensors):
+        raise TypeError("weights, means and squares must be torch.float32")
 
 
 @_adamw.register_fake
@@ -182,11 +222,9 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     if dispatch.select("adamw", device, dtype) == "cpp" and all(
         g.dtype == dtype for g in gradients
     ):
-        gradients = [gradient.contiguous() for gradient in gradients]
-        sizes = [gradient.numel() for gradient in gradients]
-        addresses = [gradient.data_ptr() for gradient in gradients]
         total = dispatch._C.sum_of_squares(
-            dispatch.dtype_name(dtype), addresses, sizes, torch.get_num_threads()
+            gradients=[gradient.contiguous() for gradient in gradients],
+            threads=torch.get_num_threads(),
         )
         return torch.tensor(total, dtype=torch.float64).sqrt().float()
     norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)

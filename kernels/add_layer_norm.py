@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference, tuning
-from .checks import check_like, check_norm, check_tensor
-from .dispatch import address
+from .checks import Wanted, check_dropout, check_launch, check_like, check_norm, check_tensor
 from .layer_norm_triton import moments, norm_backward, padded_width
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
@@ -261,28 +260,42 @@ def _add_layer_norm(
     if backend == "cpp":
         weight, bias = weight.float(), None if bias is None else bias.float()
         dispatch._C.add_layer_norm_forward(
-            dispatch.dtype_name(x.dtype),
-            x.data_ptr(),
-            address(residual),
-            weight.data_ptr(),
-            address(bias),
-            out.data_ptr(),
-            summed.data_ptr() if prenorm else 0,
-            mean.data_ptr(),
-            rstd.data_ptr(),
-            mean.numel(),
-            x.shape[-1],
-            eps,
-            rms,
-            threshold,
-            int(seed),
-            torch.get_num_threads(),
+            x=x,
+            residual=residual,
+            weight=weight,
+            bias=bias,
+            out=out,
+            summed=summed if prenorm else None,
+            mean=mean,
+            rstd=rstd,
+            eps=eps,
+            rms=rms,
+            threshold=threshold,
+            seed=int(seed),
+            threads=torch.get_num_threads(),
         )
     else:
+        _check_launch(backend, x, residual, weight, threshold, seed)
+        if bias is not None:
+            check_norm(weight, bias, x)
         _forward_triton(
             x, residual, weight, bias, seed, eps, threshold, rms, prenorm, out, summed, mean, rstd
         )
     return out, summed, mean, rstd
+
+
+def _check_launch(
+    backend: str,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    threshold: int,
+    seed: Tensor,
+    **others: Wanted,
+) -> None:
+    check_launch("add_layer_norm", backend, x, residual=(residual, x.dtype, x.shape), **others)
+    check_norm(weight, None, x)
+    check_dropout(threshold, seed, x)
 
 
 def _outputs(x: Tensor, prenorm: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -308,31 +321,33 @@ def _add_layer_norm_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dout, x, weight = dout.contiguous(), x.contiguous(), weight.contiguous()
+    mean, rstd = mean.contiguous(), rstd.contiguous()
     dsummed = None if dsummed is None else dsummed.contiguous()
     residual = None if residual is None else residual.contiguous()
     dx, dresidual, dparameters = _gradients(x, residual, threshold)
     if backend == "cpp":
         weight = weight.float()
         dispatch._C.add_layer_norm_backward(
-            dispatch.dtype_name(x.dtype),
-            dout.data_ptr(),
-            address(dsummed),
-            x.data_ptr(),
-            address(residual),
-            weight.data_ptr(),
-            mean.data_ptr(),
-            rstd.data_ptr(),
-            dx.data_ptr(),
-            dresidual.data_ptr() if dresidual.numel() else 0,
-            dparameters.data_ptr(),
-            mean.numel(),
-            x.shape[-1],
-            rms,
-            threshold,
-            int(seed),
-            torch.get_num_threads(),
+            dout=dout,
+            dsummed=dsummed,
+            x=x,
+            residual=residual,
+            weight=weight,
+            mean=mean,
+            rstd=rstd,
+            dx=dx,
+            dresidual=dresidual if dresidual.numel() else None,
+            dparameters=dparameters,
+            rms=rms,
+            threshold=threshold,
+            seed=int(seed),
+            threads=torch.get_num_threads(),
         )
     else:
+        like_x = {"dout": (dout, x.dtype, x.shape), "dsummed": (dsummed, x.dtype, x.shape)}
+        rows = x.shape[:-1]
+        statistics = {"mean": (mean, torch.float32, rows), "rstd": (rstd, torch.float32, rows)}
+        _check_launch(backend, x, residual, weight, threshold, seed, **like_x, **statistics)
         dparameters = _backward_triton(
             dout, dsummed, x, residual, weight, mean, rstd, seed, threshold, rms, dx, dresidual
         )

@@ -25,7 +25,17 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference, tuning
-from .checks import check_cu_seqlens, check_device, check_integers, check_like, check_tensor
+from .checks import (
+    Wanted,
+    as_int,
+    check_cu_seqlens,
+    check_device,
+    check_dropout,
+    check_integers,
+    check_launch,
+    check_like,
+    check_tensor,
+)
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import attention_lanes
 from .positions import RelativePositions, check_positions
@@ -840,29 +850,22 @@ def _attention(
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
     if backend == "cpp":
         dispatch._C.attention_forward(
-            dispatch.dtype_name(q.dtype),
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            out.data_ptr(),
-            lse.data_ptr(),
-            cu_seqlens.data_ptr(),
-            cu_seqlens.shape[0] - 1,
-            heads,
-            head_dim,
-            *q.stride()[:2],
-            *k.stride()[:2],
-            *v.stride()[:2],
-            tokens,
-            max_seqlen,
-            scale,
-            threshold,
-            int(seed),
-            torch.get_num_threads(),
-            window,
-            *_addresses_and_sizes(positions),
+            q=q,
+            k=k,
+            v=v,
+            out=out,
+            lse=lse,
+            cu_seqlens=cu_seqlens,
+            **_named_tables(positions),
+            max_seqlen=max_seqlen,
+            window=window,
+            scale=scale,
+            threshold=threshold,
+            seed=int(seed),
+            threads=torch.get_num_threads(),
         )
     else:
+        _check_launch(backend, q, k, v, cu_seqlens, seed, max_seqlen, threshold, positions)
         _forward_triton(
             q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, window, positions, out, lse
         )
@@ -894,40 +897,39 @@ def _attention_backward(
     cu_seqlens = cu_seqlens.contiguous()
     positions = _kernel_positions(buckets, bias, query_scores, key_scores)
     dout, out, lse = dout.contiguous(), out.contiguous(), lse.contiguous()
-    tokens, heads, head_dim = q.shape
     gradients = _empty_gradients(q, (bias, query_scores, key_scores), wanted)
     if backend == "cpp":
         dq, dk, dv, *tables = gradients
+        # A table whose gradient is not wanted has room of no elements for it.
+        dbias, dquery_scores, dkey_scores = (x if x.numel() else None for x in tables)
         dispatch._C.attention_backward(
-            dispatch.dtype_name(q.dtype),
-            dout.data_ptr(),
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            out.data_ptr(),
-            lse.data_ptr(),
-            dq.data_ptr(),
-            dk.data_ptr(),
-            dv.data_ptr(),
-            cu_seqlens.data_ptr(),
-            cu_seqlens.shape[0] - 1,
-            heads,
-            head_dim,
-            *q.stride()[:2],
-            *k.stride()[:2],
-            *v.stride()[:2],
-            *dq.stride()[:2],
-            tokens,
-            max_seqlen,
-            scale,
-            threshold,
-            int(seed),
-            torch.get_num_threads(),
-            window,
-            *_addresses_and_sizes(positions),
-            [x.data_ptr() for x in tables],
+            dout=dout,
+            q=q,
+            k=k,
+            v=v,
+            out=out,
+            lse=lse,
+            dq=dq,
+            dk=dk,
+            dv=dv,
+            cu_seqlens=cu_seqlens,
+            **_named_tables(positions),
+            dbias=dbias,
+            dquery_scores=dquery_scores,
+            dkey_scores=dkey_scores,
+            max_seqlen=max_seqlen,
+            window=window,
+            scale=scale,
+            threshold=threshold,
+            seed=int(seed),
+            threads=torch.get_num_threads(),
         )
     else:
+        written = {"dout": (dout, q.dtype, q.shape), "out": (out, q.dtype, q.shape)}
+        written["lse"] = (lse, torch.float32, (q.shape[1], q.shape[0]))
+        _check_launch(
+            backend, q, k, v, cu_seqlens, seed, max_seqlen, threshold, positions, **written
+        )
         _backward_triton(
             dout,
             q,
@@ -947,6 +949,27 @@ def _attention_backward(
     return gradients
 
 
+def _check_launch(
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    seed: Tensor,
+    max_seqlen: int,
+    threshold: int,
+    positions: RelativePositions | None,
+    **others: Wanted,
+) -> None:
+    boundaries = (cu_seqlens, torch.int32, (cu_seqlens.numel(),))
+    like_q = {name: (x, q.dtype, q.shape) for name, x in (("k", k), ("v", v))}
+    check_launch("attention", backend, q, q.shape[2], **like_q, cu_seqlens=boundaries, **others)
+    check_dropout(threshold, seed, q)
+    check_cu_seqlens(cu_seqlens, q.shape[0], max_seqlen)
+    if positions is not None:
+        check_positions(positions, q, max_seqlen)
+
+
 def _kernel_positions(
     buckets: Tensor | None,
     bias: Tensor | None,
@@ -956,8 +979,11 @@ def _kernel_positions(
     """The tables as the kernels follow them: any stride of tokens and heads, the buckets of a row
     adjacent.
     """
-    if buckets is None:
+    tables = (bias, query_scores, key_scores)
+    if all(table is None for table in tables):
         return None
+    if buckets is None:
+        raise ValueError("buckets is None and a table is given; the tables are indexed by buckets")
     scores = (None if x is None else _rows_contiguous(x) for x in (query_scores, key_scores))
     return RelativePositions(
         buckets.contiguous(), None if bias is None else bias.contiguous(), *scores
@@ -978,9 +1004,11 @@ def _table_sizes(positions: RelativePositions | None) -> tuple[int, list[int]]:
     return count, [*strides[0], *strides[1]]
 
 
-def _addresses_and_sizes(positions: RelativePositions | None) -> tuple[list[int], int, list[int]]:
+def _named_tables(positions: RelativePositions | None) -> dict[str, Tensor | None]:
+    """The buckets and the tables as the C++ extension names them."""
+    names = ("buckets", "bias", "query_scores", "key_scores")
     tensors = (positions.buckets, *positions.tables) if positions else (None,) * 4
-    return [0 if x is None else x.data_ptr() for x in tensors], *_table_sizes(positions)
+    return dict(zip(names, tensors, strict=True))
 
 
 def _empty_gradients(
@@ -1094,6 +1122,8 @@ def attention(
         BackendError: the forced backend cannot serve the call.
     """
     check_tensor("q", q, ("tokens", "heads", "head_dim"))
+    if q.shape[2] == 0:
+        raise ValueError(f"q has shape {tuple(q.shape)}; head_dim must be at least 1")
     for name, x in (("k", k), ("v", v)):
         check_tensor(name, x, ("tokens", "heads", "head_dim"))
         check_like(name, x, "q", q)
@@ -1103,6 +1133,7 @@ def attention(
             )
     check_integers("cu_seqlens", cu_seqlens, ("sequences + 1",), torch.int32)
     check_device("cu_seqlens", cu_seqlens, "q", q)
+    max_seqlen = as_int("max_seqlen", max_seqlen)
     if max_seqlen < 0:
         raise ValueError(f"max_seqlen is {max_seqlen}; it must be at least 0")
     check_cu_seqlens(cu_seqlens, q.shape[0], max_seqlen)
@@ -1110,6 +1141,7 @@ def attention(
         scale = q.shape[2] ** -0.5
     elif not math.isfinite(scale):
         raise ValueError(f"scale is {scale}; it must be finite")
+    window = None if window is None else as_int("window", window)
     if window is not None and window < 0:
         raise ValueError(f"window is {window}; it must be at least 0, or None for all keys")
     if window is None or window >= max_seqlen - 1:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference, tuning
-from .checks import check_device, check_tensor
-from .dispatch import address
+from .checks import Wanted, check_device, check_launch, check_tensor
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -170,17 +169,15 @@ def _bias_gelu(x: Tensor, bias: Tensor | None, tanh: bool, gated: bool, backend:
     if backend == "cpp":
         bias = None if bias is None else bias.float()
         dispatch._C.bias_gelu_forward(
-            dispatch.dtype_name(x.dtype),
-            x.data_ptr(),
-            address(bias),
-            out.data_ptr(),
-            out.numel() // out.shape[-1],
-            out.shape[-1],
-            tanh,
-            gated,
-            torch.get_num_threads(),
+            x=x,
+            bias=bias,
+            out=out,
+            tanh=tanh,
+            gated=gated,
+            threads=torch.get_num_threads(),
         )
     else:
+        _check_launch(backend, x, bias, gated)
         _forward_triton(x, bias, tanh, gated, out)
     return out
 
@@ -194,23 +191,33 @@ def _bias_gelu_backward(
     if backend == "cpp":
         bias = None if bias is None else bias.float().contiguous()
         dispatch._C.bias_gelu_backward(
-            dispatch.dtype_name(x.dtype),
-            dout.data_ptr(),
-            x.data_ptr(),
-            address(bias),
-            dx.data_ptr(),
-            dbias.data_ptr() if dbias.numel() else 0,
-            dout.numel() // dout.shape[-1],
-            dout.shape[-1],
-            tanh,
-            gated,
-            torch.get_num_threads(),
+            dout=dout,
+            x=x,
+            bias=bias,
+            dx=dx,
+            dbias=dbias if dbias.numel() else None,
+            tanh=tanh,
+            gated=gated,
+            threads=torch.get_num_threads(),
         )
     else:
+        half = (*x.shape[:-1], x.shape[-1] // 2 if gated else x.shape[-1])
+        _check_launch(backend, x, bias, gated, dout=(dout, x.dtype, half))
         _backward_triton(
             dout, x, None if bias is None else bias.contiguous(), tanh, gated, dx, dbias
         )
     return dx, dbias
+
+
+def _check_launch(
+    backend: str, x: Tensor, bias: Tensor | None, gated: bool, **others: Wanted
+) -> None:
+    if x.shape[-1] == 0 or (gated and x.shape[-1] % 2):
+        raise ValueError(
+            f"x has {x.shape[-1]} columns; it must have some, and gated an even number"
+        )
+    wanted = (bias, x.dtype if bias is None else bias.dtype, x.shape[-1:])
+    check_launch("bias_gelu", backend, x, bias=wanted, **others)
 
 
 def _output(x: Tensor, gated: bool) -> Tensor:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import dispatch
+from .dispatch import BackendError
 
 
 def check_tensor(name: str, x: object, dims: tuple[str, ...] | None = None) -> None:
@@ -35,6 +40,71 @@ def check_integers(name: str, x: object, dims: tuple[str, ...], dtype: torch.dty
     if x.dtype != dtype:
         raise TypeError(f"{name} is {x.dtype}; it must be {dtype} (use .to({dtype}))")
     check_dims(name, x, dims)
+
+
+def as_int(name: str, value: Any) -> int:
+    """``value`` as an int; numpy's integers and a traced size are ints too.
+
+    Raises:
+        TypeError: it is a bool, a float, or no number.
+    """
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name} is a {type(value).__name__}; it must be an int")
+
+
+Wanted = tuple[Tensor | None, torch.dtype, tuple[int, ...]]
+
+
+def check_launch(
+    op: str, backend: str, x: Tensor, head_dim: int | None = None, **others: Wanted
+) -> None:
+    """What stands before a Triton kernel, which follows any pointer: the C++ extension checks its
+    arguments itself, and a call of a private op may bring anything.
+
+    Args:
+        op: as in `dispatch.OPS`.
+        backend: as the private op was given it.
+        x: the op's first tensor, whose dtype and device Triton must serve.
+        head_dim: of attention.
+        others: by name, a tensor (None: absent), the dtype and the shape that it must have.
+
+    Raises:
+        BackendError: Triton cannot serve the call, or ``backend`` is another one.
+        TypeError: a dtype that does not fit.
+        ValueError: a shape or device that does not fit.
+    """
+    if backend != "triton":
+        raise BackendError(f"backend is {backend!r}; {op} takes 'cpp' or 'triton' here")
+    if reasons := dispatch.reasons_against("triton", op, x.device, x.dtype, head_dim):
+        raise BackendError(f"triton cannot run {op} here: {'; '.join(reasons)}")
+    for name, (tensor, dtype, shape) in others.items():
+        if tensor is None:
+            continue
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name} is {tensor.dtype}; it must be {dtype}")
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {tuple(shape)}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}; it must be on {x.device}")
+
+
+def check_dropout(threshold: int, seed: Tensor, x: Tensor) -> None:
+    """Raises TypeError or ValueError unless a kernel can load ``seed`` beside ``x``, and the
+    threshold is one of `philox.dropout_threshold`.
+    """
+    if not 0 <= threshold < 65536:
+        raise ValueError(f"threshold is {threshold}; it must be from 0 to 65535")
+    if seed.dtype != torch.int64 or seed.numel() != 1:
+        raise TypeError(
+            f"seed is a {seed.dtype} tensor of shape {tuple(seed.shape)}; it must be int64 with one element"
+        )
+    check_device("seed", seed, "the input", x)
 
 
 def check_range(name: str, x: Tensor, low: int, high: int) -> None:

@@ -175,11 +175,6 @@ def explain(
     return taken, others
 
 
-def address(x: torch.Tensor | None) -> int:
-    """Where a tensor's data begins, for the C++ extension; 0 stands for none."""
-    return 0 if x is None else x.data_ptr()
-
-
 def dtype_name(dtype: torch.dtype) -> str:
     """ "float32" for torch.float32: the name that messages and the C++ extension use."""
     return str(dtype).removeprefix("torch.")

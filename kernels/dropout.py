@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
-from .checks import check_tensor
+from .checks import check_dropout, check_launch, check_tensor
 from .philox import LANES, as_seed, dropout_threshold, keep_scale
 from .philox_triton import interleave_lanes
 from .triton_compat import tl, triton
@@ -57,15 +57,15 @@ def _dropout(x: Tensor, seed: Tensor, threshold: int, backend: str) -> Tensor:
     out = torch.empty_like(x)
     if backend == "cpp":
         dispatch._C.dropout(
-            dispatch.dtype_name(x.dtype),
-            x.data_ptr(),
-            out.data_ptr(),
-            x.numel(),
-            threshold,
-            int(seed),
-            torch.get_num_threads(),
+            x=x,
+            out=out,
+            threshold=threshold,
+            seed=int(seed),
+            threads=torch.get_num_threads(),
         )
     else:
+        check_launch("dropout", backend, x)
+        check_dropout(threshold, seed, x)
         _dropout_triton(x, seed, threshold, out)
     return out
 

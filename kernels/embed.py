@@ -18,8 +18,17 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
-from .checks import check_device, check_ids, check_integers, check_like, check_norm, check_tensor
-from .dispatch import address
+from .checks import (
+    check_device,
+    check_dims,
+    check_dropout,
+    check_ids,
+    check_integers,
+    check_launch,
+    check_like,
+    check_norm,
+    check_tensor,
+)
 from .layer_norm_triton import moments, norm_backward, padded_width
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
@@ -314,20 +323,21 @@ def _embed(
     if backend == "cpp":
         weight, bias = weight.float(), None if bias is None else bias.float()
         dispatch._C.embed_forward(
-            dispatch.dtype_name(word.dtype),
-            *_tables(tables, ids),
-            weight.data_ptr(),
-            address(bias),
-            out.data_ptr(),
-            mean.data_ptr(),
-            rstd.data_ptr(),
-            *out.shape,
-            eps,
-            threshold,
-            int(seed),
-            torch.get_num_threads(),
+            **_named(tables, ids),
+            weight=weight,
+            bias=bias,
+            out=out,
+            mean=mean,
+            rstd=rstd,
+            eps=eps,
+            threshold=threshold,
+            seed=int(seed),
+            threads=torch.get_num_threads(),
         )
     else:
+        _check_launch(backend, tables, ids, weight, threshold, seed)
+        if bias is not None:
+            check_norm(weight, bias, word)
         _forward_triton(tables, ids, weight, bias, seed, eps, threshold, out, mean, rstd)
     return out, mean, rstd
 
@@ -336,15 +346,26 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 
-def _tables(
-    tables: list[Tensor | None], ids: list[Tensor | None]
-) -> tuple[list[int], list[int], list[int]]:
-    """Addresses of tables and ids, and the tables' sizes, for the C++ extension."""
-    return (
-        [address(x) for x in tables],
-        [address(x) for x in ids],
-        [0 if x is None else x.shape[0] for x in tables],
-    )
+def _check_launch(
+    backend: str,
+    tables: list[Tensor | None],
+    ids: list[Tensor | None],
+    weight: Tensor,
+    threshold: int,
+    seed: Tensor,
+) -> None:
+    _check_tables(tables, ids)
+    word = tables[0]
+    assert word is not None
+    check_launch("embed", backend, word)
+    check_norm(weight, None, word)
+    check_dropout(threshold, seed, word)
+
+
+def _named(tables: list[Tensor | None], ids: list[Tensor | None]) -> dict[str, Tensor | None]:
+    """The tables and their ids as the C++ extension names them."""
+    names = ("word", "position", "segment", "input_ids", "position_ids", "segment_ids")
+    return dict(zip(names, [*tables, *ids], strict=True))
 
 
 def _outputs(input_ids: Tensor, word: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -368,7 +389,7 @@ def _embed_backward(
     threshold: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    dout = dout.contiguous()
+    dout, mean, rstd = dout.contiguous(), mean.contiguous(), rstd.contiguous()
     tables, ids = (
         _contiguous(word, position, segment),
         _contiguous(input_ids, position_ids, segment_ids),
@@ -377,20 +398,28 @@ def _embed_backward(
     if backend == "cpp":
         weight = weight.float().contiguous()
         dispatch._C.embed_backward(
-            dispatch.dtype_name(word.dtype),
-            dout.data_ptr(),
-            *_tables(tables, ids),
-            weight.data_ptr(),
-            mean.data_ptr(),
-            rstd.data_ptr(),
-            dsum.data_ptr(),
-            dparameters.data_ptr(),
-            *dout.shape,
-            threshold,
-            int(seed),
-            torch.get_num_threads(),
+            dout=dout,
+            **_named(tables, ids),
+            weight=weight,
+            mean=mean,
+            rstd=rstd,
+            dsum=dsum,
+            dparameters=dparameters,
+            threshold=threshold,
+            seed=int(seed),
+            threads=torch.get_num_threads(),
         )
     else:
+        _check_launch(backend, tables, ids, weight, threshold, seed)
+        rows = input_ids.shape
+        check_launch(
+            "embed",
+            backend,
+            word,
+            dout=(dout, word.dtype, (*rows, word.shape[1])),
+            mean=(mean, torch.float32, rows),
+            rstd=(rstd, torch.float32, rows),
+        )
         dparameters = _backward_triton(
             dout, tables, ids, weight.contiguous(), mean, rstd, seed, threshold, dsum
         )
@@ -412,23 +441,22 @@ def _sum_rows(rows: Tensor, ids: Tensor, size: int, dtype: torch.dtype, backend:
     i.
     """
     out = torch.zeros(size, rows.shape[1], dtype=dtype, device=rows.device)
-    ordered, order = ids.sort(stable=True)
+    rows, (ordered, order) = rows.contiguous(), ids.sort(stable=True)
     if backend == "cpp":
         targets, lengths = ordered.unique_consecutive(return_counts=True)
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         dispatch._C.sum_row_groups(
-            dispatch.dtype_name(dtype),
-            rows.data_ptr(),
-            order.data_ptr(),
-            starts.data_ptr(),
-            targets.data_ptr(),
-            out.data_ptr(),
-            rows.shape[0],
-            targets.shape[0],
-            *out.shape,
-            torch.get_num_threads(),
+            rows=rows,
+            order=order,
+            starts=starts,
+            targets=targets,
+            out=out,
+            threads=torch.get_num_threads(),
         )
     else:
+        check_launch("embed", backend, rows, ids=(ids, torch.int64, rows.shape[:1]))
+        check_dims("rows", rows, ("count", "hidden"))
+        check_ids("ids", ids, "the result", size)
         _sum_rows_triton(rows, order, ordered, out)
     return out
 
@@ -553,17 +581,7 @@ def embed(
             (on a GPU values are not read).
         BackendError: the forced backend cannot serve the call.
     """
-    check_integers("input_ids", input_ids, ("tokens",), torch.int64)
-    check_tensor("word", word, ("vocab", "hidden"))
-    if word.shape[1] == 0:
-        raise ValueError("word has no columns; it must have at least one")
-    for kind, ids, table in (
-        ("input", input_ids, word), ("position", position_ids, position), ("segment", segment_ids, segment)
-    ):  # fmt: skip
-        if (ids is None) != (table is None):
-            raise ValueError(f"{kind}_ids and the {kind} table go together; one is None")
-        if ids is not None and table is not None:
-            _check_table(kind, ids, table, input_ids, word)
+    _check_tables([word, position, segment], [input_ids, position_ids, segment_ids])
     check_norm(weight, bias, word)
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it must be at least 0")
@@ -591,6 +609,21 @@ def embed(
     if backend == "reference":
         return reference.embed(*arguments, padding_idx, sparse_grad)
     return _embed(*arguments, padding, sparse_grad, backend)[0]
+
+
+def _check_tables(tables: list[Tensor | None], ids: list[Tensor | None]) -> None:
+    word, input_ids = tables[0], ids[0]
+    check_integers("input_ids", input_ids, ("tokens",), torch.int64)
+    check_tensor("word", word, ("vocab", "hidden"))
+    assert word is not None
+    assert input_ids is not None
+    if word.shape[1] == 0:
+        raise ValueError("word has no columns; it must have at least one")
+    for kind, own, table in zip(("input", "position", "segment"), ids, tables, strict=True):
+        if (own is None) != (table is None):
+            raise ValueError(f"{kind}_ids and the {kind} table go together; one is None")
+        if own is not None and table is not None:
+            _check_table(kind, own, table, input_ids, word)
 
 
 def _check_table(kind: str, ids: Tensor, table: Tensor, input_ids: Tensor, word: Tensor) -> None:

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
-from .checks import check_device, check_integers, check_tensor
+from .checks import (
+    check_device,
+    check_dims,
+    check_integers,
+    check_launch,
+    check_range,
+    check_tensor,
+)
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -83,16 +90,13 @@ def _gather_rows(x: Tensor, index: Tensor, backend: str) -> Tensor:
     out = torch.empty(index.shape[0], x.shape[1], dtype=x.dtype, device=x.device)
     if backend == "cpp":
         dispatch._C.gather_rows(
-            x.data_ptr(),
-            index.data_ptr(),
-            out.data_ptr(),
-            x.shape[0],
-            index.shape[0],
-            x.shape[1] * x.element_size(),
-            x.stride(0) * x.element_size(),
-            torch.get_num_threads(),
+            x=x,
+            index=index,
+            out=out,
+            threads=torch.get_num_threads(),
         )
     else:
+        _check_launch(backend, x, index, x.shape[0])
         _gather_rows_triton(x, index, out)
     return out
 
@@ -103,18 +107,28 @@ def _scatter_rows(dout: Tensor, index: Tensor, rows: int, backend: str) -> Tenso
     if backend == "cpp":
         dx = torch.empty(rows, dout.shape[1], dtype=dout.dtype, device=dout.device)
         dispatch._C.scatter_rows(
-            dout.data_ptr(),
-            index.data_ptr(),
-            dx.data_ptr(),
-            rows,
-            index.shape[0],
-            dout.shape[1] * dout.element_size(),
-            torch.get_num_threads(),
+            dout=dout,
+            index=index,
+            dx=dx,
+            threads=torch.get_num_threads(),
         )
     else:
+        _check_launch(backend, dout, index, rows)
+        if index.shape != dout.shape[:1]:
+            raise ValueError(
+                f"index has {index.shape[0]} entries and dout {dout.shape[0]} rows; they must be the same"
+            )
         dx = torch.zeros(rows, dout.shape[1], dtype=dout.dtype, device=dout.device)
         _scatter_rows_triton(dout, index, dx)
     return dx
+
+
+def _check_launch(backend: str, x: Tensor, index: Tensor, rows: int) -> None:
+    check_dims("x", x, ("rows", "hidden"))
+    check_integers("index", index, ("masked",), torch.int64)
+    check_launch("gather_rows", backend, x)
+    check_device("index", index, "x", x)
+    check_range("index", index, -1, rows - 1)
 
 
 @_gather_rows.register_fake
@@ -167,8 +181,7 @@ def check_rows(name: str, index: Tensor, owner: str, rows: int, backend: str) ->
     if torch.compiler.is_compiling() or index.device.type != "cpu" or index.numel() == 0:
         return
     if backend == "cpp":
-        index = index.contiguous()
-        dispatch._C.check_rows(name, index.data_ptr(), index.shape[0], owner, rows)
+        dispatch._C.check_rows(name=name, index=index.contiguous(), owner=owner, rows=rows)
         return
     low, high = (int(value) for value in index.aminmax())
     if low < -1 or high >= rows:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference, tuning
-from .checks import check_device, check_integers, check_like, check_tensor
+from .checks import check_device, check_integers, check_launch, check_like, check_tensor
 from .triton_compat import tl, triton
 from .triton_dot import dot
 
@@ -300,9 +300,14 @@ def _rows_cpp(
     ``grad_scale`` is given.
     """
     rows, vocab = hidden.shape[0], weight.shape[0]
+    # A block of rows takes its own labels alone, so that the extension sees no surplus of them.
+    if labels.shape != (rows,):
+        raise ValueError(
+            f"there are {labels.numel()} labels and {rows} rows of hidden; they must be the same"
+        )
     losses, lse = torch.empty(rows), torch.empty(rows)
     correct = torch.empty(rows, dtype=torch.uint8)
-    bias_f32 = None if bias is None else bias.float().contiguous()
+    bias_f32 = None if bias is None else bias.float()
     wanted = grad_scale is not None
     dhidden = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
     blocks = row_blocks(rows, vocab, hidden.element_size())
@@ -318,21 +323,18 @@ def _rows_cpp(
     for block in blocks:
         logits = torch.mm(hidden[block], weight.T, out=buffer[: block.stop - block.start])
         dispatch._C.cross_entropy_rows(
-            dispatch.dtype_name(hidden.dtype),
-            logits.data_ptr(),
-            0 if bias_f32 is None else bias_f32.data_ptr(),
-            labels[block].data_ptr(),
-            losses[block].data_ptr(),
-            lse[block].data_ptr(),
-            correct[block].data_ptr(),
-            logits.shape[0],
-            vocab,
-            ignore_index,
-            label_smoothing,
-            z_loss,
-            0 if grad_scale is None else grad_scale[block].data_ptr(),
-            dbias.data_ptr() if dbias.numel() else 0,
-            torch.get_num_threads(),
+            logits=logits,
+            bias=bias_f32,
+            labels=labels[block],
+            loss=losses[block],
+            lse=lse[block],
+            correct=correct[block],
+            grad_scale=None if grad_scale is None else grad_scale[block],
+            dbias=dbias if dbias.numel() else None,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            threads=torch.get_num_threads(),
         )
         if not wanted:
             continue
@@ -361,12 +363,14 @@ def _linear_cross_entropy(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     hidden, weight, labels = hidden.contiguous(), weight.contiguous(), labels.contiguous()
+    bias = None if bias is None else bias.contiguous()
     if backend == "cpp":
         grad_scale = _grad_scale(None, labels, ignore_index, reduction) if gradients_now else None
         losses, lse, correct, dhidden, dweight, dbias = _rows_cpp(
             hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, grad_scale
         )
     else:
+        _check_launch(backend, hidden, weight, bias, labels, ignore_index)
         losses, lse, correct = _forward_triton(
             hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss
         )
@@ -396,14 +400,30 @@ def _linear_cross_entropy_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     hidden, weight, labels = hidden.contiguous(), weight.contiguous(), labels.contiguous()
+    bias = None if bias is None else bias.contiguous()
     grad_scale = _grad_scale(dloss, labels, ignore_index, reduction)
     if backend == "cpp":
         return _rows_cpp(
             hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, grad_scale
         )[3:]
+    _check_launch(backend, hidden, weight, bias, labels, ignore_index)
+    lse = lse.contiguous()
+    check_launch("linear_cross_entropy", backend, hidden, lse=(lse, torch.float32, labels.shape))
     return _backward_triton(
         hidden, weight, bias, labels, lse, grad_scale, ignore_index, label_smoothing, z_loss
     )
+
+
+def _check_launch(
+    backend: str,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    ignore_index: int,
+) -> None:
+    check_launch("linear_cross_entropy", backend, hidden)
+    _check_tensors(hidden, weight, bias, labels, ignore_index)
 
 
 def _counted(labels: Tensor, ignore_index: int) -> Tensor:
@@ -533,6 +553,27 @@ def linear_cross_entropy(
             a GPU values are not read).
         BackendError: the forced backend cannot serve the call.
     """
+    _check_tensors(hidden, weight, bias, labels, ignore_index)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(REDUCTIONS)}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must be from 0 to 1")
+    if not 0.0 <= z_loss < float("inf"):
+        raise ValueError(f"z_loss is {z_loss}; it must be at least 0 and finite")
+    backend = dispatch.select("linear_cross_entropy", hidden.device, hidden.dtype)
+    options = (ignore_index, label_smoothing, z_loss, reduction)
+    if backend == "reference":
+        return reference.linear_cross_entropy(hidden, weight, bias, labels, *options)
+    differentiated = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (hidden, weight, bias)
+    )
+    gradients_now = backend == "cpp" and differentiated and reduction != "none"
+    return _linear_cross_entropy(hidden, weight, bias, labels, *options, gradients_now, backend)[:2]
+
+
+def _check_tensors(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int
+) -> None:
     check_tensor("hidden", hidden, ("masked", "hidden"))
     check_tensor("weight", weight, ("vocab", "hidden"))
     check_like("weight", weight, "hidden", hidden)
@@ -555,23 +596,8 @@ def linear_cross_entropy(
         raise ValueError(
             f"there are {labels.shape[0]} labels and {hidden.shape[0]} rows of hidden; they must be the same"
         )
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(REDUCTIONS)}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must be from 0 to 1")
-    if not 0.0 <= z_loss < float("inf"):
-        raise ValueError(f"z_loss is {z_loss}; it must be at least 0 and finite")
     if not torch.compiler.is_compiling() and labels.device.type == "cpu":
         _check_labels(labels, weight.shape[0], ignore_index)
-    backend = dispatch.select("linear_cross_entropy", hidden.device, hidden.dtype)
-    options = (ignore_index, label_smoothing, z_loss, reduction)
-    if backend == "reference":
-        return reference.linear_cross_entropy(hidden, weight, bias, labels, *options)
-    differentiated = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (hidden, weight, bias)
-    )
-    gradients_now = backend == "cpp" and differentiated and reduction != "none"
-    return _linear_cross_entropy(hidden, weight, bias, labels, *options, gradients_now, backend)[:2]
 
 
 def _check_labels(labels: Tensor, vocab: int, ignore_index: int) -> None:

@@ -23,7 +23,14 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
-from .checks import check_cu_seqlens, check_device, check_integers, check_range
+from .checks import (
+    check_cu_seqlens,
+    check_device,
+    check_dropout,
+    check_integers,
+    check_launch,
+    check_range,
+)
 from .philox import as_seed
 from .triton_compat import tl, triton
 
@@ -116,12 +123,31 @@ def _mask_tokens(
         ignore_index,
     )
     if backend == "cpp":
-        pointers = (
-            0 if x is None else x.data_ptr()
-            for x in (input_ids, special, counters, choices, masked, labels)
+        dispatch._C.mask_tokens(
+            ids=input_ids,
+            special=special,
+            counters=counters,
+            choices=choices,
+            masked=masked,
+            labels=labels,
+            mask_id=mask_id,
+            first_random_id=first_random_id,
+            random_ids=random_ids,
+            choose_below=choose_below,
+            mask_below=mask_below,
+            random_below=random_below,
+            ignore_index=ignore_index,
+            seed=int(seed),
+            threads=torch.get_num_threads(),
         )
-        dispatch._C.mask_tokens(*pointers, *settings, int(seed), torch.get_num_threads())
-    elif tokens:
+        return masked, labels
+    check_integers("input_ids", input_ids, ("tokens",), torch.int64)
+    per_token = {"special": (special, torch.uint8, (tokens,))}
+    for name, x in (("counters", counters), ("choices", choices)):
+        per_token[name] = (x, torch.int64, (tokens,))
+    check_launch("mask_tokens", backend, input_ids, **per_token)
+    check_dropout(0, seed, input_ids)
+    if tokens:
         _mask_kernel[(triton.cdiv(tokens, BLOCK),)](
             input_ids,
             special,

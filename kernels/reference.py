@@ -7,6 +7,8 @@ backend can.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -57,7 +59,7 @@ def attention(
         torch.where(real[..., None, None], x[row], 0.0).to(dtype) for x in (q, k, v)
     )
 
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q):
         scores = torch.einsum("bihd,bjhd->bhij", q_pad, k_pad) * scale
     column = position if columns is None else torch.where(real, columns[row], 0)
     distance = (column[..., :, None] - column[..., None, :]).view(-1, 1, max_seqlen, max_seqlen)
@@ -80,12 +82,17 @@ def attention(
         head = torch.arange(heads, device=q.device)
         lanes = philox_lanes(seed, max_seqlen, row[:, None, :], head[:, None])
         probabilities = torch.where(lanes >= threshold, probabilities * keep_scale(threshold), 0.0)
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q):
         out_pad = torch.einsum("bhij,bjhd->bihd", probabilities, v_pad).to(q.dtype)
 
     sequence = torch.searchsorted(ends, token, right=True).clamp(max=sequences - 1)
     out = out_pad[sequence, (token - starts[sequence]).clamp(0, max_seqlen - 1)]
     return torch.where((token < ends[-1])[:, None, None], out, 0.0)
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Products in the dtype of their factors; the meta device knows no autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _position_scores(
@@ -206,7 +213,7 @@ def linear_cross_entropy(
     `bertfast.kernels.linear_cross_entropy`.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with _no_autocast(hidden):
         logits = F.linear(
             hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         )

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
-from .checks import check_device, check_ids, check_integers, check_like, check_tensor
+from .checks import (
+    check_device,
+    check_ids,
+    check_integers,
+    check_launch,
+    check_like,
+    check_tensor,
+)
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -127,25 +134,30 @@ def _rotary(
     position_ids, cos, sin = position_ids.contiguous(), cos.contiguous(), sin.contiguous()
     q_out, k_out = _outputs(q, k)
     if backend == "cpp":
-        tokens, heads, head_dim = q.shape
         dispatch._C.rotary(
-            dispatch.dtype_name(q.dtype),
-            q.data_ptr(),
-            k.data_ptr(),
-            q_out.data_ptr(),
-            k_out.data_ptr(),
-            position_ids.data_ptr(),
-            cos.data_ptr(),
-            sin.data_ptr(),
-            tokens,
-            heads,
-            head_dim // 2,
-            cos.shape[0],
-            [*q.stride()[:2], *k.stride()[:2]],
-            inverse,
-            torch.get_num_threads(),
+            q=q,
+            k=k,
+            q_out=q_out,
+            k_out=k_out,
+            position_ids=position_ids,
+            cos=cos,
+            sin=sin,
+            inverse=inverse,
+            threads=torch.get_num_threads(),
         )
     else:
+        table = (cos.shape[0], q.shape[2] // 2)
+        check_launch(
+            "rotary",
+            backend,
+            q,
+            k=(k, q.dtype, q.shape),
+            position_ids=(position_ids, torch.int64, q.shape[:1]),
+            cos=(cos, torch.float32, table),
+            sin=(sin, torch.float32, table),
+        )
+        _check_head_dim(q.shape[2])
+        check_ids("position_ids", position_ids, "cos", cos.shape[0])
         _rotary_triton(q, k, position_ids, cos, sin, inverse, q_out, k_out)
     return q_out, k_out
 

@@ -1,9 +1,10 @@
 """The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer: ``make sanitize``.
 
-Builds the extension apart with both sanitizers, then drives it, without torch, through numpy
-buffers of exact size: every op, dtype and instruction set that this processor runs; random, empty,
-one-token and odd sizes; strided input; forward and backward. Any report ends the run with a
-non-zero exit.
+Builds the extension apart with both sanitizers, then drives it through torch's tensors, each of
+which the sanitizer fences: every op, dtype and instruction set that this processor runs; random,
+empty, one-token and odd sizes; strided input; forward and backward. Then each argument of each
+function and of each private op, in every form in which it may come and may not: non-contiguous
+ones, short ones, wrong ones (`boundary.py`). Any report ends the run with a non-zero exit.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import importlib.util
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import boundary
+import torch
+from torch import Tensor
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUILD = REPOSITORY / "build" / "sanitize"
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1 -Wno-maybe-uninitialized"
-BYTES = {"float32": 4, "bfloat16": 2}
+DTYPES = (torch.float32, torch.bfloat16)
 THREADS = 2
 BUCKETS = 5
 
@@ -62,48 +66,42 @@ def run_instrumented(extension: Path) -> int:
 
 
 def load(path: Path) -> Any:
-    """The extension at ``path``, without the package around it."""
-    spec = importlib.util.spec_from_file_location("_C", path)
+    """The extension at ``path``, in the place of the package's own."""
+    spec = importlib.util.spec_from_file_location("bertfast._C", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.modules["bertfast._C"] = module
     return module
 
 
 class Arrays:
-    """Buffers of exactly the bytes that a call may touch, so that one byte beyond is reported."""
+    """Tensors of exactly the bytes that a call may touch, so that one byte beyond is reported."""
 
-    def __init__(self, dtype: str, seed: int) -> None:
-        self.dtype, self.rng, self.kept = dtype, np.random.default_rng(seed), []
+    def __init__(self, dtype: torch.dtype, seed: int) -> None:
+        self.dtype, self.rng = dtype, torch.Generator().manual_seed(seed)
 
-    def _keep(self, array: np.ndarray) -> int:
-        self.kept.append(array)
-        return array.ctypes.data
-
-    def values(self, *shape: int) -> int:
+    def values(self, *shape: int) -> Tensor:
         """Normal values in the op's dtype."""
-        x = self.rng.normal(size=shape).astype(np.float32)
-        return self._keep(
-            x if self.dtype == "float32" else (x.view(np.uint32) >> 16).astype(np.uint16)
-        )
+        return self.floats(*shape).to(self.dtype)
 
-    def floats(self, *shape: int) -> int:
+    def floats(self, *shape: int) -> Tensor:
         """Float32 values."""
-        return self._keep(self.rng.normal(size=shape).astype(np.float32))
+        return torch.randn(*shape, generator=self.rng)
 
-    def integers(self, values: Any, dtype: Any = np.int64) -> int:
-        """These integers."""
-        return self._keep(np.asarray(values, dtype))
+    def below(self, end: int, count: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        """Integers from 0 to end - 1."""
+        return torch.randint(end, (count,), generator=self.rng, dtype=dtype)
 
-    def room(self, *shape: int) -> int:
-        """Bytes to write the op's dtype to."""
-        return self._keep(np.empty(int(np.prod(shape)) * BYTES[self.dtype], np.uint8))
+    def room(self, *shape: int) -> Tensor:
+        """Memory to write the op's dtype to."""
+        return torch.empty(*shape, dtype=self.dtype)
 
 
 def attention(
     ext: Any,
-    dtype: str,
+    dtype: torch.dtype,
     lengths: list[int],
     heads: int,
     head_dim: int,
@@ -116,202 +114,191 @@ def attention(
     tables named: b(ias), q(uery), k(ey) scores.
     """
     a = Arrays(dtype, 1)
-    tokens = sum(lengths) + slack
-    stride = 3 * heads * head_dim
-    qkv = a.values(tokens, 3, heads, head_dim)
-    q, k, v = (qkv + part * heads * head_dim * BYTES[dtype] for part in range(3))
+    tokens, longest = sum(lengths) + slack, max(lengths, default=0)
+    q, k, v = a.values(tokens, 3, heads, head_dim).unbind(1)
     out, lse = a.room(tokens, heads, head_dim), a.floats(heads, tokens)
-    cu = a.integers(np.cumsum([0, *lengths]), np.int32)
-    longest = max(lengths, default=0)
-    sizes = (len(lengths), heads, head_dim, *(stride, head_dim) * 3)
-    shapes = {"b": (heads, BUCKETS), "q": (tokens, heads, BUCKETS), "k": (tokens, heads, BUCKETS)}
-    bucket_of = a.integers(a.rng.integers(0, BUCKETS, max(2 * longest - 1, 0)), np.int32)
-    addresses = [
-        bucket_of,
-        *(a.values(*shape) if name in tables else 0 for name, shape in shapes.items()),
-    ]
-    positions = (window, addresses if tables else [0] * 4, BUCKETS, [heads * BUCKETS, BUCKETS] * 2)
-    rest = (tokens, longest, 0.25, threshold, -7, THREADS, *positions)
-    ext.attention_forward(dtype, q, k, v, out, lse, cu, *sizes, *rest)
-    gradients = [a.room(tokens, heads, head_dim) for _ in range(3)]
-    table_gradients = [a.room(*shape) if name in tables else 0 for name, shape in shapes.items()]
-    dout = a.values(tokens, heads, head_dim)
-    strides = (heads * head_dim, head_dim)
-    ext.attention_backward(
-        dtype, dout, q, k, v, out, lse, *gradients, cu, *sizes, *strides, *rest, table_gradients
-    )
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    shapes = {
+        "bias": (heads, BUCKETS),
+        "query_scores": (tokens, heads, BUCKETS),
+        "key_scores": (tokens, heads, BUCKETS),
+    }
+    wanted = {name: shape for name, shape in shapes.items() if name[0] in tables}
+    absent = dict.fromkeys(shapes)
+    buckets = a.below(BUCKETS, max(2 * longest - 1, 0), torch.int32) if tables else None
+    call = {
+        "q": q, "k": k, "v": v, "out": out, "lse": lse, "cu_seqlens": cu_seqlens, "buckets": buckets,
+        **absent, **{name: a.values(*shape) for name, shape in wanted.items()}, "max_seqlen": longest,
+        "window": window, "scale": 0.25, "threshold": threshold, "seed": -7, "threads": THREADS,
+    }  # fmt: skip
+    ext.attention_forward(**call)
+    gradients = {f"d{name}": a.room(tokens, heads, head_dim) for name in "qkv"}
+    gradients |= {f"d{name}": a.room(*wanted[name]) if name in wanted else None for name in shapes}
+    ext.attention_backward(**call, dout=a.values(tokens, heads, head_dim), **gradients)
 
 
-def rows(ext: Any, dtype: str, count: int, masked: int, hidden: int) -> None:
+def rows(ext: Any, dtype: torch.dtype, count: int, masked: int, hidden: int) -> None:
     """check_rows, gather_rows, scatter_rows and dropout."""
     a = Arrays(dtype, 2)
-    index = a.integers([*a.rng.permutation(count)[: max(masked - 1, 0)], -1][:masked])
-    ext.check_rows("index", index, masked, "x", count)
-    width = hidden * BYTES[dtype]
+    index = torch.randperm(count, generator=a.rng)[: max(masked - 1, 0)]
+    index = torch.cat([index, torch.tensor([-1])])[:masked].clone()
+    ext.check_rows(name="index", index=index, owner="x", rows=count)
     ext.gather_rows(
-        a.values(count, hidden), index, a.room(masked, hidden), count, masked, width, width, THREADS
+        x=a.values(count, hidden), index=index, out=a.room(masked, hidden), threads=THREADS
     )
     ext.scatter_rows(
-        a.values(masked, hidden), index, a.room(count, hidden), count, masked, width, THREADS
+        dout=a.values(masked, hidden), index=index, dx=a.room(count, hidden), threads=THREADS
     )
-    ext.dropout(
-        dtype, a.values(count, hidden), a.room(count, hidden), count * hidden, 6554, 2**62, THREADS
-    )
+    x, out = a.values(count, hidden), a.room(count, hidden)
+    ext.dropout(x=x, out=out, threshold=6554, seed=2**62, threads=THREADS)
 
 
-def norms(ext: Any, dtype: str, count: int, width: int, threshold: int, whole: bool) -> None:
+def norms(
+    ext: Any, dtype: torch.dtype, count: int, width: int, threshold: int, whole: bool
+) -> None:
     """add_layer_norm and embed, forward and backward, with every argument or with only those that
     must be, and sum_row_groups.
     """
     a = Arrays(dtype, 5)
-    x, weight, mean, rstd = (
-        a.values(count, width),
-        a.floats(width),
-        a.floats(count),
-        a.floats(count),
-    )
-    residual, bias = (a.values(count, width), a.floats(width)) if whole else (0, 0)
-    summed, dresidual = (a.room(count, width) for _ in range(2)) if whole else (0, 0)
-    rest = (count, width)
-    out = a.room(count, width)
+
+    def optional(x: Tensor) -> Tensor | None:
+        return x if whole else None
+
+    counted = {"threshold": threshold, "seed": 3, "threads": THREADS}
+    common = {"weight": a.floats(width), "mean": a.floats(count), "rstd": a.floats(count)}
+    inputs = {"x": a.values(count, width), "residual": optional(a.values(count, width)), **common}
+    bias, out = optional(a.floats(width)), a.room(count, width)
+    summed, dresidual = optional(a.room(count, width)), optional(a.room(count, width))
     ext.add_layer_norm_forward(
-        dtype,
-        x,
-        residual,
-        weight,
-        bias,
-        out,
-        summed,
-        mean,
-        rstd,
-        *rest,
-        1e-6,
-        not whole,
-        threshold,
-        3,
-        THREADS,
+        **inputs, bias=bias, out=out, summed=summed, eps=1e-6, rms=not whole, **counted
     )
     dout, dx, dparameters = a.values(count, width), a.room(count, width), a.floats(2, width)
-    dsummed = a.values(count, width) if whole else 0
+    dsummed = optional(a.values(count, width))
     ext.add_layer_norm_backward(
-        *(dtype, dout, dsummed, x, residual, weight, mean, rstd, dx, dresidual, dparameters),
-        *(*rest, not whole, threshold, 3, THREADS),
-    )
-    sizes = [11, 7, 2] if whole else [11, 0, 0]
-    tables = [a.values(size, width) if size else 0 for size in sizes]
-    ids = [a.integers(a.rng.integers(0, size, count)) if size else 0 for size in sizes]
-    ext.embed_forward(
-        dtype, tables, ids, sizes, weight, bias, out, mean, rstd, *rest, 1e-6, threshold, 3, THREADS
+        **inputs, dout=dout, dsummed=dsummed, dx=dx, dresidual=dresidual, dparameters=dparameters,
+        rms=not whole, **counted,
     )  # fmt: skip
+    tables: dict[str, Tensor | None] = {
+        "word": a.values(11, width),
+        "input_ids": a.below(11, count),
+    }
+    for name, size in (("position", 7), ("segment", 2)):
+        tables[name] = optional(a.values(size, width))
+        tables[f"{name}_ids"] = optional(a.below(size, count))
+    ext.embed_forward(**tables, **common, bias=bias, out=out, eps=1e-6, **counted)
     dsum = a.floats(count, width)
-    ext.embed_backward(
-        dtype, dout, tables, ids, sizes, weight, mean, rstd, dsum, dparameters, *rest, threshold, 3, THREADS
+    ext.embed_backward(**tables, **common, dout=dout, dsum=dsum, dparameters=dparameters, **counted)
+    ext.sum_row_groups(
+        rows=dsum, order=torch.randperm(count, generator=a.rng),
+        starts=torch.tensor([0, count // 2, count]), targets=torch.tensor([0, 4]),
+        out=a.room(5, width), threads=THREADS,
     )  # fmt: skip
-    starts = [0, count // 2, count]
-    groups = (a.integers(a.rng.permutation(count)), a.integers(starts), a.integers([4, 0]))
-    ext.sum_row_groups(dtype, dsum, *groups, a.room(5, width), count, 2, 5, width, THREADS)
 
 
-def gelus(ext: Any, dtype: str, count: int, width: int, tanh: bool, gated: bool) -> None:
+def gelus(ext: Any, dtype: torch.dtype, count: int, width: int, tanh: bool, gated: bool) -> None:
     """bias_gelu forward and backward, with a bias and without."""
     a = Arrays(dtype, 6)
     columns = 2 * width if gated else width
-    for bias, dbias in ((a.floats(columns), a.floats(columns)), (0, 0)):
-        x, sizes = a.values(count, columns), (count, width, tanh, gated, THREADS)
-        ext.bias_gelu_forward(dtype, x, bias, a.room(count, width), *sizes)
-        ext.bias_gelu_backward(
-            dtype, a.values(count, width), x, bias, a.room(count, columns), dbias, *sizes
-        )
+    for bias, dbias in ((a.floats(columns), a.floats(columns)), (None, None)):
+        options = {"bias": bias, "tanh": tanh, "gated": gated, "threads": THREADS}
+        x, dx = a.values(count, columns), a.room(count, columns)
+        ext.bias_gelu_forward(x=x, out=a.room(count, width), **options)
+        ext.bias_gelu_backward(x=x, dout=a.values(count, width), dx=dx, dbias=dbias, **options)
 
 
-def rotary(ext: Any, dtype: str, tokens: int, half: int, inverse: bool) -> None:
+def rotary(ext: Any, dtype: torch.dtype, tokens: int, half: int, inverse: bool) -> None:
     """Both passes on q and k that lie in one projection of their own strides."""
     a = Arrays(dtype, 9)
     heads, positions = 3, 11
-    qkv = a.values(tokens, 3, heads, 2 * half)
-    k = qkv + heads * 2 * half * BYTES[dtype]
-    ids = a.integers(a.rng.integers(0, positions, tokens))
-    tables = [a.floats(positions, half) for _ in range(2)]
-    outs = [a.room(tokens, heads, 2 * half) for _ in range(2)]
-    strides = [3 * heads * 2 * half, 2 * half] * 2
-    ext.rotary(
-        dtype,
-        qkv,
-        k,
-        *outs,
-        ids,
-        *tables,
-        tokens,
-        heads,
-        half,
-        positions,
-        strides,
-        inverse,
-        THREADS,
-    )
+    q, k, _ = a.values(tokens, 3, heads, 2 * half).unbind(1)
+    outs = {name: a.room(tokens, heads, 2 * half) for name in ("q_out", "k_out")}
+    tables = {name: a.floats(positions, half) for name in ("cos", "sin")}
+    ids = a.below(positions, tokens)
+    ext.rotary(q=q, k=k, **outs, position_ids=ids, **tables, inverse=inverse, threads=THREADS)
 
 
-def adamw(ext: Any, dtype: str, sizes: list[int]) -> None:
+def adamw(ext: Any, dtype: torch.dtype, sizes: list[int]) -> None:
     """A step over several tensors, with and without copies, and their norm."""
+    a = Arrays(dtype, 7)
+    rates = {"lr": 1e-3, "correction1": 0.1, "correction2": 0.1, "gradient_scale": 0.5}
+    rates |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "weight_decay": 0.01}
     for copies in (False, True):
-        a, b = Arrays(dtype, 7), Arrays("bfloat16", 8)
-        rows = [
-            [a.floats(n), a.values(n), a.floats(n), a.floats(n), b.room(n) if copies else 0] for n in sizes
-        ]  # fmt: skip
-        ext.adamw(dtype, rows, sizes, [1e-3, 0.1, 0.1, 0.5, 0.9, 0.999, 1e-6, 0.01], THREADS)
-        ext.sum_of_squares(dtype, [row[1] for row in rows], sizes, THREADS)
+        updated = {
+            name: [a.floats(n).abs() for n in sizes] for name in ("weights", "means", "squares")
+        }
+        gradients = [a.values(n) for n in sizes]
+        rounded = [torch.empty(n, dtype=torch.bfloat16) for n in sizes] if copies else []
+        ext.adamw(**updated, gradients=gradients, copies=rounded, **rates, threads=THREADS)
+        ext.sum_of_squares(gradients=gradients, threads=THREADS)
 
 
 def masking(ext: Any, tokens: int, counted: bool, words: bool) -> None:
     """mask_tokens, with counters of its own and with whole words."""
-    a = Arrays("float32", 4)
-    special = a.integers(a.rng.random(tokens) < 0.2, np.bool_)
-    counters = a.integers(a.rng.integers(-(2**63), 2**63 - 1, tokens)) if counted else 0
-    choices = a.integers(np.arange(tokens) // 3) if words else 0
-    out = [a.integers(np.zeros(tokens)) for _ in range(2)]
-    ids = a.integers(np.arange(tokens))
+    a = Arrays(torch.float32, 4)
+    ids = torch.arange(tokens)
     ext.mask_tokens(
-        ids,
-        special,
-        counters,
-        choices,
-        *out,
-        tokens,
-        1,
-        2,
-        2**31,
-        2**31,
-        2**30,
-        2**32,
-        -100,
-        -9,
-        THREADS,
-    )
+        ids=ids, special=torch.rand(tokens, generator=a.rng) < 0.2,
+        counters=a.below(2**62, tokens) - 2**61 if counted else None,
+        choices=ids // 3 if words else None, masked=torch.empty_like(ids),
+        labels=torch.empty_like(ids), mask_id=1, first_random_id=2, random_ids=2**31,
+        choose_below=2**31, mask_below=2**30, random_below=2**32, ignore_index=-100, seed=-9,
+        threads=THREADS,
+    )  # fmt: skip
 
 
 def cross_entropy(
-    ext: Any, dtype: str, count: int, vocab: int, smoothing: float, gradient: bool, bias: bool
+    ext: Any,
+    dtype: torch.dtype,
+    count: int,
+    vocab: int,
+    smoothing: float,
+    gradient: bool,
+    bias: bool,
 ) -> None:
     """Losses, and gradients in place."""
     a = Arrays(dtype, 3)
-    labels = a.integers(np.where(a.rng.random(count) < 0.2, -100, a.rng.integers(0, vocab, count)))
+    labels = torch.where(torch.rand(count, generator=a.rng) < 0.2, -100, a.below(vocab, count))
     ext.cross_entropy_rows(
-        dtype,
-        a.values(count, vocab),
-        a.floats(vocab) if bias else 0,
-        labels,
-        a.floats(count),
-        a.floats(count),
-        a.integers(np.zeros(count), np.uint8),
-        count,
-        vocab,
-        -100,
-        smoothing,
-        0.01,
-        a.floats(count) if gradient else 0,
-        a.floats(vocab) if gradient and bias else 0,
-        THREADS,
+        logits=a.values(count, vocab), bias=a.floats(vocab) if bias else None, labels=labels,
+        loss=a.floats(count), lse=a.floats(count), correct=torch.empty(count, dtype=torch.uint8),
+        grad_scale=a.floats(count) if gradient else None,
+        dbias=a.floats(vocab) if gradient and bias else None, ignore_index=-100,
+        label_smoothing=smoothing, z_loss=0.01, threads=THREADS,
+    )  # fmt: skip
+
+
+def every_form(ext: Any) -> int:
+    """Each argument of each function and each private op in every form of `boundary.TENSOR_FAULTS`;
+    returns the count of calls.
+    """
+    import bertfast.kernels
+
+    assert bertfast.kernels.dispatch._C is ext
+    boundary.guarded = lambda x: x.detach().clone()  # the sanitizer's fences see further
+    calls = 0
+    groups: tuple[tuple[Any, Any, Any], ...] = (
+        (
+            tuple(boundary.WRITTEN),
+            boundary.extension_call,
+            lambda name, call: boundary.call_extension(ext, name, call),
+        ),
+        (boundary.OPS, lambda name, d: boundary.op_call(name, d, "cpp"), boundary.call_op),
     )
+    for names, make, run in groups:
+        for name in names:
+            for place in boundary.tensors_of(make(name, torch.float32)):
+                for fault, change in boundary.TENSOR_FAULTS.items():
+                    for number in range(4):
+                        call = make(name, DTYPES[number % 2])
+                        x = boundary.at(call, place)
+                        try:
+                            boundary.put(call, place, change(x, number, x))
+                        except (RuntimeError, TypeError, ZeroDivisionError, IndexError):
+                            continue  # this tensor cannot be made wrong in this way
+                        what = f"{name}: {place} {fault} {number}"
+                        boundary.check_wrong_call(partial(run, name), call, what)
+                        calls += 1
+    return calls
 
 
 def drive(ext: Any) -> int:
@@ -319,7 +306,7 @@ def drive(ext: Any) -> int:
     calls = 0
     for isa in ext.capabilities()["runnable"]:
         ext.set_isa(isa)
-        for dtype in BYTES:
+        for dtype in DTYPES:
             for lengths in ([], [0], [1], [0, 1, 0, 2], [3, 65, 0, 17], [130, 64, 63]):
                 for head_dim in (16, 32, 48, 64, 80, 96, 128):
                     for slack, threshold in ((0, 0), (3, 6554)):
@@ -345,8 +332,7 @@ def drive(ext: Any) -> int:
                         gelus(ext, dtype, shape[0], shape[2], tanh, gated)
                         calls += 4
                 adamw(ext, dtype, [shape[0] * shape[2], 1, 20000])
-                calls += 4
-                calls += 4
+                calls += 8
             for tokens, half in ((0, 8), (1, 1), (3, 17), (40, 32)):
                 rotary(ext, dtype, tokens, half, tokens % 2 == 0)
                 calls += 1
@@ -362,7 +348,7 @@ def drive(ext: Any) -> int:
             for counted, words in ((False, False), (True, False), (False, True), (True, True)):
                 masking(ext, tokens, counted, words)
                 calls += 1
-    return calls
+    return calls + every_form(ext)
 
 
 def main() -> int:

@@ -177,7 +177,7 @@ def test_a_retained_graph_can_be_gone_back_through_again(backend):
         torch.testing.assert_close(leaf.grad, 3 * gradient)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
 def test_strided_input_gives_what_contiguous_input_gives(backend):
     (h, w, b), labels = inputs(6, 40, 8, torch.float32)
     strided = [
