@@ -925,7 +925,10 @@ def _attention_backward(
             threads=torch.get_num_threads(),
         )
     else:
-        written = {"dout": (dout, q.dtype, q.shape), "out": (out, q.dtype, q.shape)}
+        written: dict[str, Wanted] = {
+            "dout": (dout, q.dtype, q.shape),
+            "out": (out, q.dtype, q.shape),
+        }
         written["lse"] = (lse, torch.float32, (q.shape[1], q.shape[0]))
         _check_launch(
             backend, q, k, v, cu_seqlens, seed, max_seqlen, threshold, positions, **written
@@ -963,7 +966,7 @@ def _check_launch(
 ) -> None:
     boundaries = (cu_seqlens, torch.int32, (cu_seqlens.numel(),))
     like_q = {name: (x, q.dtype, q.shape) for name, x in (("k", k), ("v", v))}
-    check_launch("attention", backend, q, q.shape[2], **like_q, cu_seqlens=boundaries, **others)
+    check_launch("attention", backend, q, **like_q, cu_seqlens=boundaries, **others)
     check_dropout(threshold, seed, q)
     check_cu_seqlens(cu_seqlens, q.shape[0], max_seqlen)
     if positions is not None:

@@ -48,8 +48,9 @@ def as_int(name: str, value: Any) -> int:
     Raises:
         TypeError: it is a bool, a float, or no number.
     """
-    if type(value) is int or isinstance(value, torch.SymInt):
-        return value
+    if isinstance(value, torch.SymInt):
+        # Its index would be a constant of the graph.
+        return value  # type: ignore[return-value]
     if not isinstance(value, bool):
         try:
             return operator.index(value)
@@ -61,17 +62,14 @@ def as_int(name: str, value: Any) -> int:
 Wanted = tuple[Tensor | None, torch.dtype, tuple[int, ...]]
 
 
-def check_launch(
-    op: str, backend: str, x: Tensor, head_dim: int | None = None, **others: Wanted
-) -> None:
-    """What stands before a Triton kernel, which follows any pointer: the C++ extension checks its
-    arguments itself, and a call of a private op may bring anything.
+def check_launch(op: str, backend: str, x: Tensor, **others: Wanted) -> None:
+    """Raises unless a Triton kernel, which checks nothing itself, may follow these pointers: a call
+    of a private op can bring anything. The C++ extension makes its own checks.
 
     Args:
         op: as in `dispatch.OPS`.
         backend: as the private op was given it.
         x: the op's first tensor, whose dtype and device Triton must serve.
-        head_dim: of attention.
         others: by name, a tensor (None: absent), the dtype and the shape that it must have.
 
     Raises:
@@ -81,6 +79,7 @@ def check_launch(
     """
     if backend != "triton":
         raise BackendError(f"backend is {backend!r}; {op} takes 'cpp' or 'triton' here")
+    head_dim = x.shape[2] if op == "attention" else None
     if reasons := dispatch.reasons_against("triton", op, x.device, x.dtype, head_dim):
         raise BackendError(f"triton cannot run {op} here: {'; '.join(reasons)}")
     for name, (tensor, dtype, shape) in others.items():

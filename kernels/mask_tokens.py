@@ -24,6 +24,7 @@ from torch import Tensor
 
 from . import dispatch, reference
 from .checks import (
+    Wanted,
     check_cu_seqlens,
     check_device,
     check_dropout,
@@ -142,7 +143,7 @@ def _mask_tokens(
         )
         return masked, labels
     check_integers("input_ids", input_ids, ("tokens",), torch.int64)
-    per_token = {"special": (special, torch.uint8, (tokens,))}
+    per_token: dict[str, Wanted] = {"special": (special, torch.uint8, (tokens,))}
     for name, x in (("counters", counters), ("choices", choices)):
         per_token[name] = (x, torch.int64, (tokens,))
     check_launch("mask_tokens", backend, input_ids, **per_token)
