@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference, tuning
-from .checks import check_device, check_launch, check_tensor
+from .checks import check_device, check_launch, check_tensor, register_fake
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -137,7 +137,7 @@ def _check_launches(
         raise TypeError("weights, means and squares must be torch.float32")
 
 
-@_adamw.register_fake
+@register_fake(_adamw)
 def _(weights, gradients, means, squares, copies, rates, beta1, beta2, eps, weight_decay, backend):
     return None
 

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference, tuning
-from .checks import Wanted, check_dropout, check_launch, check_like, check_norm, check_tensor
+from .checks import (
+    Wanted,
+    check_dropout,
+    check_launch,
+    check_like,
+    check_norm,
+    check_tensor,
+    register_fake,
+)
 from .layer_norm_triton import moments, norm_backward, padded_width
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
@@ -363,12 +371,12 @@ def _gradients(x: Tensor, residual: Tensor | None, threshold: int) -> tuple[Tens
     return dx, dresidual, x.new_empty(2, x.shape[-1], dtype=torch.float32)
 
 
-@_add_layer_norm.register_fake
+@register_fake(_add_layer_norm)
 def _(x, residual, weight, bias, seed, eps, threshold, rms, prenorm, backend):
     return _outputs(x, prenorm)
 
 
-@_add_layer_norm_backward.register_fake
+@register_fake(_add_layer_norm_backward)
 def _(dout, dsummed, x, residual, weight, mean, rstd, seed, threshold, rms, backend):
     return _gradients(x, residual, threshold)
 

@@ -35,6 +35,7 @@ from .checks import (
     check_launch,
     check_like,
     check_tensor,
+    register_fake,
 )
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import attention_lanes
@@ -1028,7 +1029,7 @@ def _empty_gradients(
     return dq, dk, dv, dbias, dquery, dkey
 
 
-@_attention.register_fake
+@register_fake(_attention)
 def _(
     q,
     k,
@@ -1048,7 +1049,7 @@ def _(
     return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
-@_attention_backward.register_fake
+@register_fake(_attention_backward)
 def _(
     dout, q, k, v, out, lse, cu_seqlens, seed, buckets, bias, query_scores, key_scores, wanted, max_seqlen, scale,
     threshold, window, backend,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference, tuning
-from .checks import Wanted, check_device, check_launch, check_tensor
+from .checks import Wanted, check_device, check_launch, check_tensor, register_fake
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -229,12 +229,12 @@ def _gradients(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.contiguous_format), dbias
 
 
-@_bias_gelu.register_fake
+@register_fake(_bias_gelu)
 def _(x, bias, tanh, gated, backend):
     return _output(x, gated)
 
 
-@_bias_gelu_backward.register_fake
+@register_fake(_bias_gelu_backward)
 def _(dout, x, bias, tanh, gated, backend):
     return _gradients(x, bias)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -91,6 +93,31 @@ def check_launch(op: str, backend: str, x: Tensor, **others: Wanted) -> None:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {tuple(shape)}")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device}; it must be on {x.device}")
+
+
+def register_fake(op: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that makes a function the fake kernel of a custom op.
+
+    A call with any tensor on the meta device goes to the fake kernel, which makes memory that
+    nothing fills: unless all its tensors are on one device, it raises ValueError.
+    """
+
+    def register(fake: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(fake)
+        def checked(*arguments: Any, **options: Any) -> Any:
+            values = [*arguments, *options.values()]
+            lists = [value if isinstance(value, (list, tuple)) else [value] for value in values]
+            devices = {str(x.device) for one in lists for x in one if isinstance(x, Tensor)}
+            if len(devices) > 1:
+                raise ValueError(
+                    f"the tensors are on {' and '.join(sorted(devices))}; move them to one device"
+                )
+            return fake(*arguments, **options)
+
+        op.register_fake(checked)
+        return fake
+
+    return register
 
 
 def check_dropout(threshold: int, seed: Tensor, x: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference
-from .checks import check_dropout, check_launch, check_tensor
+from .checks import check_dropout, check_launch, check_tensor, register_fake
 from .philox import LANES, as_seed, dropout_threshold, keep_scale
 from .philox_triton import interleave_lanes
 from .triton_compat import tl, triton
@@ -70,7 +70,7 @@ def _dropout(x: Tensor, seed: Tensor, threshold: int, backend: str) -> Tensor:
     return out
 
 
-@_dropout.register_fake
+@register_fake(_dropout)
 def _(x: Tensor, seed: Tensor, threshold: int, backend: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 

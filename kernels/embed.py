@@ -28,6 +28,7 @@ from .checks import (
     check_like,
     check_norm,
     check_tensor,
+    register_fake,
 )
 from .layer_norm_triton import moments, norm_backward, padded_width
 from .philox import as_seed, dropout_threshold, keep_scale
@@ -461,14 +462,14 @@ def _sum_rows(rows: Tensor, ids: Tensor, size: int, dtype: torch.dtype, backend:
     return out
 
 
-@_embed.register_fake
+@register_fake(_embed)
 def _(
     input_ids, position_ids, segment_ids, word, position, segment, weight, bias, seed, eps, threshold, padding_idx, sparse_grad, backend
 ):  # fmt: skip
     return _outputs(input_ids, word)
 
 
-@_embed_backward.register_fake
+@register_fake(_embed_backward)
 def _(
     dout,
     input_ids,
@@ -487,7 +488,7 @@ def _(
     return _gradients(dout)
 
 
-@_sum_rows.register_fake
+@register_fake(_sum_rows)
 def _(rows, ids, size, dtype, backend):
     return rows.new_empty(size, rows.shape[1], dtype=dtype)
 

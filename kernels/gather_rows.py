@@ -20,6 +20,7 @@ from .checks import (
     check_launch,
     check_range,
     check_tensor,
+    register_fake,
 )
 from .triton_compat import tl, triton
 
@@ -131,12 +132,12 @@ def _check_launch(backend: str, x: Tensor, index: Tensor, rows: int) -> None:
     check_range("index", index, -1, rows - 1)
 
 
-@_gather_rows.register_fake
+@register_fake(_gather_rows)
 def _(x: Tensor, index: Tensor, backend: str) -> Tensor:
     return x.new_empty(index.shape[0], x.shape[1])
 
 
-@_scatter_rows.register_fake
+@register_fake(_scatter_rows)
 def _(dout: Tensor, index: Tensor, rows: int, backend: str) -> Tensor:
     return dout.new_empty(rows, dout.shape[1])
 

@@ -24,7 +24,14 @@ import torch
 from torch import Tensor
 
 from . import dispatch, reference, tuning
-from .checks import check_device, check_integers, check_launch, check_like, check_tensor
+from .checks import (
+    check_device,
+    check_integers,
+    check_launch,
+    check_like,
+    check_tensor,
+    register_fake,
+)
 from .triton_compat import tl, triton
 from .triton_dot import dot
 
@@ -445,7 +452,7 @@ def _grad_scale(dloss: Tensor | None, labels: Tensor, ignore_index: int, reducti
     return scale.expand(labels.shape).contiguous()
 
 
-@_linear_cross_entropy.register_fake
+@register_fake(_linear_cross_entropy)
 def _(
     hidden,
     weight,
@@ -467,7 +474,7 @@ def _(
     return loss, correct, lse, hidden.new_empty(hidden.shape), hidden.new_empty(weight.shape), dbias
 
 
-@_linear_cross_entropy_backward.register_fake
+@register_fake(_linear_cross_entropy_backward)
 def _(
     dloss,
     hidden,

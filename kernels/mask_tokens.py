@@ -31,6 +31,7 @@ from .checks import (
     check_integers,
     check_launch,
     check_range,
+    register_fake,
 )
 from .philox import as_seed
 from .triton_compat import tl, triton
@@ -165,7 +166,7 @@ def _mask_tokens(
     return masked, labels
 
 
-@_mask_tokens.register_fake
+@register_fake(_mask_tokens)
 def _(input_ids: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return input_ids.new_empty(input_ids.shape), input_ids.new_empty(input_ids.shape)
 

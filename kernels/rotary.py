@@ -25,6 +25,7 @@ from .checks import (
     check_launch,
     check_like,
     check_tensor,
+    register_fake,
 )
 from .triton_compat import tl, triton
 
@@ -166,7 +167,7 @@ def _outputs(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-@_rotary.register_fake
+@register_fake(_rotary)
 def _(q, k, position_ids, cos, sin, inverse, backend):
     return _outputs(q, k)
 
