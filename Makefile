@@ -25,7 +25,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # csrc and kernels are watched, so that a pull that changes the C++ rebuilds the extension.
-$(STAMP): $(BIN)/python pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(STAMP): $(BIN)/python pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/bindings/*)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@$(BIN)/python -c 'import torch, bertfast._C' 2>/dev/null || \
