@@ -341,6 +341,39 @@ def test_a_step_is_measured_beside_other_work_under_each_way_to_wait(
     assert "OMP_WAIT_POLICY=active" in shown
 
 
+def test_the_command_prints_the_table_or_json_and_a_stop_by_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept: list[dict[str, Any]] = []
+    measure = beside.measure
+
+    def keep(*args: Any) -> dict[str, Any]:
+        kept.append(measure(*args))
+        return kept[0]
+
+    def stopped_after_a_round(*_: Any) -> dict[str, Any]:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        return kept[0]
+
+    monkeypatch.setattr(beside, "ROUNDS", 1)
+    monkeypatch.setattr(beside, "policies", lambda: {"default": {}, "passive": {}})
+    monkeypatch.setattr(beside, "measure", keep)
+    lengths = ["--model", "bert-tiny", "--lengths", "lengths.txt", "--seconds", "0.05"]
+    monkeypatch.setattr(command, "read_lengths", lambda path: Lengths(path.name, (9, 5, 1, 3)))
+    shown = run_cli(monkeypatch, capfd, "bench", "--beside", *lengths)
+    assert shown.code == 0
+    assert "2 layers of 128" in shown.out
+    assert "passive" in shown.out
+    assert "starting two trainings, passive" in shown.err
+    monkeypatch.setattr(beside, "measure", stopped_after_a_round)
+    shown = run_cli(monkeypatch, capfd, "bench", "--beside", "--json", *lengths)
+    assert shown.code == 128 + signal.SIGTERM
+    found = json.loads(shown.out)
+    assert found["stopped"] == signal.SIGTERM
+    assert found["waiting"] == kept[0]["waiting"]
+
+
 def test_a_stop_beside_other_work_keeps_whole_rounds_and_ends_each_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
