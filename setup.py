@@ -25,6 +25,7 @@ KERNELS = (
     "linear_cross_entropy",
     "mask_tokens",
     "rotary",
+    "widened_product",
     "isa",
 )
 BINDINGS = ("module", "tensor", *(name for name in KERNELS if name != "isa"))
@@ -38,6 +39,7 @@ if X86:
         "-mavx512vl",
         "-mavx512dq",
         "-mfma",
+        "-mf16c",
         "-mprefer-vector-width=512",
     ]
     ISA_FLAGS["avx512bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]

@@ -74,7 +74,9 @@ double sum_of_squares(const AdamwTensor<T> *tensors, int64_t count, int threads)
 
 template void adamw(const AdamwTensor<float> *, int64_t, const AdamwRates &, int);
 template void adamw(const AdamwTensor<bf16> *, int64_t, const AdamwRates &, int);
+template void adamw(const AdamwTensor<f16> *, int64_t, const AdamwRates &, int);
 template double sum_of_squares(const AdamwTensor<float> *, int64_t, int);
 template double sum_of_squares(const AdamwTensor<bf16> *, int64_t, int);
+template double sum_of_squares(const AdamwTensor<f16> *, int64_t, int);
 
 }  // namespace bertfast::BERTFAST_ISA

@@ -85,7 +85,9 @@ void add_layer_norm_backward(const AddLayerNormBackward<T> &p) {
 
 template void add_layer_norm_forward(const AddLayerNorm<float> &);
 template void add_layer_norm_forward(const AddLayerNorm<bf16> &);
+template void add_layer_norm_forward(const AddLayerNorm<f16> &);
 template void add_layer_norm_backward(const AddLayerNormBackward<float> &);
 template void add_layer_norm_backward(const AddLayerNormBackward<bf16> &);
+template void add_layer_norm_backward(const AddLayerNormBackward<f16> &);
 
 }  // namespace bertfast::BERTFAST_ISA

@@ -383,7 +383,9 @@ void attention_backward(const AttentionBackward<T> &p) {
 
 template void attention_forward(const AttentionForward<float> &);
 template void attention_forward(const AttentionForward<bf16> &);
+template void attention_forward(const AttentionForward<f16> &);
 template void attention_backward(const AttentionBackward<float> &);
 template void attention_backward(const AttentionBackward<bf16> &);
+template void attention_backward(const AttentionBackward<f16> &);
 
 }  // namespace bertfast::BERTFAST_ISA

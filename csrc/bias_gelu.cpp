@@ -110,7 +110,9 @@ void bias_gelu_backward(const BiasGeluBackward<T> &p) {
 
 template void bias_gelu_forward(const BiasGelu<float> &);
 template void bias_gelu_forward(const BiasGelu<bf16> &);
+template void bias_gelu_forward(const BiasGelu<f16> &);
 template void bias_gelu_backward(const BiasGeluBackward<float> &);
 template void bias_gelu_backward(const BiasGeluBackward<bf16> &);
+template void bias_gelu_backward(const BiasGeluBackward<f16> &);
 
 }  // namespace bertfast::BERTFAST_ISA

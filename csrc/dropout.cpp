@@ -21,5 +21,6 @@ void dropout(const T *x, T *out, int64_t n, uint32_t threshold, uint64_t seed, i
 
 template void dropout(const float *, float *, int64_t, uint32_t, uint64_t, int);
 template void dropout(const bf16 *, bf16 *, int64_t, uint32_t, uint64_t, int);
+template void dropout(const f16 *, f16 *, int64_t, uint32_t, uint64_t, int);
 
 }  // namespace bertfast::BERTFAST_ISA

@@ -99,9 +99,12 @@ void sum_row_groups(const float *rows, const int64_t *order, const int64_t *star
 
 template void embed_forward(const Embed<float> &);
 template void embed_forward(const Embed<bf16> &);
+template void embed_forward(const Embed<f16> &);
 template void embed_backward(const EmbedBackward<float> &);
 template void embed_backward(const EmbedBackward<bf16> &);
+template void embed_backward(const EmbedBackward<f16> &);
 template void sum_row_groups(const float *, const int64_t *, const int64_t *, const int64_t *, float *, int64_t, int64_t, int);
 template void sum_row_groups(const float *, const int64_t *, const int64_t *, const int64_t *, bf16 *, int64_t, int64_t, int);
+template void sum_row_groups(const float *, const int64_t *, const int64_t *, const int64_t *, f16 *, int64_t, int64_t, int);
 
 }  // namespace bertfast::BERTFAST_ISA

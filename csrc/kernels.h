@@ -39,5 +39,7 @@ template <typename T>
 double sum_of_squares(const AdamwTensor<T> *tensors, int64_t count, int threads);
 template <typename T>
 void rotary(const Rotary<T> &);
+template <typename T>
+void widened_product(const WidenedProduct<T> &);
 
 }  // namespace bertfast::BERTFAST_ISA

@@ -87,5 +87,7 @@ template void cross_entropy_rows(float *, const float *, const int64_t *, float 
                                  float, float, const float *, float *, int);
 template void cross_entropy_rows(bf16 *, const float *, const int64_t *, float *, float *, uint8_t *, int64_t, int64_t, int64_t,
                                  float, float, const float *, float *, int);
+template void cross_entropy_rows(f16 *, const float *, const int64_t *, float *, float *, uint8_t *, int64_t, int64_t, int64_t,
+                                 float, float, const float *, float *, int);
 
 }  // namespace bertfast::BERTFAST_ISA

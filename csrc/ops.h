@@ -60,6 +60,10 @@ struct bf16 {
   uint16_t bits;
 };
 
+struct f16 {
+  uint16_t bits;
+};
+
 // `residual`, `bias` and `summed` may be null; an RMSNorm has no mean.
 template <typename T>
 struct AddLayerNorm {
@@ -152,6 +156,22 @@ struct AdamwRates {
   float rate, correction1, correction2, gradient_scale, beta1, beta2, eps, weight_decay;
 };
 
+// Whether a matrix of a product holds the op's type or float32.
+enum class Elements { kNarrow, kWide };
+
+// C (rows, columns) (+)= A (rows, inner) B (inner, columns) + bias (columns,). One stride of each matrix is 1; the bias may be null.
+template <typename T>
+struct WidenedProduct {
+  const void *a, *b;
+  void *c;
+  const float *bias;
+  Elements a_elements, b_elements, c_elements;
+  int64_t rows, inner, columns;
+  int64_t a_stride[2], b_stride[2], c_stride[2];
+  bool accumulate;
+  int threads;
+};
+
 template <typename T>
 struct Ops {
   void (*attention_forward)(const AttentionForward<T> &);
@@ -171,6 +191,7 @@ struct Ops {
   void (*adamw)(const AdamwTensor<T> *tensors, int64_t count, const AdamwRates &rates, int threads);
   double (*sum_of_squares)(const AdamwTensor<T> *tensors, int64_t count, int threads);
   void (*rotary)(const Rotary<T> &);
+  void (*widened_product)(const WidenedProduct<T> &);
 };
 
 // Ops that compute with no float: rows are moved as bytes, ids are int64.
@@ -183,8 +204,9 @@ struct PlainOps {
 // One instruction set's kernels.
 struct Kernels {
   const char *name;
-  Ops<float> f32;
-  Ops<bf16> b16;
+  Ops<float> float32;
+  Ops<bf16> bfloat16;
+  Ops<f16> float16;
   PlainOps plain;
 };
 

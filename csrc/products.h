@@ -37,12 +37,17 @@ inline vec multiply_add(vec sum, pair a, const pair *b) {
 template <int kM, int kN, typename E>
 inline void micro(int64_t inner, const E *a, int64_t a_row, int64_t a_col, const E *b, int64_t ldb, float *c, int64_t ldc,
                   bool accumulate) {
-  vec sums[kM][kN];
-  for (int i = 0; i < kM; ++i)
-    for (int j = 0; j < kN; ++j) sums[i][j] = accumulate ? load(c + i * ldc + j * kWidth) : vec{};
+  vec sums[kM][kN] = {};
+  // What C holds is added at the end, when it has come near.
+  if (accumulate)
+    for (int i = 0; i < kM; ++i)
+      for (int j = 0; j < kN; ++j) __builtin_prefetch(c + i * ldc + j * kWidth);
   for (int64_t k = 0; k < inner; ++k)
     for (int i = 0; i < kM; ++i)
       for (int j = 0; j < kN; ++j) sums[i][j] = multiply_add(sums[i][j], a[i * a_row + k * a_col], b + k * ldb + j * kWidth);
+  if (accumulate)
+    for (int i = 0; i < kM; ++i)
+      for (int j = 0; j < kN; ++j) sums[i][j] += load(c + i * ldc + j * kWidth);
   for (int i = 0; i < kM; ++i)
     for (int j = 0; j < kN; ++j) store(c + i * ldc + j * kWidth, sums[i][j]);
 }

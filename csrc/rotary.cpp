@@ -40,5 +40,6 @@ void rotary(const Rotary<T> &p) {
 
 template void rotary(const Rotary<float> &);
 template void rotary(const Rotary<bf16> &);
+template void rotary(const Rotary<f16> &);
 
 }  // namespace bertfast::BERTFAST_ISA

@@ -101,6 +101,23 @@ inline float to_float(bf16 x) {
   return value;
 }
 
+inline float to_float(f16 x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  // Exponent and fraction in a float's places, times 2^112: subnormals come out right, infinities and NaNs do not.
+  uint32_t bits = (x.bits & 0x7fffu) << 13;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  value *= 0x1p112f;
+  std::memcpy(&bits, &value, sizeof bits);
+  if ((x.bits & 0x7c00u) == 0x7c00u) bits = 0x7f800000u | (x.bits & 0x3ffu) << 13;
+  bits |= (x.bits & 0x8000u) << 16;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+#endif
+}
+
 inline void from_float(float value, float &out) { out = value; }
 
 // Round to nearest, ties to even; a NaN stays one.
@@ -109,6 +126,32 @@ inline void from_float(float value, bf16 &out) {
   std::memcpy(&bits, &value, sizeof bits);
   uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   out.bits = static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
+}
+
+// Round to nearest, ties to even; beyond the largest is infinity, and a NaN stays one.
+inline void from_float(float value, f16 &out) {
+#if defined(__F16C__)
+  out.bits = _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) {
+    bits = 0x7e00u;
+  } else if (bits >= 0x477ff000u) {  // 65520, which rounds to 2^16
+    bits = 0x7c00u;
+  } else if (bits < 0x38800000u) {  // 2^-14: a subnormal's unit is that of the floats from 0.5 on
+    float shifted;
+    std::memcpy(&shifted, &bits, sizeof shifted);
+    shifted += 0.5f;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits -= 0x3f000000u;
+  } else {
+    bits = (bits + 0xfffu + (bits >> 13 & 1) - 0x38000000u) >> 13;
+  }
+  out.bits = static_cast<uint16_t>(sign | bits);
+#endif
 }
 
 template <typename V, typename T>
@@ -135,6 +178,30 @@ inline void store(bf16 *p, vec v) {
   rounded = v != v ? ivec{} + 0x7fc0 : rounded;
   const hvec half = __builtin_convertvector(rounded, hvec);
   std::memcpy(p, &half, sizeof half);
+#endif
+}
+
+inline vec load(const f16 *p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vec>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))));
+#elif defined(__F16C__)
+  return reinterpret_cast<vec>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+#else
+  vec v;
+  for (int i = 0; i < kWidth; ++i) v[i] = to_float(p[i]);
+  return v;
+#endif
+}
+
+inline void store(f16 *p, vec v) {
+#if defined(__AVX512F__)
+  const __m256i half = _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  std::memcpy(p, &half, sizeof half);
+#elif defined(__F16C__)
+  const __m128i half = _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  std::memcpy(p, &half, sizeof half);
+#else
+  for (int i = 0; i < kWidth; ++i) from_float(v[i], p[i]);
 #endif
 }
 

@@ -103,7 +103,6 @@ def reasons_against(
         return []
     reasons = []
     if backend == "triton":
-        dtypes: tuple[torch.dtype, ...] = DTYPES
         if not HAS_TRITON:
             reasons.append("triton is not installed")
         elif device.type == "cuda":
@@ -117,14 +116,13 @@ def reasons_against(
                 f"the input is on {device.type}, it takes cuda (or TRITON_INTERPRET=1 set before import, for tests)"
             )
     else:
-        dtypes = DTYPES[:2]
         if device.type != "cpu":
             reasons.append(f"the input is on {device.type}, it takes cpu")
         if NO_EXTENSION or ISA_ERROR:
             reasons.append(NO_EXTENSION or ISA_ERROR)
-    if dtype not in dtypes and op not in ANY_DTYPE:
+    if dtype not in DTYPES and op not in ANY_DTYPE:
         reasons.append(
-            f"the dtype is {dtype_name(dtype)}, it takes {', '.join(map(dtype_name, dtypes))}"
+            f"the dtype is {dtype_name(dtype)}, it takes {', '.join(map(dtype_name, DTYPES))}"
         )
     if op == "attention" and head_dim is not None and head_dim not in HEAD_DIMS:
         reasons.append(f"the head size is {head_dim}, it takes {', '.join(map(str, HEAD_DIMS))}")

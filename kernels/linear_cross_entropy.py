@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, reference, tuning
+from . import dispatch, products, reference, tuning
 from .checks import (
     check_device,
     check_integers,
@@ -318,17 +318,15 @@ def _rows_cpp(
     wanted = grad_scale is not None
     dhidden = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
     blocks = row_blocks(rows, vocab, hidden.element_size())
-    buffer = hidden.new_empty(blocks[0].stop if blocks else 0, vocab)
+    # Where the products are widened, the logits stay in float32: they are never rounded.
+    wide = torch.float32 if products.widens(hidden) else hidden.dtype
+    buffer = hidden.new_empty(blocks[0].stop if blocks else 0, vocab, dtype=wide)
     # The product adds to what the blocks before gave: in bfloat16 that is rounded once a block, for
     # a second tensor of the table's size in float32 would be larger than all else here.
-    dweight = (
-        weight.new_zeros(weight.shape)
-        if wanted and len(blocks) != 1
-        else weight.new_empty(weight.shape if wanted else 0)
-    )
+    dweight = weight.new_zeros(weight.shape if wanted and len(blocks) != 1 else 0)
     dbias = torch.zeros(vocab if wanted and bias is not None else 0)
     for block in blocks:
-        logits = torch.mm(hidden[block], weight.T, out=buffer[: block.stop - block.start])
+        logits = products.mm(hidden[block], weight.T, scratch=buffer[: block.stop - block.start])
         dispatch._C.cross_entropy_rows(
             logits=logits,
             bias=bias_f32,
@@ -345,11 +343,11 @@ def _rows_cpp(
         )
         if not wanted:
             continue
-        torch.mm(logits, weight, out=dhidden[block])
+        products.mm(logits, weight, out=dhidden[block])
         if len(blocks) == 1:
-            torch.mm(logits.T, hidden[block], out=dweight)
+            dweight = products.mm(logits.T, hidden[block])
         else:
-            dweight.addmm_(logits.T, hidden[block])
+            products.mm(logits.T, hidden[block], out=dweight, accumulate=True)
     return losses, lse, correct, dhidden, dweight, dbias.to(hidden.dtype)
 
 

@@ -49,6 +49,7 @@ WRITTEN = {
     "scatter_rows": ("dx",),
     "sum_of_squares": (),
     "sum_row_groups": ("out",),
+    "widened_product": ("out",),
 }
 
 
@@ -172,6 +173,11 @@ def extension_call(name: str, dtype: torch.dtype) -> Call:
             "copies": [torch.zeros(n, dtype=torch.bfloat16) for n in sizes],
             "lr": 1e-3, "correction1": 0.1, "correction2": 0.1, "gradient_scale": 0.5,
             "beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "weight_decay": 0.01, "threads": 2,
+        }  # fmt: skip
+    if name == "widened_product":
+        return {
+            "a": x, "b": _normal(hidden, VOCAB, dtype=dtype), "bias": _normal(VOCAB),
+            "out": _normal(rows, VOCAB, dtype=dtype), "accumulate": True, "threads": 2,
         }  # fmt: skip
     if name == "sum_of_squares":
         return {"gradients": [_normal(n, dtype=dtype) for n in (5, 0, 33)], "threads": 2}
@@ -459,7 +465,7 @@ def explore(
     """
     counts = {}
     for name in names:
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
             call = in_guarded_memory(make(name, dtype))
             outcome = check_wrong_call(partial(run, name), call, f"{name} as it is")
             assert outcome == "right", f"{name} as it is"
@@ -479,7 +485,7 @@ def wrong_calls(
     )  # fmt: skip
     @given(st.data())
     def one(data: st.DataObject) -> None:
-        dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+        dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
         call = in_guarded_memory(make(name, dtype))
         done = [make_wrong(call, data) for _ in range(data.draw(st.integers(1, 2)))]
         what = "; ".join([name, str(dtype), *done])

@@ -24,7 +24,7 @@ from torch import Tensor
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUILD = REPOSITORY / "build" / "sanitize"
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1 -Wno-maybe-uninitialized"
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 THREADS = 2
 BUCKETS = 5
 
@@ -232,6 +232,20 @@ def adamw(ext: Any, dtype: torch.dtype, sizes: list[int]) -> None:
         ext.sum_of_squares(gradients=gradients, threads=THREADS)
 
 
+def widened(ext: Any, dtype: torch.dtype, count: int, inner: int, width: int, form: int) -> None:
+    """A product in each order of its matrices, with each of them in float32 or not."""
+    a = Arrays(dtype, 11)
+
+    def matrix(height: int, across: int, bit: int) -> Tensor:
+        values = a.floats if form >> 3 + bit & 1 else a.values
+        return values(across, height).T if form >> bit & 1 else values(height, across)
+
+    ext.widened_product(
+        a=matrix(count, inner, 0), b=matrix(inner, width, 1), out=matrix(count, width, 2),
+        bias=a.floats(width) if form % 3 else None, accumulate=form % 2 == 0, threads=THREADS,
+    )  # fmt: skip
+
+
 def masking(ext: Any, tokens: int, counted: bool, words: bool) -> None:
     """mask_tokens, with counters of its own and with whole words."""
     a = Arrays(torch.float32, 4)
@@ -289,7 +303,7 @@ def every_form(ext: Any) -> int:
             for place in boundary.tensors_of(make(name, torch.float32)):
                 for fault, change in boundary.TENSOR_FAULTS.items():
                     for number in range(4):
-                        call = make(name, DTYPES[number % 2])
+                        call = make(name, DTYPES[number % 3])
                         x = boundary.at(call, place)
                         try:
                             boundary.put(call, place, change(x, number, x))
@@ -322,6 +336,17 @@ def drive(ext: Any) -> int:
                 ):
                     attention(ext, dtype, lengths, 3, 16, 2, 6554, window, tables)
                     calls += 2
+            for product in (
+                (0, 3, 2),
+                (1, 1, 1),
+                (5, 0, 4),
+                (13, 33, 70),
+                (70, 530, 9),
+                (9, 20, 130),
+            ):
+                for form in range(64):
+                    widened(ext, dtype, *product, form)
+                    calls += 1
             for shape in ((0, 0, 5), (1, 1, 1), (7, 3, 16), (33, 33, 65), (150, 40, 129)):
                 rows(ext, dtype, *shape)
                 if shape[0]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bertfast import __version__, openmp
-from bertfast.kernels import dispatch
+from bertfast.kernels import dispatch, products
 
 PACKAGES = ("torch", "triton", "numpy", "tokenizers", "safetensors", "transformers", "tensorboard")
 HEAD_DIM = 64  # of the attention that is asked about
@@ -35,6 +35,7 @@ def report() -> dict[str, Any]:
         "versions": {"bertfast": __version__, "python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
         "instruction_sets": {"missing": missing} if missing else dispatch._C.capabilities(),
+        "products": products.describe(),
         "ops": [
             _choice(op, device, dtype)
             for device in devices
@@ -112,7 +113,7 @@ def show(facts: dict[str, Any]) -> None:
 
     console = Console()
     table = Table(title="bertfast doctor", show_header=False, title_justify="left")
-    for part in ("machine", "openmp", "versions", "instruction_sets"):
+    for part in ("machine", "openmp", "versions", "instruction_sets", "products"):
         for name, value in facts[part].items():
             shown = (
                 ", ".join(value)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from bertfast import kernels
 from bertfast.config import EncoderConfig
-from bertfast.kernels import reference
+from bertfast.kernels import products, reference
 from bertfast.kernels.philox import as_seed, dropout_threshold
 from bertfast.packed import padded_rows
 
 from .family import member_of
-from .functional import ACTIVATIONS, dropout, norm, project
+from .functional import ACTIVATIONS, convolved, dropout, norm, project
 from .submodules import Submodules
 
 
@@ -215,8 +215,10 @@ class DisentangledPositions(AbsolutePositions):
         for kind, projection, content in (("c2p", key, q), ("p2c", query, k)):
             if kind in config.pos_att_type:
                 assert projection is not None
-                rows = projection(table).unflatten(1, (config.num_attention_heads, -1))
-                scores[kind] = torch.einsum("thd,bhd->thb", content * scale, rows.to(content.dtype))
+                rows = project(projection, table).unflatten(1, (config.num_attention_heads, -1))
+                scores[kind] = products.einsum(
+                    "thd,bhd->thb", content * scale, rows.to(content.dtype)
+                )
         buckets = sequences.buckets(
             kernels.deberta_buckets, config.position_buckets, config.max_relative_distance
         )
@@ -345,7 +347,9 @@ def convolve(
     shape = (len(sequences.cu_seqlens) - 1, sequences.padded_width)
     padded = kernels.unpack(embedded, sequences.rows, shape)
     out = sequences.hide(
-        kernels.pack(modules.conv(padded.transpose(1, 2)).transpose(1, 2), sequences.rows)
+        kernels.pack(
+            convolved(modules.conv, padded.transpose(1, 2)).transpose(1, 2), sequences.rows
+        )
     )
     out = ACTIVATIONS[config.conv_act](dropout(out, config.hidden_dropout_prob, seed))
     return sequences.hide(norm(modules.conv_norm, out, x))

@@ -12,7 +12,7 @@ from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 
 from .family import member_of
-from .functional import dropout, is_plain, norm
+from .functional import dropout, is_plain, norm, project
 from .submodules import Submodules
 
 
@@ -78,16 +78,16 @@ def embed(
             padding_idx=word.padding_idx,
             sparse_grad=tied is not None,
         )
-        return x if modules.projection is None else modules.projection(x)
+        return x if modules.projection is None else project(modules.projection, x)
     total = word(input_ids) if inputs_embeds is None else inputs_embeds
     if segment is not None:
         total = total + segment(segment_ids)
     if position is not None:
         total = total + position(position_ids)
     if _projects_first(modules, config):
-        return dropout(norm(layer_norm, modules.projection(total)), p, seed)
+        return dropout(norm(layer_norm, project(modules.projection, total)), p, seed)
     x = dropout(norm(layer_norm, total), p, seed)
-    return x if modules.projection is None else modules.projection(x)
+    return x if modules.projection is None else project(modules.projection, x)
 
 
 def _position_table(position: nn.Embedding) -> Tensor:

@@ -193,7 +193,9 @@ class Encoder:
         section 3 and the released code.
         """
         return (
-            None if self.modules.pooler is None else torch.tanh(self.modules.pooler(encoded.first))
+            None
+            if self.modules.pooler is None
+            else torch.tanh(project(self.modules.pooler, encoded.first))
         )
 
     def _run(

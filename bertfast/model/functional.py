@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertfast import kernels
+from bertfast.kernels import products
 from bertfast.kernels.linear import can_fuse_gelu
 
 GELUS = {
@@ -51,6 +52,16 @@ def project(module: Any, x: Tensor) -> Tensor:
     """module(x)."""
     if is_plain(module, nn.Linear):
         return kernels.linear(x, module.weight, module.bias)
+    y: Tensor = module(x)
+    return y
+
+
+def convolved(module: Any, x: Tensor) -> Tensor:
+    """module(x) of a one-dimensional convolution."""
+    if is_plain(module, nn.Conv1d) and products.widens(x):
+        bias = None if module.bias is None else module.bias.float()
+        shape = (module.stride, module.padding, module.dilation, module.groups)
+        return F.conv1d(x.float(), module.weight.float(), bias, *shape).to(x.dtype)
     y: Tensor = module(x)
     return y
 

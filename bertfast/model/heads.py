@@ -15,7 +15,7 @@ from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 
 from .family import HeadSpec, member_of, value
-from .functional import ACTIVATIONS, activated, dropout, norm
+from .functional import ACTIVATIONS, activated, dropout, norm, project
 from .submodules import Submodules, place
 
 
@@ -81,7 +81,7 @@ class MLMHead:
 
     def logits(self, x: Tensor, table: Tensor) -> Tensor:
         """(..., hidden) to (..., vocab): for use, not for training."""
-        return F.linear(self.transform(x), table, self.bias)
+        return kernels.linear(self.transform(x), table, self.bias)
 
 
 class FeatureHead:
@@ -119,12 +119,12 @@ class FeatureHead:
         dense = self.modules.dense
         if dense is not None:
             x = dropout(x, self.dense_dropout, None if seed is None else seed + 1)
-            x = activated(dense, x, self.activation) if self.activation else dense(x)
+            x = activated(dense, x, self.activation) if self.activation else project(dense, x)
         elif self.activation:
             x = ACTIVATIONS[self.activation](x)
         if self.modules.norm is not None:
             x = norm(self.modules.norm, x)
-        return self.modules.out(dropout(x, self.dropout, seed))
+        return project(self.modules.out, dropout(x, self.dropout, seed))
 
 
 class DiscriminatorHead:
@@ -142,7 +142,9 @@ class DiscriminatorHead:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(tokens, hidden) to (tokens,)."""
-        return self.modules.out(activated(self.modules.dense, x, self.activation)).squeeze(-1)
+        return project(self.modules.out, activated(self.modules.dense, x, self.activation)).squeeze(
+            -1
+        )
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: EncoderConfig) -> Tensor:

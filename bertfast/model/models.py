@@ -28,7 +28,7 @@ from bertfast.packed import IGNORE_INDEX, PackedBatch, padded_rows
 
 from .encoder import Encoded, Encoder, check_tensors, make_tree
 from .family import Member, member_of, value
-from .functional import dropout
+from .functional import dropout, project
 from .heads import DiscriminatorHead, FeatureHead, MLMHead, classification_loss
 from .outputs import (
     BaseModelOutputWithPooling,
@@ -430,8 +430,8 @@ class _PairPreTraining(MaskedLMModel):
             pair_label = encoded.batch.pair_labels
         pooled = self.base.encoder_run.pooled(encoded)
         assert pooled is not None
-        pair_logits = self.get_submodule(self.pair_path)(
-            dropout(pooled, dropout_p, encoded.head_seed)
+        pair_logits = project(
+            self.get_submodule(self.pair_path), dropout(pooled, dropout_p, encoded.head_seed)
         )
         pair_loss = pair_correct = None
         if pair_label is not None:

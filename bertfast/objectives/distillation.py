@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bertfast.errors import BertfastError
+from bertfast.kernels import products
+from bertfast.kernels.linear import linear
 from bertfast.kernels.linear_cross_entropy import row_blocks
 from bertfast.packed import PackedBatch
 
@@ -92,20 +94,20 @@ class _SoftTargets(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):
             for block in row_blocks(rows.shape[0], table.shape[0], 2 * wide.itemsize):
                 targets = (
-                    F.linear(teacher[0][block], *teacher[1:])
+                    linear(teacher[0][block], *teacher[1:])
                     .to(wide)
                     .div_(temperature)
                     .log_softmax(1)
                 )
-                logs = F.linear(rows[block], table, bias).to(wide).div_(temperature).log_softmax(1)
+                logs = linear(rows[block], table, bias).to(wide).div_(temperature).log_softmax(1)
                 shares = targets.exp()
                 loss += targets.sub_(logs).mul_(shares).sum(1) @ scale[block]
                 if wanted:
                     dlogits = logs.exp_().sub_(shares).mul_(scale[block, None] / temperature)
                     dbias += dlogits.sum(0)
                     dlogits = dlogits.to(rows.dtype)
-                    torch.mm(dlogits, table, out=drows[block])
-                    dtable += dlogits.T @ rows[block]
+                    products.mm(dlogits, table, out=drows[block])
+                    dtable += products.mm(dlogits.T, rows[block])
         if wanted:
             ctx.save_for_backward(
                 drows, dtable.to(table.dtype), None if bias is None else dbias.to(bias.dtype)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bertfast.kernels.linear import linear
 from bertfast.kernels.linear_cross_entropy import row_blocks
 from bertfast.kernels.philox import LOW_32, as_seed, philox_4x32
 from bertfast.packed import IGNORE_INDEX, PackedBatch
@@ -56,7 +57,7 @@ def sample_tokens(
     sampled = torch.empty_like(counters)
     with torch.autocast(rows.device.type, enabled=False):
         for block in row_blocks(rows.shape[0], table.shape[0], max(rows.element_size(), 4)):
-            logits = F.linear(rows[block], table, bias)
+            logits = linear(rows[block], table, bias)
             running = logits.to(torch.promote_types(logits.dtype, torch.float32))
             running.sub_(running.amax(1, keepdim=True)).exp_().cumsum_(1)
             wanted = share[block, None].to(running.dtype) * running[:, -1:]

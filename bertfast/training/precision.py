@@ -4,12 +4,33 @@ masters of its weights.
 
 from __future__ import annotations
 
+import functools
+import sys
+
 import torch
 from torch import Tensor, nn
 
 from bertfast.errors import BertfastError
+from bertfast.kernels import products
 
 PRECISIONS = ("fp32", "bf16")
+
+
+def say_what_it_saves(precision: str, device: torch.device) -> None:
+    """One line on stderr, once, where bf16 is not the faster precision: on a CPU that does not
+    multiply it.
+    """
+    if precision == "bf16" and device.type == "cpu" and not products.NATIVE[torch.bfloat16]:
+        _say_bf16_saves_memory()
+
+
+@functools.cache
+def _say_bf16_saves_memory() -> None:
+    print(
+        "bertfast: this CPU does not multiply bfloat16; --precision bf16 saves memory here, not time",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 class Masters(nn.Module):

@@ -36,6 +36,7 @@ from bertfast.hub import (
 from bertfast.hub.checkpoint import open_weights
 from bertfast.kernels.linear import constant_weights
 from bertfast.model import member_class
+from bertfast.model.functional import project
 from bertfast.model.models import EncoderModel
 from bertfast.model.pooling import MODES, pool
 from bertfast.packed import PackedBatch
@@ -98,10 +99,10 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(sequences, width) to (sequences, out)."""
-        out = self.activation(self.linear(x))
+        out = self.activation(project(self.linear, x))
         if not self.use_residual:
             return out
-        return out + (x if self.residual is None else self.residual(x))
+        return out + (x if self.residual is None else project(self.residual, x))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from .graph import GraphedStep
 from .memory import keep_freed_memory
 from .metrics import LiveBar, MetricsLog, Window
 from .optimizer import AdamW, build_optimizer, clip_at_next_step
-from .precision import Masters
+from .precision import Masters, say_what_it_saves
 from .prefetch import ahead
 from .seeds import dropout_seed
 
@@ -184,6 +184,7 @@ class Trainer:
         self.checkpoint_every, self.log_every, self.keep = checkpoint_every, log_every, keep
         self.prefetch, self.inputs, self.label = prefetch, inputs or {}, label
         self.files, self.tensorboard = files or {}, tensorboard
+        say_what_it_saves(precision, self.device)
         self.masters = Masters(model, precision)
         if optimizer is None:
             self.optimizer: torch.optim.Optimizer = build_optimizer(self.masters, lr, weight_decay)

@@ -12,11 +12,15 @@ template <typename T>
 const Ops<T> &ops();
 template <>
 inline const Ops<float> &ops<float>() {
-  return kernels().f32;
+  return kernels().float32;
 }
 template <>
 inline const Ops<bf16> &ops<bf16>() {
-  return kernels().b16;
+  return kernels().bfloat16;
+}
+template <>
+inline const Ops<f16> &ops<f16>() {
+  return kernels().float16;
 }
 
 // Calls run(T{}) with the element type of a tensor of floats.
@@ -27,8 +31,10 @@ void with_dtype(const Tensor &x, Run run) {
   py::gil_scoped_release release;
   if (x.dtype() == Dtype::float32)
     run(float{});
-  else
+  else if (x.dtype() == Dtype::bfloat16)
     run(bf16{});
+  else
+    run(f16{});
 }
 
 // What each op's file adds to the module.
@@ -42,5 +48,6 @@ void bind_gather_rows(py::module_ &module);
 void bind_linear_cross_entropy(py::module_ &module);
 void bind_mask_tokens(py::module_ &module);
 void bind_rotary(py::module_ &module);
+void bind_widened_product(py::module_ &module);
 
 }  // namespace bertfast

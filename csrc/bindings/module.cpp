@@ -79,6 +79,7 @@ PYBIND11_MODULE(_C, module) {
   bind_linear_cross_entropy(module);
   bind_mask_tokens(module);
   bind_rotary(module);
+  bind_widened_product(module);
   module.def("capabilities", &capabilities, "The instruction sets that run here, best first, and the one that is used.");
   module.def("set_isa", [](const std::string &name) { selected = find(name); }, "Uses that instruction set from now on.",
              py::arg("name"));

@@ -30,6 +30,7 @@ Dtype dtype_of(const DLDataType &type) {
   if (type.lanes != 1) return Dtype::other;
   if (type.code == kFloat && type.bits == 32) return Dtype::float32;
   if (type.code == kBfloat && type.bits == 16) return Dtype::bfloat16;
+  if (type.code == kFloat && type.bits == 16) return Dtype::float16;
   if (type.code == kInt && type.bits == 64) return Dtype::int64;
   if (type.code == kInt && type.bits == 32) return Dtype::int32;
   if ((type.code == kUInt || type.code == kBool) && type.bits == 8) return Dtype::uint8;
@@ -37,7 +38,7 @@ Dtype dtype_of(const DLDataType &type) {
 }
 
 const char *name_of(Dtype dtype) {
-  static const char *const names[] = {"float32", "bfloat16", "int64", "int32", "uint8", "of another dtype"};
+  static const char *const names[] = {"float32", "bfloat16", "float16", "int64", "int32", "uint8", "of another dtype"};
   return names[static_cast<int>(dtype)];
 }
 
@@ -130,8 +131,8 @@ const Tensor &Tensor::of(Dtype dtype) const {
 }
 
 const Tensor &Tensor::of_floats() const {
-  if (present_ && dtype_ != Dtype::float32 && dtype_ != Dtype::bfloat16)
-    throw py::type_error(std::string(name_) + " is " + name_of(dtype_) + "; it must be float32 or bfloat16");
+  if (present_ && dtype_ != Dtype::float32 && dtype_ != Dtype::bfloat16 && dtype_ != Dtype::float16)
+    throw py::type_error(std::string(name_) + " is " + name_of(dtype_) + "; it must be float32, bfloat16 or float16");
   return *this;
 }
 

@@ -26,7 +26,7 @@ namespace py = pybind11;
     if (!(condition)) ::bertfast::fail(message); \
   } while (false)
 
-enum class Dtype { float32, bfloat16, int64, int32, uint8, other };
+enum class Dtype { float32, bfloat16, float16, int64, int32, uint8, other };
 
 class Tensor {
  public:
@@ -52,7 +52,7 @@ class Tensor {
   // Each raises TypeError or ValueError, and returns the tensor; an absent one passes all but `there`.
   const Tensor &there() const;
   const Tensor &of(Dtype dtype) const;
-  const Tensor &of_floats() const;  // float32 or bfloat16
+  const Tensor &of_floats() const;  // float32, bfloat16 or float16
   const Tensor &with_dims(const char *names, int64_t count) const;
   const Tensor &shaped(std::initializer_list<int64_t> shape) const;
   const Tensor &with_elements(int64_t count) const;  // contiguous ones

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast import kernels
+from bertfast.kernels import dispatch
 from support import BACKENDS, DEVICE, forced
 
 OPTIONS = {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
@@ -24,7 +25,7 @@ def tensors(sizes, dtype, copies, seed=0):
 @settings(max_examples=12, deadline=None)
 @given(
     sizes=st.lists(st.sampled_from([0, 1, 7, 16, 3000, 20000]), min_size=1, max_size=3),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    dtype=st.sampled_from(dispatch.DTYPES),
     copies=st.booleans(),
     step=st.sampled_from([1, 2, 1000]),
     scale=st.sampled_from([1.0, 0.25]),

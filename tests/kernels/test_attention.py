@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast import kernels
-from bertfast.kernels import reference
+from bertfast.kernels import dispatch, reference
 from bertfast.kernels.philox import as_seed, dropout_threshold
 from support import (
     COMPILE_BACKEND,
@@ -202,7 +202,7 @@ def test_every_table_matches_float64(backend, tables, dtype):
     heads=st.integers(1, 3),
     slack=st.integers(0, 4),
     dropout_p=st.sampled_from([0.0, 0.1]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    dtype=st.sampled_from(dispatch.DTYPES),
     tables=st.sampled_from(["", "b", "q", "k", "bqk"]),
     window=st.one_of(st.none(), st.integers(0, 160)),
 )
@@ -231,7 +231,7 @@ def test_any_positions_and_window_match_float64(
     heads=st.integers(1, 3),
     slack=st.integers(0, 4),
     dropout_p=st.sampled_from([0.0, 0.1, 0.9]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    dtype=st.sampled_from(dispatch.DTYPES),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_any_mix_of_lengths_matches_float64(

@@ -51,7 +51,7 @@ def outputs(dtype):
     return [out, loss, placed, dropped, *rotated, *gradients, *masked]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", dispatch.DTYPES, ids=str)
 def test_every_instruction_set_gives_the_same_results(isas, dtype):
     results = []
     with kernels.use_backend("cpp"):

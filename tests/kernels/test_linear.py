@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bertfast.kernels import linear
+from bertfast.kernels import linear, products
 from support import COMPILE_BACKEND, assert_close_to_float64
 
 module = importlib.import_module("bertfast.kernels.linear")
-SHAPE = (700, 200, 128)  # rows, in, out: more work than `LEAST`
+SHAPE = (700, 200, 128)  # rows, in, out: more work than `products.LEAST`
 onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"),
     reason="this PyTorch has no oneDNN",
@@ -24,9 +24,9 @@ onednn = pytest.mark.skipif(
 def through_onednn(monkeypatch):
     """As on a CPU that MKL serves badly; how often oneDNN was called."""
     calls = []
-    product = module._product
-    monkeypatch.setattr(module, "_mkl_is_half_as_wide", lambda: True)
-    monkeypatch.setattr(module, "_product", lambda *args: (calls.append(args), product(*args))[1])
+    dense = module._dense
+    monkeypatch.setattr(products, "_mkl_is_half_as_wide", lambda: True)
+    monkeypatch.setattr(module, "_dense", lambda *args: (calls.append(args), dense(*args))[1])
     return calls
 
 
@@ -83,7 +83,8 @@ def test_constant_weights_give_the_same_and_are_forgotten_afterwards(through_one
 
 
 @pytest.mark.parametrize("kind", ["small", "float64", "bfloat16", "autocast", "compiled"])
-def test_everything_else_is_pytorchs_to_the_bit(kind, through_onednn):
+def test_everything_else_is_pytorchs_to_the_bit(kind, through_onednn, monkeypatch):
+    monkeypatch.setitem(products.NATIVE, torch.bfloat16, True)
     shape = (4, 8, 16) if kind == "small" else SHAPE
     x, weight, bias = inputs(
         *shape, dtype=getattr(torch, kind) if kind in ("float64", "bfloat16") else torch.float32

@@ -6,12 +6,15 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast import kernels
+from bertfast.kernels import dispatch, products
 from support import COMPILE_BACKEND, DEVICE, assert_close_to_float64, forced, missing_backend
 
+module = importlib.import_module("bertfast.kernels.linear_cross_entropy")
 BACKENDS = ("reference", "cpp")
 
 
@@ -101,7 +104,7 @@ def test_label_smoothing_and_z_loss_match_float64(backend, options):
     vocab=st.sampled_from([1, 2, 15, 16, 17, 100, 1023]),
     hidden=st.sampled_from([1, 8, 33]),
     bias=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    dtype=st.sampled_from(dispatch.DTYPES),
     ignored=st.integers(0, 20),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -304,3 +307,32 @@ def test_the_memory_beside_the_gradients_is_bounded_whatever_the_number_of_rows(
     command = [sys.executable, "-c", MEMORY, "4000", dtype]
     mebibytes = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert mebibytes < 64
+
+
+@pytest.mark.skipif(bool(missing_backend("cpp")), reason=missing_backend("cpp"))
+@pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN"
+)
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_its_products_are_onednns_where_mkl_is_half_as_wide(blocks, monkeypatch):
+    calls, product = [], products._onednn
+    monkeypatch.setattr(products, "_mkl_is_half_as_wide", lambda: True)
+    monkeypatch.setattr(products, "LEAST", 0)
+    monkeypatch.setattr(products, "PANEL", 700)
+    monkeypatch.setattr(
+        products, "_onednn", lambda *args: (calls.append(args[-1]), product(*args))[1]
+    )
+    rows, hidden, vocab = 30, 24, 90
+    monkeypatch.setattr(module, "BLOCK_BYTES", rows * vocab * 4 // blocks)
+    leaves = [torch.randn(s, requires_grad=True) for s in ((rows, hidden), (vocab, hidden))]
+    labels = torch.randint(vocab, (rows,))
+    loss, _ = kernels.linear_cross_entropy(*leaves, None, labels)
+    gradients = torch.autograd.grad(loss, leaves)
+    # Logits and the gradient of hidden, a block each; that of the weight is added up over blocks.
+    assert calls.count(True) == (blocks if blocks > 1 else 0)
+    assert calls.count(False) >= 3 * blocks
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    exact = F.cross_entropy(wide[0] @ wide[1].t(), labels)
+    assert_close_to_float64(loss, exact)
+    for mine, other in zip(gradients, torch.autograd.grad(exact, wide), strict=True):
+        assert_close_to_float64(mine, other)

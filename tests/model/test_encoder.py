@@ -470,6 +470,6 @@ def test_other_activations_are_taken(activation):
 
 
 def test_kernels_are_what_the_encoder_runs_on():
-    model, batch = built(BertModel).half().eval(), pretraining_batch()
-    with kernels.use_backend("cpp"), pytest.raises(kernels.BackendError, match="float16"):
+    model, batch = built(BertModel).double().eval(), pretraining_batch()
+    with kernels.use_backend("cpp"), pytest.raises(kernels.BackendError, match="float64"):
         model(batch)

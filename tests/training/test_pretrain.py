@@ -33,7 +33,9 @@ from bertfast.data.tokenizer import (
 )
 from bertfast.errors import BertfastError
 from bertfast.hub import load, load_tokenizer
+from bertfast.kernels import products
 from bertfast.model import AlbertForPreTraining, BertForMaskedLM, BertForPreTraining
+from bertfast.training import precision
 from bertfast.training.checkpoint import STATE_SUM, STATE_TENSORS, STATE_VALUES, checkpoints
 from bertfast.training.metrics import FILE, read_metrics
 from bertfast.training.pretrain import Interrupted, PretrainResult
@@ -472,16 +474,16 @@ def test_bfloat16_tracks_float32(place: Path, tmp_path: Path) -> None:
         tmp_path / "plain", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
     curves = {}
-    for precision in ("fp32", "bf16"):
+    for name in ("fp32", "bf16"):
         out = run(
             place,
-            tmp_path / precision,
-            precision=precision,
+            tmp_path / name,
+            precision=name,
             model=str(folder),
             steps=60,
             log_every=10,
         ).out
-        curves[precision] = [line["loss"] for line in read_metrics(out)]
+        curves[name] = [line["loss"] for line in read_metrics(out)]
     assert curves["bf16"] == pytest.approx(curves["fp32"], rel=0.02)
     assert curves["fp32"][-1] < 0.8 * curves["fp32"][0]
     saved = load_file(out / "model.safetensors")
@@ -519,3 +521,33 @@ def test_metrics_hold_no_step_twice_after_a_resume(place: Path, tmp_path: Path) 
     run(place, out, steps=8, checkpoint_every=4, log_every=1, resume=True)
     steps = [json.loads(line)["step"] for line in (out / FILE).read_text().splitlines()]
     assert steps == list(range(1, 9))
+
+
+def test_bf16_on_a_cpu_that_does_not_multiply_it_is_said_to_save_memory_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cpu, message = torch.device("cpu"), "saves memory here, not time"
+    precision._say_bf16_saves_memory.cache_clear()
+    monkeypatch.setitem(products.NATIVE, torch.bfloat16, True)
+    precision.say_what_it_saves("bf16", cpu)
+    monkeypatch.setitem(products.NATIVE, torch.bfloat16, False)
+    precision.say_what_it_saves("fp32", cpu)
+    precision.say_what_it_saves("bf16", torch.device("cuda"))
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        precision.say_what_it_saves("bf16", cpu)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_a_bf16_run_says_what_it_saves(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    precision._say_bf16_saves_memory.cache_clear()
+    monkeypatch.setitem(products.NATIVE, torch.bfloat16, False)
+    run(place, tmp_path / "out", precision="bf16", steps=2)
+    assert capsys.readouterr().err.count("saves memory here, not time") == 1
