@@ -51,23 +51,27 @@ def main() -> int:
         "--update", action="store_true", help="put the cases of --only into benchmarks/results"
     )
     options = parser.parse_args()
-    print("benchmarks: loading PyTorch", file=sys.stderr, flush=True)
-    import torch
-
     if options.device == "page":
         from .page import write_page
 
         write_page()
         return 0
-    if options.device == "gpu" and not torch.cuda.is_available():
+    if options.device == "gpu" and not _has_gpu():
         print(
             "error: no CUDA GPU that PyTorch can use is on this machine; `make bench` measures the CPU",
             file=sys.stderr,
         )
         return 2
+    print("benchmarks: loading PyTorch", file=sys.stderr, flush=True)
     return _measure(
         "cuda" if options.device == "gpu" else "cpu", options.quick, options.only, options.update
     )
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _measure(device: str, quick: bool, only: str, update: bool) -> int:

@@ -604,14 +604,15 @@ def bench(
     def say(progress: str) -> None:
         print(f"bertfast bench: {progress}", file=sys.stderr, flush=True)
 
+    from bertfast.bench import options
+
+    options.check(model, lengths, dtype, ops=op or [], text=text, folder=folder)
+    if beside and (op or step or embedding):
+        raise BertfastError("--beside measures by itself; leave out --op, --step and --embedding")
     say("loading PyTorch")
     from bertfast.bench import command
 
     if beside:
-        if op or step or embedding:
-            raise BertfastError(
-                "--beside measures by itself; leave out --op, --step and --embedding"
-            )
         found = command.bench_beside(model, lengths, dtype, seconds, say)
         if as_json:
             print(json.dumps(found, indent=1))
@@ -649,6 +650,9 @@ def profile(
     Example:
         bertfast profile --model bert-mini --dtype bfloat16 --trace step.json
     """
+    from bertfast.bench import options
+
+    options.check(model, lengths, dtype, trace=trace)
     print("bertfast profile: loading PyTorch, then profiling", file=sys.stderr, flush=True)
     from bertfast.bench import command
     from bertfast.bench import profile as profiling

@@ -4,7 +4,6 @@ beside what people use today.
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,50 +14,17 @@ from typing import Any
 
 import torch
 
-from bertfast.config import PRESETS, BertConfig, EncoderConfig
-from bertfast.errors import BertfastError
 from bertfast.training.memory import keep_freed_memory
 
-from . import beside, rates, sentence_embedding, steps
+from . import beside, options, rates, sentence_embedding, steps
 from .case import Case, Setup
-from .lengths import Lengths, wikitext
+from .lengths import wikitext
 from .machine import describe_machine, versions
 from .ops import OPS
 from .timing import NOISE_BOUND
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARAGRAPHS = {"cpu": 8, "cuda": 128}  # of WikiText, where the user gives no lengths
 EMBEDDED = 512  # paragraphs, eight batches
-
-
-def read_lengths(path: Path) -> Lengths:
-    """The batch that a file describes: a whole number a line, or a JSON list of them.
-
-    Raises:
-        BertfastError: the file cannot be read, or holds anything but positive whole numbers.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BertfastError(f"{path}: cannot be read as text ({error})") from error
-    try:
-        values = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [int(line) for line in text.split()]
-        )
-    except ValueError as error:
-        raise BertfastError(
-            f"{path}: {error}; it must hold a whole number a line, or a JSON list of them"
-        ) from error
-    for place, value in enumerate(values, 1):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise BertfastError(
-                f"{path}: length {place} is {value!r}; it must be a whole number of at least 1"
-            )
-    if not values:
-        raise BertfastError(f"{path}: holds no lengths; it must have one a line")
-    return Lengths(path.name, tuple(values))
 
 
 def make_setup(
@@ -74,21 +40,14 @@ def make_setup(
     Raises:
         BertfastError: no such preset or dtype, or a length beyond the model's positions.
     """
-    known = [
-        name for name, (cls, _) in PRESETS.items() if cls is BertConfig
-    ]  # whose floors are counted
-    if model not in known:
-        raise BertfastError(f"--model is {model!r}; it must be one of {', '.join(known)}")
-    if dtype not in DTYPES:
-        raise BertfastError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    config, device = EncoderConfig.preset(model), "cuda" if torch.cuda.is_available() else "cpu"
-    batch = wikitext(paragraphs or PARAGRAPHS[device]) if lengths is None else read_lengths(lengths)
-    if batch.longest > config.max_position_embeddings:
-        raise BertfastError(
-            f"{batch.name}: the longest sequence has {batch.longest} tokens and {model} takes "
-            f"{config.max_position_embeddings}; shorten it"
-        )
-    return Setup(batch, config, DTYPES[dtype], device, compiled)
+    config = options.check_model(model, dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if lengths is None:
+        batch = wikitext(paragraphs or PARAGRAPHS[device])
+    else:
+        batch = options.read_lengths(lengths)
+    options.check_fit(batch, config, model)
+    return Setup(batch, config, getattr(torch, dtype), device, compiled)
 
 
 def embedding_cases(text: Path | None, folder: Path | None) -> list[Callable[[Setup], Case]]:
@@ -145,9 +104,7 @@ def bench(
     Raises:
         BertfastError: no such op, or a peer computes something else than we do.
     """
-    unknown = [op for op in ops if op not in OPS]
-    if unknown:
-        raise BertfastError(f"--op is {unknown[0]!r}; it must be one of {', '.join(OPS)}")
+    options.check_ops(ops)
     chosen = ops or ([] if step or more else list(OPS))
     builds: list[tuple[str, Callable[[Setup], Case]]] = [
         (op, build) for op in chosen for build in OPS[op]

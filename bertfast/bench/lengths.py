@@ -5,6 +5,8 @@ validation file, headings left out, in tokens of bert-base-uncased's vocabulary 
 [SEP], cut at 512. It was made by
 
     python -m bertfast.bench.lengths valid.txt vocab.txt
+
+PyTorch is loaded where a tensor is made.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HISTOGRAM = Path(__file__).resolve().parent / "wikitext_lengths.json"
 LONGEST = 512
@@ -58,6 +61,8 @@ class Lengths:
         return sum(length * length for length in self.values)
 
     def cu_seqlens(self, device: str) -> Tensor:
+        import torch
+
         return (
             torch.tensor([0, *self.values], dtype=torch.int32)
             .cumsum(0, dtype=torch.int32)
@@ -66,6 +71,8 @@ class Lengths:
 
     def rows(self, device: str) -> Tensor:
         """(tokens,) where each packed token stands in the flattened padded batch."""
+        import torch
+
         parts = [
             torch.arange(length) + place * self.longest for place, length in enumerate(self.values)
         ]
@@ -73,6 +80,8 @@ class Lengths:
 
     def mask(self, device: str) -> Tensor:
         """(sequences, longest) bool, true where there is a token."""
+        import torch
+
         return (torch.arange(self.longest) < torch.tensor(self.values)[:, None]).to(device)
 
 

@@ -18,7 +18,7 @@ from bertfast.errors import BertfastError
 from bertfast.model import BertForMaskedLM
 from bertfast.training.memory import keep_freed_memory
 
-from . import floors, rates, steps
+from . import floors, options, rates, steps
 from .case import Setup
 from .machine import describe_machine, versions
 from .timing import synchronize
@@ -62,8 +62,7 @@ def profile(setup: Setup, trace: Path | None = None) -> dict[str, Any]:
     Raises:
         BertfastError: the trace cannot be written.
     """
-    if trace is not None and not trace.parent.is_dir():
-        raise BertfastError(f"--trace is {trace}; there is no folder {trace.parent}")
+    options.check_trace(trace)
     keep_freed_memory()
     config, lengths, device = setup.config, setup.lengths, setup.device
     batch = steps.make_batch(lengths, config.vocab_size, device)

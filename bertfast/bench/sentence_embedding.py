@@ -26,7 +26,7 @@ from bertfast.model import member_class
 from bertfast.model.models import EncoderModel
 from bertfast.training.sentences import SentenceEncoder
 
-from . import floors
+from . import floors, options
 from .case import Case, Setup, reason
 from .lengths import Lengths
 from .timing import Side
@@ -53,10 +53,7 @@ def case(
     Raises:
         BertfastError: the text or the folder cannot be read, or one is given without the other.
     """
-    if (text is None) != (folder is None):
-        raise BertfastError(
-            "a text needs the folder of a model that has its tokenizer, and a folder a text: give both"
-        )
+    options.check_text(text, folder)
     torch.manual_seed(0)
     if text is not None and folder is not None:
         paragraphs = read_paragraphs(text, len(setup.lengths.values))

@@ -192,11 +192,10 @@ class Encoder:
         """tanh(dense(first token)) of each sequence, where there is a pooler. Devlin et al.,
         section 3 and the released code.
         """
-        return (
-            None
-            if self.modules.pooler is None
-            else torch.tanh(project(self.modules.pooler, encoded.first))
-        )
+        if self.modules.pooler is None:
+            return None
+        assert encoded.first is not None
+        return torch.tanh(project(self.modules.pooler, encoded.first))
 
     def _run(
         self, x: Tensor, sequences: Sequences, seeds: Seeds, rows: Sequence[Tensor] | None

@@ -15,7 +15,7 @@ import torch
 from tiny import run_cli
 
 from bertfast import openmp
-from bertfast.bench import beside, command, profile, rates, sentence_embedding, timing
+from bertfast.bench import beside, command, options, profile, rates, sentence_embedding, timing
 from bertfast.bench.case import Case, Setup
 from bertfast.bench.floors import Floor
 from bertfast.bench.lengths import Lengths
@@ -231,10 +231,23 @@ def test_bad_lengths_are_one_line_and_exit_code_2(
         assert message in error
 
 
+def test_the_options_are_checked_without_pytorch() -> None:
+    program = "import sys; from bertfast.bench import options; "
+    program += (
+        "options.check('bert-tiny', None, 'float32', ops=['embed']); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+def test_the_ops_that_may_be_named_are_those_there_are() -> None:
+    assert list(options.OPS) == list(OPS)
+
+
 def test_lengths_are_read_from_lines_and_from_json(tmp_path: Path) -> None:
     for text in ("7\n3\n\n12\n", "[7, 3, 12]"):
         (tmp_path / "lengths").write_text(text)
-        assert command.read_lengths(tmp_path / "lengths").values == (7, 3, 12)
+        assert options.read_lengths(tmp_path / "lengths").values == (7, 3, 12)
 
 
 @pytest.mark.parametrize(

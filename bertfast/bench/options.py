@@ -1,0 +1,125 @@
+"""What `bertfast bench` and `bertfast profile` are asked for, checked before PyTorch is loaded: a
+mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bertfast.config import PRESETS, BertConfig, EncoderConfig
+from bertfast.errors import BertfastError
+
+from .lengths import Lengths
+
+DTYPES = ("float32", "bfloat16")
+OPS = (
+    "attention",
+    "linear_cross_entropy",
+    "add_layer_norm",
+    "bias_gelu",
+    "embed",
+    "dropout",
+    "gather_rows",
+    "rotary",
+    "pack",
+    "unpack",
+    "mask_tokens",
+)
+
+
+def read_lengths(path: Path) -> Lengths:
+    """The batch that a file describes: a whole number a line, or a JSON list of them.
+
+    Raises:
+        BertfastError: the file cannot be read, or holds anything but positive whole numbers.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BertfastError(f"{path}: cannot be read as text ({error})") from error
+    try:
+        values = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [int(line) for line in text.split()]
+        )
+    except ValueError as error:
+        raise BertfastError(
+            f"{path}: {error}; it must hold a whole number a line, or a JSON list of them"
+        ) from error
+    for place, value in enumerate(values, 1):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise BertfastError(
+                f"{path}: length {place} is {value!r}; it must be a whole number of at least 1"
+            )
+    if not values:
+        raise BertfastError(f"{path}: holds no lengths; it must have one a line")
+    return Lengths(path.name, tuple(values))
+
+
+def check_model(model: str, dtype: str) -> EncoderConfig:
+    """The preset's configuration.
+
+    Raises:
+        BertfastError: no such preset among those whose floors are counted, or no such dtype.
+    """
+    known = [name for name, (cls, _) in PRESETS.items() if cls is BertConfig]
+    if model not in known:
+        raise BertfastError(f"--model is {model!r}; it must be one of {', '.join(known)}")
+    if dtype not in DTYPES:
+        raise BertfastError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    return EncoderConfig.preset(model)
+
+
+def check_fit(batch: Lengths, config: EncoderConfig, model: str) -> None:
+    """Raises BertfastError where a sequence has more tokens than the model has positions."""
+    if batch.longest > config.max_position_embeddings:
+        raise BertfastError(
+            f"{batch.name}: the longest sequence has {batch.longest} tokens and {model} takes "
+            f"{config.max_position_embeddings}; shorten it"
+        )
+
+
+def check_ops(ops: Sequence[str]) -> None:
+    """Raises BertfastError where one is none of `OPS`."""
+    for op in ops:
+        if op not in OPS:
+            raise BertfastError(f"--op is {op!r}; it must be one of {', '.join(OPS)}")
+
+
+def check_text(text: Path | None, folder: Path | None) -> None:
+    """Raises BertfastError where one is given without the other, or is not there."""
+    if (text is None) != (folder is None):
+        raise BertfastError(
+            "a text needs the folder of a model that has its tokenizer, and a folder a text: give both"
+        )
+    for path in (text, folder):
+        if path is not None and not path.exists():
+            raise BertfastError(f"{path}: no such file")
+
+
+def check_trace(trace: Path | None) -> None:
+    """Raises BertfastError where its folder is not there."""
+    if trace is not None and not trace.parent.is_dir():
+        raise BertfastError(f"--trace is {trace}; there is no folder {trace.parent}")
+
+
+def check(
+    model: str,
+    lengths: Path | None,
+    dtype: str,
+    *,
+    ops: Sequence[str] = (),
+    text: Path | None = None,
+    folder: Path | None = None,
+    trace: Path | None = None,
+) -> None:
+    """Raises BertfastError for the first of these that is wrong."""
+    config = check_model(model, dtype)
+    if lengths is not None:
+        check_fit(read_lengths(lengths), config, model)
+    check_ops(ops)
+    check_text(text, folder)
+    check_trace(trace)
