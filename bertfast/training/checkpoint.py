@@ -243,8 +243,9 @@ def checkpoints(run: Path) -> list[Path]:
 
 def clean(run: Path) -> None:
     """Removes what a kill left half-written."""
-    for path in [*run.glob(".*.tmp"), *(run / "checkpoints").glob(".*.tmp")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    # A run of two models has the second one's folder below its own.
+    for path in list(run.rglob(".*.tmp")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def resume_from(run: Path) -> tuple[Path, TrainingState] | None:

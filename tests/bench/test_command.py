@@ -355,8 +355,9 @@ def test_a_step_is_measured_beside_other_work_under_each_way_to_wait(
 
 
 def test_the_command_prints_the_table_or_json_and_a_stop_by_its_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    (tmp_path / "lengths.txt").write_text("9\n5\n1\n3\n", encoding="utf-8")
     kept: list[dict[str, Any]] = []
     measure = beside.measure
 
@@ -372,8 +373,8 @@ def test_the_command_prints_the_table_or_json_and_a_stop_by_its_exit_code(
     monkeypatch.setattr(beside, "ROUNDS", 1)
     monkeypatch.setattr(beside, "policies", lambda: {"default": {}, "passive": {}})
     monkeypatch.setattr(beside, "measure", keep)
-    lengths = ["--model", "bert-tiny", "--lengths", "lengths.txt", "--seconds", "0.05"]
-    monkeypatch.setattr(command, "read_lengths", lambda path: Lengths(path.name, (9, 5, 1, 3)))
+    lengths = ["--model", "bert-tiny", "--lengths", str(tmp_path / "lengths.txt")]
+    lengths += ["--seconds", "0.05"]
     shown = run_cli(monkeypatch, capfd, "bench", "--beside", *lengths)
     assert shown.code == 0
     assert "2 layers of 128" in shown.out

@@ -557,7 +557,7 @@ def test_dropout_drops_as_often_as_the_original():
 
 
 def test_what_cannot_be_served_is_named_with_its_reason():
-    with pytest.raises(BertfastError, match=r"this is a <class 'dict'>"):
+    with pytest.raises(BertfastError, match="a dict has none in its attributes"):
         accelerate({})
     with pytest.raises(
         BertfastError,
