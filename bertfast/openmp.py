@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 # Turns of libgomp's loop, a pause each: about 0.4 ms. Fewer lose more when nothing else runs, more
-# leave less to a second training; docs/cpu.md has both. A pause takes 140 cycles on Intel's processors since Skylake, and 40 to
-# 65 on AMD's. Elsewhere it takes one or two, and libgomp's own 300,000 turns are as short.
+# leave less to a second training; docs/cpu.md has both. A pause takes 140 cycles on Intel's
+# processors since Skylake, and 40 to 65 on AMD's. Elsewhere it takes one or two, and libgomp's own
+# 300,000 turns are as short.
 TURNS = {"GenuineIntel": 10_000, "AuthenticAMD": 25_000}
 BLOCKTIME = 1  # milliseconds, the least but none, of Intel's and LLVM's runtimes
 POLICY, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
