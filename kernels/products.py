@@ -17,10 +17,11 @@ import functools
 import os
 import platform
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from bertfast.openmp import vendor
 
 from . import dispatch
 
@@ -89,12 +90,8 @@ def _mkl_is_half_as_wide() -> bool:
     """Whether this CPU has AVX-512 and is not Intel's, and PyTorch has both libraries."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkl.is_available():
         return False
-    try:
-        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
     return (
-        not intel
+        vendor() not in ("", "GenuineIntel")
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )

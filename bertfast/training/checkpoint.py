@@ -190,7 +190,7 @@ def save_checkpoint(
         ) from error
     show(run, folder)
     for old in checkpoints(run)[:-keep]:
-        if old.name != f"step-{best or 0:08d}":
+        if best is None or old != checkpoint_folder(run, best):
             _remove(old)
     return folder
 
@@ -243,9 +243,10 @@ def checkpoints(run: Path) -> list[Path]:
 
 def clean(run: Path) -> None:
     """Removes what a kill left half-written."""
-    # A run of two models has the second one's folder below its own.
-    for path in list(run.rglob(".*.tmp")):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    # A run of two models has the second one's folder below its own. In this order a folder comes
+    # before what is in it.
+    for path in sorted(run.rglob(".*.tmp")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def resume_from(run: Path) -> tuple[Path, TrainingState] | None:

@@ -272,7 +272,7 @@ class Trainer:
         return 0
 
     def _made(self, start: int) -> Iterator[tuple[int, PackedBatch]]:
-        """The batches as the step takes them: on the CPU's grid of sizes, or in pinned memory."""
+        """The batches, for a GPU in pinned memory, from which the copy does not wait."""
         for epoch, batch in self.batches.iterate(start):
             cuda = self.device.type == "cuda" and batch.input_ids.device.type == "cpu"
             yield epoch, batch.pin_memory() if cuda else batch
