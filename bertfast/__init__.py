@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from . import kernels as kernels
     from .config import *  # noqa: F403
     from .errors import BertfastError as BertfastError
-    from .hub import load as load
     from .hub.accelerate import accelerate as accelerate
     from .hub.accelerate import restore as restore
     from .model import *  # noqa: F403
+    from .model import load as load
     from .objectives import Objective as Objective
     from .objectives import register_objective as register_objective
     from .packed import PackedBatch as PackedBatch
@@ -41,7 +41,7 @@ _HOMES = {
     "Trainer": "training.trainer",
     "accelerate": "hub.accelerate",
     "finetune": "training",
-    "load": "hub",
+    "load": "model",
     "pretrain": "training",
     "register_objective": "objectives",
     "restore": "hub.accelerate",

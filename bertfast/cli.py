@@ -501,7 +501,7 @@ def embed(
     import torch
 
     from bertfast.data.readers import read_lines
-    from bertfast.hub import write_atomically
+    from bertfast.files import write_atomically
     from bertfast.training.sentences import SentenceEncoder
 
     texts = read_lines(file)

@@ -1,19 +1,23 @@
-"""Reads the files that a folder brings: regular files alone, of bounded size and nesting.
+"""Reads the files of a folder, and writes them.
 
 A folder can come from anyone. A file in it may be a pipe that never ends, gigabytes of text, or
-JSON that no parser survives. Each is one `BertfastError` that names the file.
+JSON that no parser survives. Each is one `BertfastError` that names the file: regular files alone
+are read, of bounded size and nesting. What is written is never half a file.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from .errors import BertfastError
 
@@ -138,6 +142,50 @@ def read_yaml(path: str | Path) -> Any:
         reason = " ".join(str(error).split())
         raise BertfastError(f"{path}: cannot be read as YAML ({reason})") from None
     return value
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls ``write`` with a temporary path beside ``path``, flushes it to the disk and renames it:
+    never half a file.
+
+    Raises:
+        BertfastError: the disk is full or cannot be written to; what stood at ``path`` is left as
+            it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise BertfastError(
+            f"{path}: cannot be written ({error}); what was there before is untouched"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text as `write_atomically` does; errors as there."""
+    write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def file_sha256(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Makes ``folder`` and those above it, unless it is there.
+
+    Raises:
+        BertfastError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BertfastError(f"{folder}: cannot be made ({error})") from error
 
 
 class _PlainLoader(yaml.SafeLoader):

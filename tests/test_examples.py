@@ -68,7 +68,7 @@ def test_a_head_of_ones_own_learns(example: Any, tmp_path: Path) -> None:
 
 def test_an_objective_of_ones_own_is_trained_and_saved(example: Any, tmp_path: Path) -> None:
     from bertfast import BertForMaskedLM
-    from bertfast.hub import load
+    from bertfast.model import load
 
     line = example("custom_objective").main(tmp_path)
     assert {"mlm_loss", "mlm_accuracy", "length_loss"} <= line.keys()

@@ -14,7 +14,6 @@ import torch
 
 from bertfast.config import BertConfig
 from bertfast.data.tokenizer import save_tokenizer, train_wordpiece
-from bertfast.hub import save_pretrained
 from bertfast.model import BertForPreTraining, PreTrainedModel
 
 GOOD, BAD = ("bright", "warm", "lovely", "clever"), ("dull", "cold", "awful", "clumsy")
@@ -60,7 +59,7 @@ def write_model(
             **shape,
         }
     )
-    save_pretrained(cls(config), folder)
+    cls(config).save_pretrained(folder)
     save_tokenizer(tokenizer, folder, POSITIONS)
     return folder
 

@@ -30,7 +30,8 @@ from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer, train_wordpiece
 from bertfast.errors import BertfastError
-from bertfast.hub import load_tokenizer, make_folder
+from bertfast.files import make_folder
+from bertfast.hub import load_tokenizer
 from bertfast.model import BertForPreTraining
 from bertfast.packed import PackedBatch
 from bertfast.training.fill import MaskFiller

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bertfast.errors import BertfastError
-from bertfast.files import MissingFileError, check_file, read_object, read_text
-from bertfast.hub import file_sha256
+from bertfast.files import MissingFileError, check_file, file_sha256, read_object, read_text
 
 from .readers import read_documents
 

@@ -29,7 +29,7 @@ from tokenizers.pre_tokenizers import Sequence as Pieces
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 
 from bertfast.errors import BertfastError
-from bertfast.hub import make_folder, write_atomically
+from bertfast.files import make_folder, write_text
 from bertfast.hub.tokenizer import (
     MPNET_TOKENS,
     ROBERTA_TOKENS,
@@ -252,10 +252,7 @@ def save_tokenizer(
         **own,
     }
     for name, text in files.items():
-        write_atomically(
-            folder / name,
-            lambda path, text=text: path.write_text(text + "\n", encoding="utf-8"),  # type: ignore[misc]
-        )
+        write_text(folder / name, text + "\n")
 
 
 def _own_files(tokenizer: Tokenizer, special: SpecialIds) -> tuple[dict[str, Any], dict[str, str]]:

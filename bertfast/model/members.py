@@ -2,9 +2,14 @@
 configuration that says the rest.
 """
 
+from pathlib import Path
+from typing import Any
+
 from bertfast import config as c
 from bertfast.errors import BertfastError
+from bertfast.files import read_object
 
+from .checkpoint import load_config
 from .models import (
     EncoderModel,
     ForMaskedLM,
@@ -427,3 +432,22 @@ def member_class(config: c.EncoderConfig, head: str) -> type[PreTrainedModel]:
         known = [name.removeprefix(member) for name in ARCHITECTURES if name.startswith(member)]
         raise BertfastError(f"{config.model_type} has no {head}; it has {', '.join(known)}")
     return ARCHITECTURES[f"{member}{head}"]
+
+
+def load(path: str | Path, **options: Any) -> PreTrainedModel:
+    """The model in a Hugging Face folder, of the class that its config.json names (the bare encoder
+    where it names none); options as of `PreTrainedModel.from_pretrained`.
+
+    Raises:
+        BertfastError: the folder cannot be read, or holds an architecture that is not supported.
+    """
+    config = load_config(path)
+    names = read_object(Path(path) / "config.json").get("architectures")
+    if not names:
+        return member_class(config, "Model").from_pretrained(path, config=config, **options)
+    name = names[0] if isinstance(names, list) else names
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise BertfastError(
+            f"{path}: architecture {name} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[name].from_pretrained(path, config=config, **options)

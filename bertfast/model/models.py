@@ -26,6 +26,7 @@ from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 from bertfast.packed import IGNORE_INDEX, PackedBatch, padded_rows
 
+from .checkpoint import check_layers, load_config, load_weights, save_pretrained
 from .encoder import Encoded, Encoder, check_tensors, make_tree
 from .family import Member, member_of, value
 from .functional import dropout, project
@@ -42,6 +43,7 @@ from .outputs import (
 )
 from .pooling import mean_pooled
 from .submodules import place
+from .weights import open_weights
 
 
 def initialize(
@@ -99,9 +101,11 @@ class PreTrainedModel(nn.Module):
 
     Attributes:
         config_class: the member's; a configuration of another is refused.
+        mlm: the masked-LM head, where the model has one.
     """
 
     config_class: ClassVar[type[EncoderConfig]] = EncoderConfig
+    mlm: MLMHead | None = None
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -171,9 +175,6 @@ class PreTrainedModel(nn.Module):
             BertfastError: the folder cannot be read, a weight is missing, unknown or of another
                 shape, or an override is no field: each is named.
         """
-        from bertfast.hub import load_config, load_weights
-        from bertfast.hub.checkpoint import check_layers, open_weights
-
         dtype = dtype if dtype is not None else torch_dtype
         config = (config or load_config(folder)).overridden(**overrides)
         labelled = bool(_LABEL_NAMES & overrides.keys())
@@ -200,8 +201,6 @@ class PreTrainedModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, which `transformers` loads too."""
-        from bertfast.hub import save_pretrained
-
         save_pretrained(self, folder)
 
 
@@ -299,6 +298,8 @@ def _packed_labels(encoded: Encoded, labels: Tensor) -> Tensor:
 
 class MaskedLMModel(_HeadModel):
     """What the models with a masked-LM head share."""
+
+    mlm: MLMHead
 
     def __init__(self, config: EncoderConfig, add_pooling_layer: bool) -> None:
         super().__init__(config, add_pooling_layer)

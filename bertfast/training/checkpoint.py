@@ -29,9 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.files import read_bytes, read_object
-from bertfast.hub import file_sha256, make_folder, write_atomically
-from bertfast.hub.checkpoint import WEIGHTS, plain, read_safetensors
+from bertfast.files import file_sha256, make_folder, read_bytes, read_object, write_atomically
+from bertfast.model.weights import WEIGHTS, plain, read_safetensors
 
 STATE_TENSORS, STATE_VALUES = "training_state.safetensors", "training_state.json"
 STATE_SUM = "training_state.sha256"

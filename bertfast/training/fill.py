@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 
 from bertfast.data.tokenizer import SpecialIds
 from bertfast.errors import BertfastError
-from bertfast.hub import check_tokenizer_fits, load, load_tokenizer
+from bertfast.hub import check_tokenizer_fits, load_tokenizer
+from bertfast.model import load
 from bertfast.model.models import MaskedLMModel
 from bertfast.packed import PackedBatch
 

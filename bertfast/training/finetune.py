@@ -26,15 +26,9 @@ from bertfast.config import EncoderConfig
 from bertfast.data import tasks
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
-from bertfast.hub import (
-    check_tokenizer_fits,
-    file_sha256,
-    load_config,
-    load_tokenizer,
-    load_weights,
-    save_pretrained,
-)
-from bertfast.model import member_class
+from bertfast.files import file_sha256
+from bertfast.hub import check_tokenizer_fits, load_tokenizer
+from bertfast.model import load_config, load_weights, member_class
 from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
 
@@ -467,7 +461,7 @@ def _fill_folder(
     summary: dict[str, Any],
     max_length: int,
 ) -> None:
-    save_pretrained(model, folder)
+    model.save_pretrained(folder)
     save_tokenizer(
         tokenizer, folder, max_length, special, segments=model.config.type_vocab_size > 1
     )

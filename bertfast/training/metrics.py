@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.hub import write_atomically
+from bertfast.files import write_text
 
 FILE = "metrics.jsonl"
 
@@ -38,7 +38,7 @@ class MetricsLog:
                 if _step(line) <= start_step
             ]
             text = "".join(f"{line}\n" for line in kept)
-            write_atomically(self.path, lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(self.path, text)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
         self.events = _event_writer(folder / "tensorboard", start_step) if events else None
 

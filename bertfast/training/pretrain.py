@@ -22,17 +22,9 @@ from bertfast.data.store import TokenStore
 from bertfast.data.tokenizer import TOKENIZER_FILES, SpecialIds, save_tokenizer
 from bertfast.data.words import continuations
 from bertfast.errors import BertfastError
-from bertfast.files import read_yaml
-from bertfast.hub import (
-    check_tokenizer_fits,
-    load,
-    load_config,
-    load_tokenizer,
-    load_weights,
-    make_folder,
-    write_atomically,
-)
-from bertfast.model import PreTrainedModel, member_class
+from bertfast.files import make_folder, read_yaml, write_text
+from bertfast.hub import check_tokenizer_fits, load_tokenizer
+from bertfast.model import PreTrainedModel, load, load_config, load_weights, member_class
 from bertfast.model.memory import check_memory
 from bertfast.objectives import find_objective
 from bertfast.objectives.joint import Distillation
@@ -148,10 +140,7 @@ def _write_cards(
         text = card.pretraining_card(
             config, folder.absolute().name, architecture, result.steps, result.last
         )
-        write_atomically(
-            folder / card.FILE,
-            lambda path, text=text: path.write_text(text, encoding="utf-8"),  # type: ignore[misc]
-        )
+        write_text(folder / card.FILE, text)
 
 
 def _tokenizer_files(run: Path, saved: dict[str, PreTrainedModel]) -> dict[str, str]:
@@ -182,10 +171,7 @@ def _prepare(
             segments=model.config.type_vocab_size > 1,
         )
         text = json.dumps(model.config.to_dict(type(model).__name__), indent=2) + "\n"
-        write_atomically(
-            run / place / "config.json",
-            lambda path, text=text: path.write_text(text, encoding="utf-8"),  # type: ignore[misc]
-        )
+        write_text(run / place / "config.json", text)
     vocab_size = saved[""].config.vocab_size
     batches = Batches(
         TokenStore.build(config.data, words, run / "tokens", config.text_field),
@@ -298,9 +284,7 @@ def _claim(run: Path, config: PretrainConfig, resume: bool) -> bool:
     )
     if not occupied:
         make_folder(run)
-        write_atomically(
-            run / "config.yaml", lambda path: path.write_text(config.to_yaml(), encoding="utf-8")
-        )
+        write_text(run / "config.yaml", config.to_yaml())
         return True
     if not resume:
         raise BertfastError(

@@ -25,20 +25,21 @@ from torch import Tensor, nn
 from bertfast.config import MOST_WIDTH
 from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
-from bertfast.files import MissingFileError, read_json, read_object
-from bertfast.hub import (
-    check_tokenizer_fits,
-    load_config,
-    load_tokenizer,
+from bertfast.files import (
+    MissingFileError,
     make_folder,
+    read_json,
+    read_object,
     write_atomically,
+    write_text,
 )
-from bertfast.hub.checkpoint import open_weights
+from bertfast.hub import check_tokenizer_fits, load_tokenizer
 from bertfast.kernels.linear import constant_weights
-from bertfast.model import member_class
+from bertfast.model import load_config, member_class
 from bertfast.model.functional import project
 from bertfast.model.models import EncoderModel
 from bertfast.model.pooling import MODES, pool
+from bertfast.model.weights import WEIGHTS, open_weights, plain
 from bertfast.packed import PackedBatch
 
 from . import card
@@ -498,12 +499,9 @@ class SentenceEncoder(nn.Module):
                 settings |= _dense_config(step)
             objects[f"{name}/config.json"] = settings
             if isinstance(step, Dense):
-                weights = {
-                    key: value.detach().cpu().contiguous()
-                    for key, value in step.state_dict().items()
-                }
+                weights = plain(step.state_dict())
                 write_atomically(
-                    folder / name / "model.safetensors",
+                    folder / name / WEIGHTS,
                     lambda path, weights=weights: save_file(weights, path),  # type: ignore[misc]
                 )
         objects["modules.json"] = [
@@ -513,17 +511,11 @@ class SentenceEncoder(nn.Module):
             for number, module in enumerate(modules)
         ]
         for file, values in objects.items():
-            text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-            write_atomically(
-                folder / file,
-                lambda path, text=text: path.write_text(text, encoding="utf-8"),  # type: ignore[misc]
-            )
+            write_text(folder / file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
         if not (folder / card.FILE).exists():  # one that somebody wrote is kept
             name = folder.absolute().name
             text = card.sentence_card(name, self.width, self.max_length, self.pooling)
-            write_atomically(
-                folder / card.FILE, lambda path: path.write_text(text, encoding="utf-8")
-            )
+            write_text(folder / card.FILE, text)
 
 
 def _past(x: Tensor, cu_seqlens: Tensor, skip: int) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,7 @@ from tiny import run_cli
 
 from bertfast.apps import demo, report
 from bertfast.errors import BertfastError
-from bertfast.hub import load
-from bertfast.model import BertForPreTraining, BertForSequenceClassification
+from bertfast.model import BertForPreTraining, BertForSequenceClassification, load
 
 METHODS = [
     "most frequent part",

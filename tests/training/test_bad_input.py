@@ -13,9 +13,8 @@ import torch
 from tiny import POSITIONS, Outcome, run_cli, sentences, write_model, write_table
 
 from bertfast import kernels
-from bertfast.hub import load
 from bertfast.kernels import dispatch
-from bertfast.model import BertForMaskedLM, BertForSequenceClassification, BertModel
+from bertfast.model import BertForMaskedLM, BertForSequenceClassification, BertModel, load
 from bertfast.training.checkpoint import checkpoints
 
 PRETRAIN = (

@@ -15,8 +15,7 @@ from tiny import POSITIONS, Outcome, run_cli, sentences, write_model, write_tabl
 
 from bertfast.data.tokenizer import save_tokenizer, train_byte_level_bpe
 from bertfast.errors import BertfastError
-from bertfast.hub import load
-from bertfast.model import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification
+from bertfast.model import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, load
 from bertfast.training import predict as predict_module
 from bertfast.training.fill import Filler, MaskFiller
 from bertfast.training.predict import Classifier

@@ -32,9 +32,9 @@ from bertfast.data.tokenizer import (
     train_wordpiece,
 )
 from bertfast.errors import BertfastError
-from bertfast.hub import load, load_tokenizer
+from bertfast.hub import load_tokenizer
 from bertfast.kernels import products
-from bertfast.model import AlbertForPreTraining, BertForMaskedLM, BertForPreTraining
+from bertfast.model import AlbertForPreTraining, BertForMaskedLM, BertForPreTraining, load
 from bertfast.training import precision
 from bertfast.training.checkpoint import STATE_SUM, STATE_TENSORS, STATE_VALUES, checkpoints
 from bertfast.training.metrics import FILE, read_metrics

@@ -23,8 +23,8 @@ from bertfast import (
     BertModel,
 )
 from bertfast.config import AlbertConfig, DebertaV2Config, ModernBertConfig
-from bertfast.hub import load_weights, write_atomically
-from bertfast.model import ARCHITECTURES, member_class
+from bertfast.files import write_atomically
+from bertfast.model import ARCHITECTURES, load_weights, member_class
 
 SMALL = {
     "vocab_size": 101,
