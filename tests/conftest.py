@@ -10,6 +10,8 @@ import torch
 # decorated.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# No test goes out to the network; those of the Hub bring a cache or an endpoint of their own.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests run in parallel processes; more threads than cores would only slow them down.
 torch.set_num_threads(int(os.environ.get("BERTFAST_TEST_THREADS", "1")))
 

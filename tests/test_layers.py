@@ -14,6 +14,7 @@ LAYERS = {  # deepest first; modules of one layer do not import one another
     "__version__": 0,
     "_C": 0,
     "files": 1,
+    "resolve": 1,
     "kernels": 1,
     "packed": 2,
     "config": 2,
