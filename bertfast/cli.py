@@ -156,7 +156,7 @@ def tokenizer(
         bertfast tokenizer --data corpus.txt --vocab-size 8192 --out tok
     """
     from bertfast.data.readers import read_documents
-    from bertfast.data.tokenizer import (
+    from bertfast.tokenization import (
         save_tokenizer,
         train_byte_level_bpe,
         train_unigram,

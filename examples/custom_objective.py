@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 import bertfast
-from bertfast.data.tokenizer import save_tokenizer, train_wordpiece
+from bertfast.tokenization import save_tokenizer, train_wordpiece
 
 
 class WithLength(nn.Module):

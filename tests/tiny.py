@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from bertfast.config import BertConfig
-from bertfast.data.tokenizer import save_tokenizer, train_wordpiece
 from bertfast.model import BertForPreTraining, PreTrainedModel
+from bertfast.tokenization import save_tokenizer, train_wordpiece
 
 GOOD, BAD = ("bright", "warm", "lovely", "clever"), ("dull", "cold", "awful", "clumsy")
 THINGS = ("film", "story", "cast", "score", "ending", "script")

@@ -28,12 +28,11 @@ from bertfast.apps.report import runs_of, write_report
 from bertfast.config import BertConfig
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
-from bertfast.data.tokenizer import SpecialIds, save_tokenizer, train_wordpiece
 from bertfast.errors import BertfastError
 from bertfast.files import make_folder
-from bertfast.hub import load_tokenizer
 from bertfast.model import BertForPreTraining
 from bertfast.packed import PackedBatch
+from bertfast.tokenization import SpecialIds, load_tokenizer, save_tokenizer, train_wordpiece
 from bertfast.training.fill import MaskFiller
 from bertfast.training.finetune import finetune
 from bertfast.training.metrics import read_metrics

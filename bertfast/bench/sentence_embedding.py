@@ -21,9 +21,9 @@ from torch import Tensor
 from bertfast.config import EncoderConfig
 from bertfast.data.readers import open_text
 from bertfast.errors import BertfastError
-from bertfast.hub.tokenizer import SPECIAL_TOKENS, wordpiece_tokenizer
 from bertfast.model import member_class
 from bertfast.model.models import EncoderModel
+from bertfast.tokenization import SPECIAL_TOKENS, wordpiece_tokenizer
 from bertfast.training.sentences import SentenceEncoder
 
 from . import floors, options

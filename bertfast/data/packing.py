@@ -15,9 +15,9 @@ from torch import Tensor
 from bertfast.errors import BertfastError
 from bertfast.objectives import Objective, Spans, find_objective, mask_tokens, most_masked
 from bertfast.packed import Budget, PackedBatch
+from bertfast.tokenization import SpecialIds
 
 from .store import TokenStore
-from .tokenizer import SpecialIds
 
 MASKINGS = ("dynamic", "static")
 MASK_UNITS = ("token", "whole-word", "span")

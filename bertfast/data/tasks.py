@@ -12,10 +12,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bertfast.errors import BertfastError
+from bertfast.tokenization import SpecialIds
 
 from .labels import ONE_A_ROW, class_names, listed, quoted
 from .readers import is_json, open_text, read_json_lines, without_end
-from .tokenizer import SpecialIds
 
 TEXT_COLUMNS = ("sentence", "text")
 LABEL_COLUMN = "label"

@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from bertfast.data.tokenizer import SpecialIds
 from bertfast.errors import BertfastError
-from bertfast.hub import check_tokenizer_fits, load_tokenizer
 from bertfast.model import load
 from bertfast.model.models import MaskedLMModel
 from bertfast.packed import PackedBatch
+from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer
 
 
 @dataclass(frozen=True)

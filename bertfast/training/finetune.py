@@ -24,13 +24,12 @@ from torch import Tensor, nn
 
 from bertfast.config import EncoderConfig
 from bertfast.data import tasks
-from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
 from bertfast.files import file_sha256
-from bertfast.hub import check_tokenizer_fits, load_tokenizer
 from bertfast.model import load_config, load_weights, member_class
 from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
+from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer, save_tokenizer
 
 from . import card
 from .checkpoint import checkpoint_folder, checkpoints, load_checkpoint, locked

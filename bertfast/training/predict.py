@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 
 from bertfast.data import tasks
-from bertfast.data.tokenizer import SpecialIds
 from bertfast.errors import BertfastError
 from bertfast.files import read_object
-from bertfast.hub import check_tokenizer_fits, load_tokenizer
 from bertfast.model import load
 from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
+from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer
 
 BATCH_TOKENS = 16384
 

@@ -19,15 +19,20 @@ from torch import nn
 from bertfast.config import PRESETS, EncoderConfig
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
-from bertfast.data.tokenizer import TOKENIZER_FILES, SpecialIds, save_tokenizer
 from bertfast.data.words import continuations
 from bertfast.errors import BertfastError
 from bertfast.files import make_folder, read_yaml, write_text
-from bertfast.hub import check_tokenizer_fits, load_tokenizer
 from bertfast.model import PreTrainedModel, load, load_config, load_weights, member_class
 from bertfast.model.memory import check_memory
 from bertfast.objectives import find_objective
 from bertfast.objectives.joint import Distillation
+from bertfast.tokenization import (
+    TOKENIZER_FILES,
+    SpecialIds,
+    check_tokenizer_fits,
+    load_tokenizer,
+    save_tokenizer,
+)
 
 from . import card
 from .checkpoint import clean, locked

@@ -23,7 +23,6 @@ from tokenizers.normalizers import Sequence as Normalizers
 from torch import Tensor, nn
 
 from bertfast.config import MOST_WIDTH
-from bertfast.data.tokenizer import SpecialIds, save_tokenizer
 from bertfast.errors import BertfastError
 from bertfast.files import (
     MissingFileError,
@@ -33,7 +32,6 @@ from bertfast.files import (
     write_atomically,
     write_text,
 )
-from bertfast.hub import check_tokenizer_fits, load_tokenizer
 from bertfast.kernels.linear import constant_weights
 from bertfast.model import load_config, member_class
 from bertfast.model.functional import project
@@ -41,6 +39,7 @@ from bertfast.model.models import EncoderModel
 from bertfast.model.pooling import MODES, pool
 from bertfast.model.weights import WEIGHTS, open_weights, plain
 from bertfast.packed import PackedBatch
+from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer, save_tokenizer
 
 from . import card
 from .metrics import LiveBar

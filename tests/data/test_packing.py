@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from bertfast import BertfastError
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
-from bertfast.data.tokenizer import SpecialIds
-from bertfast.hub.tokenizer import (
+from bertfast.tokenization import (
     ROBERTA_TOKENS,
     SPECIAL_TOKENS,
+    SpecialIds,
     byte_level_bpe_tokenizer,
     wordpiece_tokenizer,
 )

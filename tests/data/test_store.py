@@ -8,7 +8,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from bertfast import BertfastError
 from bertfast.data.store import TokenStore
-from bertfast.data.tokenizer import train_byte_level_bpe, train_unigram, train_wordpiece
+from bertfast.tokenization import train_byte_level_bpe, train_unigram, train_wordpiece
 
 TEXT = "One fox. Two dens!\nThree dogs\n\nFour foxes? Five.\n"
 

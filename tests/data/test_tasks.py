@@ -6,7 +6,7 @@ import pytest
 
 from bertfast import BertfastError
 from bertfast.data import tasks
-from bertfast.data.tokenizer import train_byte_level_bpe, train_unigram, train_wordpiece
+from bertfast.tokenization import train_byte_level_bpe, train_unigram, train_wordpiece
 from support import SHARED_DATA, needs_shared_data
 
 TOKENIZER = train_wordpiece(["a b c d e f g h i j"], 40)

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from bertfast import BertfastError
 from bertfast.data.words import continuations
-from bertfast.hub.tokenizer import SPECIAL_TOKENS, wordpiece_tokenizer
+from bertfast.tokenization import SPECIAL_TOKENS, wordpiece_tokenizer
 
 TEXT = "play playing a cat"
 

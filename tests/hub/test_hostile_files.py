@@ -25,9 +25,9 @@ from bertfast.config import MOST_LABELS, MOST_LAYERS, BertConfig, EncoderConfig,
 from bertfast.data.store import TokenStore
 from bertfast.errors import BertfastError
 from bertfast.files import read_json, read_object, read_text, read_yaml
-from bertfast.hub import load_tokenizer
-from bertfast.hub.patterns import explosive
 from bertfast.model import BertForSequenceClassification
+from bertfast.tokenization import load_tokenizer
+from bertfast.tokenization.patterns import explosive
 from bertfast.training.checkpoint import load_checkpoint
 from bertfast.training.config import PretrainConfig
 from bertfast.training.pretrain import _Setup

@@ -8,7 +8,7 @@ import torch
 
 import bertfast
 from bertfast import BertForSequenceClassification, BertModel, PackedBatch
-from bertfast.hub import check_tokenizer_fits, load_tokenizer
+from bertfast.tokenization import check_tokenizer_fits, load_tokenizer
 from support import forced
 
 transformers = pytest.importorskip(

@@ -24,9 +24,9 @@ from tiny import POSITIONS, sentences, write_model, write_table
 
 import bertfast
 from bertfast.errors import BertfastError
-from bertfast.hub import load_tokenizer
 from bertfast.model import BertForMaskedLM, BertForPreTraining, BertModel, load
 from bertfast.model.models import EncoderModel
+from bertfast.tokenization import load_tokenizer
 from bertfast.training.config import PretrainConfig
 from bertfast.training.evaluate import evaluate, score
 from bertfast.training.finetune import FinetuneConfig, FinetuneResult

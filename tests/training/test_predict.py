@@ -13,9 +13,9 @@ import pytest
 import torch
 from tiny import POSITIONS, Outcome, run_cli, sentences, write_model, write_table
 
-from bertfast.data.tokenizer import save_tokenizer, train_byte_level_bpe
 from bertfast.errors import BertfastError
 from bertfast.model import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, load
+from bertfast.tokenization import save_tokenizer, train_byte_level_bpe
 from bertfast.training import predict as predict_module
 from bertfast.training.fill import Filler, MaskFiller
 from bertfast.training.predict import Classifier

@@ -24,17 +24,17 @@ from tiny import sentences, write_model, write_table
 
 import bertfast
 from bertfast.data.packing import Batches
-from bertfast.data.tokenizer import (
+from bertfast.errors import BertfastError
+from bertfast.kernels import products
+from bertfast.model import AlbertForPreTraining, BertForMaskedLM, BertForPreTraining, load
+from bertfast.tokenization import (
     SpecialIds,
+    load_tokenizer,
     save_tokenizer,
     train_byte_level_bpe,
     train_unigram,
     train_wordpiece,
 )
-from bertfast.errors import BertfastError
-from bertfast.hub import load_tokenizer
-from bertfast.kernels import products
-from bertfast.model import AlbertForPreTraining, BertForMaskedLM, BertForPreTraining, load
 from bertfast.training import precision
 from bertfast.training.checkpoint import STATE_SUM, STATE_TENSORS, STATE_VALUES, checkpoints
 from bertfast.training.metrics import FILE, read_metrics

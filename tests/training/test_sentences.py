@@ -28,9 +28,9 @@ from bertfast.config import (
     RobertaConfig,
     XLMRobertaConfig,
 )
-from bertfast.data.tokenizer import save_tokenizer, train_wordpiece
 from bertfast.model import member_class
 from bertfast.model.pooling import MODES
+from bertfast.tokenization import save_tokenizer, train_wordpiece
 from bertfast.training.sentences import Dense, Normalize
 from support import SHARED_DATA, forced, needs_shared_data
 

@@ -1,36 +1,35 @@
-"""A folder's tokenizer, its special tokens, and whether it fits the model beside it."""
+"""Reads a folder's tokenizer, and checks that it fits the model beside it."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.decoders import WordPiece as WordPieceDecoder
-from tokenizers.models import BPE, WordPiece
+from tokenizers.models import BPE
 from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
-from tokenizers.processors import RobertaProcessing, TemplateProcessing
+from tokenizers.pre_tokenizers import ByteLevel
 
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
-from bertfast.files import VOCABULARY, check_file, read_object, read_text
-from bertfast.model.family import FAMILY
+from bertfast.files import VOCABULARY, check_file, read_text
 
+from .build import byte_level_bpe_tokenizer, wordpiece_tokenizer
 from .patterns import check_patterns
+from .special import (
+    ROBERTA_TOKENS,
+    ROLES,
+    SPECIAL_TOKENS,
+    WORDPIECE_TOKENS,
+    named_class,
+    read_settings,
+    special_names,
+    tokenizer_class,
+)
 
-# Hugging Face's names; special tokens come in this order throughout.
-ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-ROBERTA_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
-MPNET_TOKENS = ("<pad>", "[UNK]", "<s>", "</s>", "<mask>")
-# Of WordPiece's classes: the special tokens, where a folder names none.
-WORDPIECE_TOKENS = {"MPNetTokenizer": MPNET_TOKENS}
 # A SentencePiece model does not say how its tokenizer cleans and frames text: the class that the
 # file is named for does.
 SENTENCEPIECE_FILES = {
@@ -63,7 +62,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise BertfastError(
             f"{folder}: no such folder; a tokenizer is a folder with tokenizer.json or vocab.txt"
         )
-    settings = _settings(folder)
+    settings = read_settings(folder)
     try:
         tokenizer = _read(folder, settings, special_names(folder))
         _add_tokens(tokenizer, settings)
@@ -94,59 +93,6 @@ def _read(folder: Path, settings: dict[str, Any], names: dict[str, str]) -> Toke
     )
 
 
-def special_names(folder: str | Path) -> dict[str, str]:
-    """Role (``mask_token`` and the like) to token, as far as tokenizer_config.json,
-    special_tokens_map.json and the tokenizer's class say.
-    """
-    folder = Path(folder)
-    defaults = WORDPIECE_TOKENS.get(tokenizer_class(folder) or "", ())
-    said = {
-        **dict(zip(ROLES, defaults, strict=False)),
-        **read_object(folder / "special_tokens_map.json", optional=True),
-        **_settings(folder),
-    }
-    contents = {
-        role: value.get("content") if isinstance(value, dict) else value
-        for role, value in said.items()
-        if role in ROLES
-    }
-    return {role: content for role, content in contents.items() if isinstance(content, str)}
-
-
-def special_tokens(tokenizer: Tokenizer, folder: str | Path | None = None) -> dict[str, int | None]:
-    """Role to id, None where there is no such token: by the folder's names, or else by the
-    spellings of BERT and RoBERTa.
-    """
-    named = special_names(folder) if folder is not None else {}
-    found = {}
-    for role, *spellings in zip(ROLES, SPECIAL_TOKENS, ROBERTA_TOKENS, strict=True):
-        ids = [
-            tokenizer.token_to_id(token)
-            for token in (named.get(role), *spellings)
-            if token is not None
-        ]
-        found[role] = next((index for index in ids if index is not None), None)
-    return found
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    return read_object(folder / "tokenizer_config.json", optional=True)
-
-
-def _tokenizer_class(settings: dict[str, Any]) -> str | None:
-    name = settings.get("tokenizer_class")
-    return name.removesuffix("Fast") if isinstance(name, str) else None
-
-
-def tokenizer_class(folder: Path) -> str | None:
-    """The class that a folder's tokenizer_config.json names, or else that of the member which its
-    config.json names; None where neither does.
-    """
-    kind = read_object(folder / "config.json", optional=True).get("model_type")
-    member = FAMILY.get(kind) if isinstance(kind, str) else None
-    return _tokenizer_class(_settings(folder)) or (member.tokenizer if member else None)
-
-
 def _read_tokenizer_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
     text = read_text(path, VOCABULARY)
     try:
@@ -155,7 +101,7 @@ def _read_tokenizer_json(path: Path, settings: dict[str, Any]) -> Tokenizer:
         raise
     except BaseException as error:  # tokenizers raises bare Exceptions, and panics that are none
         raise BertfastError(f"{path}: cannot be read as a tokenizer ({error})") from error
-    if _tokenizer_class(settings) not in ("PreTrainedTokenizer", "TokenizersBackend"):
+    if named_class(settings) not in ("PreTrainedTokenizer", "TokenizersBackend"):
         if isinstance(tokenizer.normalizer, BertNormalizer):
             for setting, attribute in BERT_SETTINGS.items():
                 if setting in settings:
@@ -274,98 +220,6 @@ def _add_tokens(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
                 for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
             }
             tokenizer.add_tokens([AddedToken(token["content"], **flags)])
-
-
-def wordpiece_tokenizer(
-    vocabulary: dict[str, int],
-    lowercase: bool,
-    source: str = "vocabulary",
-    names: Sequence[str] = SPECIAL_TOKENS,
-    as_roberta: bool = False,
-) -> Tokenizer:
-    """BERT's tokenizer over this vocabulary, or MPNet's. Devlin et al., section 3, and the released code's
-    normalisation.
-
-    Args:
-        vocabulary: token to id.
-        lowercase: lower case, and take accents away.
-        source: for messages.
-        names: of the special tokens, in the order of `ROLES`.
-        as_roberta: frame sequences as RoBERTa does, of one segment, and have the mask take up the
-            space before it: MPNet's way.
-
-    Raises:
-        BertfastError: a special token is missing.
-    """
-    _require(names, vocabulary, source)
-    *others, mask = names
-    _, unk, cls, sep = others
-    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=unk, max_input_chars_per_word=100))
-    tokenizer.normalizer = BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    tokenizer.decoder = WordPieceDecoder(prefix="##")
-    if as_roberta:
-        tokenizer.add_special_tokens([*others, AddedToken(mask, lstrip=True, normalized=False)])
-        tokenizer.post_processor = RobertaProcessing(
-            (sep, vocabulary[sep]), (cls, vocabulary[cls]), add_prefix_space=False
-        )
-    else:
-        tokenizer.add_special_tokens(list(names))
-        tokenizer.post_processor = bert_template(cls, sep, vocabulary)
-    return tokenizer
-
-
-def bert_template(cls: str, sep: str, vocabulary: dict[str, int]) -> TemplateProcessing:
-    """[CLS] A [SEP] with segment 0 throughout, [CLS] A [SEP] B [SEP] with segment 1 from B on."""
-    return TemplateProcessing(
-        single=[cls, "$A", sep],
-        pair=[cls, "$A", sep, "$B:1", f"{sep}:1"],
-        special_tokens=[(token, vocabulary[token]) for token in (cls, sep)],
-    )
-
-
-def byte_level_bpe_tokenizer(
-    vocabulary: dict[str, int],
-    merges: Sequence[tuple[str, str]],
-    source: str = "vocabulary",
-    names: Sequence[str] = ROBERTA_TOKENS,
-    add_prefix_space: bool = False,
-) -> Tokenizer:
-    """RoBERTa's tokenizer over this vocabulary: <s> A </s></s> B </s>, one segment. Liu et al.,
-    section 4.4; Radford et al., "GPT-2", section 2.2.
-
-    Args:
-        vocabulary: token to id.
-        merges: pairs of tokens, the first to be merged first.
-        source: for messages.
-        names: of the special tokens, in the order of `ROLES`.
-        add_prefix_space: treat the first word as one after a space.
-
-    Raises:
-        BertfastError: a special token is missing.
-    """
-    _require(names, vocabulary, source)
-    *others, mask = names
-    _, _, cls, sep = others
-    tokenizer = Tokenizer(BPE(vocabulary, list(merges)))
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=add_prefix_space)
-    tokenizer.decoder = ByteLevelDecoder()
-    # A word holds the space before it, so the mask, which stands for a word, takes that space up.
-    tokenizer.add_special_tokens(
-        [*others, AddedToken(mask, lstrip=True, normalized=False, special=True)]
-    )
-    tokenizer.post_processor = RobertaProcessing(
-        (sep, vocabulary[sep]), (cls, vocabulary[cls]), add_prefix_space=add_prefix_space
-    )
-    return tokenizer
-
-
-def _require(names: Sequence[str], vocabulary: dict[str, int], source: str) -> None:
-    missing = [token for token in names if token not in vocabulary]
-    if missing:
-        raise BertfastError(
-            f"{source}: has no {', '.join(missing)}; its special tokens are to be {', '.join(names)}"
-        )
 
 
 def check_tokenizer_fits(

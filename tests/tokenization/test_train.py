@@ -13,14 +13,14 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 
 from bertfast import BertfastError
-from bertfast.data.tokenizer import (
+from bertfast.tokenization import (
     SpecialIds,
+    load_tokenizer,
     save_tokenizer,
     train_byte_level_bpe,
     train_unigram,
     train_wordpiece,
 )
-from bertfast.hub import load_tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
@@ -64,7 +64,7 @@ def test_a_rerun_learns_the_same_tokenizer(train):
 
 def test_another_process_learns_the_same_scores():
     # A process of its own has its own hash keys; rare characters, many ties.
-    script = "import sys, hashlib; from bertfast.data.tokenizer import train_unigram; " + (
+    script = "import sys, hashlib; from bertfast.tokenization import train_unigram; " + (
         "words = [a + b for a in 'abcdefgh' for b in 'ijklmnop']; texts = [' '.join(words), 'é ß ø å 1 2 3 quick quicker'] * 4; "
         "print(hashlib.sha256(train_unigram(texts, 60).to_str().encode()).hexdigest())"
     )

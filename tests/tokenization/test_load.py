@@ -14,14 +14,16 @@ from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel
 
 from bertfast import BertConfig, BertfastError
-from bertfast.data.tokenizer import (
+from bertfast.tokenization import (
     SpecialIds,
+    byte_level_bpe_tokenizer,
+    check_tokenizer_fits,
+    load_tokenizer,
     save_tokenizer,
     train_byte_level_bpe,
     train_wordpiece,
 )
-from bertfast.hub import check_tokenizer_fits, load_tokenizer
-from bertfast.hub.tokenizer import bert_template, byte_level_bpe_tokenizer
+from bertfast.tokenization.build import bert_template
 from support import SHARED_DATA, needs_shared_data
 
 WORDS = [
