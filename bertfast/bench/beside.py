@@ -136,8 +136,10 @@ def measure(
         say: told what comes next, a line each.
 
     Raises:
-        BertfastError: a training ended before its time.
+        BertfastError: a training ended before its time, or the system halts no process.
     """
+    if not hasattr(signal, "SIGSTOP"):
+        raise BertfastError("--beside halts and continues processes, which this system cannot do")
     ways = policies()
     order, trainings = list(ways), {name: list[Training]() for name in ways}
     samples: dict[str, dict[str, list[dict[str, float]]]] = {

@@ -31,7 +31,7 @@ def peak_bytes(call: Callable[[], Any], device: str) -> int | None:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - held
-    with suppress(OSError, AttributeError):  # glibc's alone
+    with suppress(OSError, AttributeError, TypeError):  # glibc's alone; Windows raises TypeError
         ctypes.CDLL(None).malloc_trim(0)
     try:
         CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident set size

@@ -10,7 +10,6 @@ own, in the form that ``sha256sum --check`` reads.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -170,7 +170,7 @@ def save_checkpoint(
         for name, text in model_files.items():
             (temporary / name).write_text(text, encoding="utf-8")
         sums = {
-            str(path.relative_to(temporary)): file_sha256(path)
+            path.relative_to(temporary).as_posix(): file_sha256(path)
             for path in sorted(temporary.rglob("*"))
             if path.is_file()
         }
@@ -224,12 +224,15 @@ def locked(run: Path) -> Iterator[None]:
     Raises:
         BertfastError: one is there already.
     """
-    with open(run / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BertfastError(f"{run}: another process is training there") from None
+    lock = FileLock(run / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BertfastError(f"{run}: another process is training there") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -337,7 +340,14 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    folder = path.is_dir()
+    try:
+        # Windows flushes no file that is open for reading alone, and opens no folder.
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    except PermissionError:
+        if folder:
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:
