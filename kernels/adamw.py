@@ -61,7 +61,14 @@ def _adamw_kernel(
 # --- torch.library ---
 
 
-@torch.library.custom_op("bertfast::adamw", mutates_args=("weights", "means", "squares", "copies"))
+# PyTorch 2.6 infers no schema from list[Tensor].
+@torch.library.custom_op(
+    "bertfast::adamw",
+    mutates_args=("weights", "means", "squares", "copies"),
+    schema="(Tensor(a0!)[] weights, Tensor[] gradients, Tensor(a2!)[] means, Tensor(a3!)[] squares, "
+    "Tensor(a4!)[] copies, Tensor rates, float beta1, float beta2, float eps, float weight_decay, "
+    "str backend) -> ()",
+)
 def _adamw(
     weights: list[Tensor],
     gradients: list[Tensor],
