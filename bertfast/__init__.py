@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from .objectives import Objective as Objective
     from .objectives import register_objective as register_objective
     from .packed import PackedBatch as PackedBatch
+    from .sentences import SentenceEncoder as SentenceEncoder
     from .training.finetune import finetune as finetune
     from .training.pretrain import pretrain as pretrain
-    from .training.sentences import SentenceEncoder as SentenceEncoder
     from .training.trainer import Callback as Callback
     from .training.trainer import Trainer as Trainer
 
@@ -37,7 +37,7 @@ _HOMES = {
     "Callback": "training.trainer",
     "Objective": "objectives",
     "PackedBatch": "packed",
-    "SentenceEncoder": "training",
+    "SentenceEncoder": "sentences",
     "Trainer": "training.trainer",
     "accelerate": "hub.accelerate",
     "finetune": "training",

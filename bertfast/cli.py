@@ -502,7 +502,7 @@ def embed(
 
     from bertfast.data.readers import read_lines
     from bertfast.files import write_atomically
-    from bertfast.training.sentences import SentenceEncoder
+    from bertfast.sentences import SentenceEncoder
 
     texts = read_lines(file)
     if not out.parent.is_dir():

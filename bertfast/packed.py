@@ -8,7 +8,7 @@ empty and the last, slack positions are -1 with the label -100.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -46,6 +46,23 @@ class Budget(NamedTuple):
 def _on_grid(size: int) -> int:
     step = max(8, 1 << max(size.bit_length() - 6, 0))
     return -(-size // step) * step
+
+
+def runs_of_tokens(
+    lengths: Iterable[int], tokens: int, sequences: int | None = None
+) -> Iterator[slice]:
+    """Cuts sequences, in their order, into batches of at most ``tokens`` tokens and ``sequences``
+    sequences, one sequence at least.
+    """
+    start = end = total = 0
+    for length in lengths:
+        if end > start and (total + length > tokens or end - start == sequences):
+            yield slice(start, end)
+            start, total = end, 0
+        total += length
+        end += 1
+    if end > start:
+        yield slice(start, end)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from bertfast import escape
+from bertfast.sentences.folder import sentence_card
 from bertfast.training import card
 from bertfast.training.config import PretrainConfig
 from bertfast.training.finetune import FinetuneConfig
@@ -176,7 +177,7 @@ def test_other_cards_are_what_harmless_ones_are(value: str) -> None:
         last = {"tokens": 9, "loss": 1.0, "mlm_accuracy": 0.5}
         return [
             card.pretraining_card(config, text, "BertForPreTraining", 3, last),
-            card.sentence_card(text, 4, 8, ("mean",)),
+            sentence_card(text, 4, 8, ("mean",)),
         ]
 
     for page, harmless in zip(pages(name), pages("a"), strict=True):

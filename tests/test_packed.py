@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast import BertfastError, PackedBatch
-from bertfast.packed import Budget, Padding
+from bertfast.packed import Budget, Padding, runs_of_tokens
 
 
 def masks():
@@ -194,3 +194,20 @@ def test_a_batch_whose_fields_do_not_fit_is_refused(change):
         setattr(batch, name, value)
     with pytest.raises(BertfastError, match=next(iter(change))):
         batch.check()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "sequences", "runs"),
+    [
+        ([], 8, None, []),
+        ([3, 5, 1, 8], 8, None, [2, 1, 1]),
+        ([9, 1, 9], 8, None, [1, 1, 1]),  # one sequence at least, however long
+        ([0, 0, 0], 8, None, [3]),
+        ([1, 1, 1, 1, 1], 8, 2, [2, 2, 1]),
+        ([4, 4, 4, 1], 9, 3, [2, 2]),
+    ],
+)
+def test_runs_hold_at_most_so_many_tokens_and_sequences(lengths, tokens, sequences, runs):
+    made = list(runs_of_tokens(lengths, tokens, sequences))
+    assert [run.stop - run.start for run in made] == runs
+    assert [row for run in made for row in range(run.start, run.stop)] == list(range(len(lengths)))

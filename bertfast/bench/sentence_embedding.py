@@ -23,8 +23,8 @@ from bertfast.data.readers import open_text
 from bertfast.errors import BertfastError
 from bertfast.model import member_class
 from bertfast.model.models import EncoderModel
+from bertfast.sentences import SentenceEncoder
 from bertfast.tokenization import SPECIAL_TOKENS, wordpiece_tokenizer
-from bertfast.training.sentences import SentenceEncoder
 
 from . import floors, options
 from .case import Case, Setup, reason

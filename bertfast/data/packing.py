@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bertfast.errors import BertfastError
 from bertfast.objectives import Objective, Spans, find_objective, mask_tokens, most_masked
-from bertfast.packed import Budget, PackedBatch
+from bertfast.packed import Budget, PackedBatch, runs_of_tokens
 from bertfast.tokenization import SpecialIds
 
 from .store import TokenStore
@@ -113,14 +113,8 @@ class Batches:
         )
         order = self._rng(_ORDER, epoch).permutation(len(spans))
         lengths = spans.tokens[order] + self.added
-        batches, start, total = [], 0, 0
-        for row, length in enumerate(lengths.tolist()):
-            if total + length > self.batch_tokens:
-                batches.append(order[start:row])
-                start, total = row, 0
-            total += length
-        batches.append(order[start:])
-        return spans, batches
+        runs = runs_of_tokens(lengths.tolist(), self.batch_tokens)
+        return spans, [order[run] for run in runs]
 
     def budget(self) -> Budget:
         """Sizes to pad batches to: all of the first epoch's fit, and with a sixteenth to spare

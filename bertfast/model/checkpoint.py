@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
-from bertfast.files import make_folder, write_atomically, write_text
+from bertfast.files import make_folder, write_text
 
 from .memory import check_memory
-from .weights import WEIGHTS, StoredTensor, open_weights, plain
+from .weights import WEIGHTS, StoredTensor, open_weights, write_tensors
 
 if TYPE_CHECKING:
     from .models import PreTrainedModel
@@ -196,11 +195,8 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     make_folder(folder)
-    weights = plain(model.state_dict() | _masters(model))
     config = (
         json.dumps(model.config.to_dict(type(model).__name__), indent=2, ensure_ascii=False) + "\n"
     )
-    write_atomically(
-        folder / WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"})
-    )
+    write_tensors(folder / WEIGHTS, model.state_dict() | _masters(model), {"format": "pt"})
     write_text(folder / "config.json", config)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.files import SETTINGS, check_file, read_object
+from bertfast.files import SETTINGS, check_file, read_object, write_atomically
 
 WEIGHTS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
@@ -171,3 +172,11 @@ def _open_shards(
 def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors as safetensors stores them: contiguous, on the CPU, with no graph."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file as `bertfast.files.write_atomically` does; errors as there."""
+    values = plain(tensors)
+    write_atomically(path, lambda draft: save_file(values, draft, metadata))

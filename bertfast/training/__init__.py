@@ -2,6 +2,5 @@
 
 from .finetune import finetune
 from .pretrain import pretrain
-from .sentences import SentenceEncoder
 
-__all__ = ["SentenceEncoder", "finetune", "pretrain"]
+__all__ = ["finetune", "pretrain"]

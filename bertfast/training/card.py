@@ -1,4 +1,4 @@
-"""Model cards: the README.md beside a model, with the metadata that the Hugging Face Hub reads."""
+"""The cards of pretrained and of fine-tuned models."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bertfast.card import model_card
 from bertfast.escape import markdown, one_line
 
 if TYPE_CHECKING:
     from .config import PretrainConfig
     from .finetune import FinetuneConfig
 
-FILE = "README.md"
 NAMED = 100  # labels that a card lists
 BUILDERS = {".csv": "csv", ".tsv": "csv"}  # by which `datasets` reads a file; else "json"
 _CACHED = re.compile(r"models--(.+)")
@@ -69,7 +69,7 @@ def classifier_card(config: FinetuneConfig, summary: dict[str, Any], labels: Seq
     pair = f" and {markdown(config.pair_column)}" if config.pair_column else ""
     text = markdown(config.text_column) if config.text_column else "`sentence` or `text`"
     cut = summary["truncated"]
-    return _card(
+    return model_card(
         metadata,
         f"""# {markdown(_name(config.out))}
 
@@ -127,7 +127,7 @@ def pretraining_card(
         if name.endswith(("loss", "accuracy"))
     )
     files = ", ".join(markdown(Path(path).name) for path in config.data)
-    return _card(
+    return model_card(
         metadata,
         f"""# {markdown(name)}
 
@@ -146,39 +146,6 @@ The last logged numbers, on the training text:
     )
 
 
-def sentence_card(name: str, width: int, max_length: int, pooling: Sequence[str]) -> str:
-    """The card of a sentence encoder; its format is that of sentence-transformers.
-
-    Args:
-        name: of the folder.
-        width: numbers of a vector.
-        max_length: tokens of a text at most.
-        pooling: how a text's tokens become one vector.
-    """
-    metadata = {
-        "model_name": one_line(name),
-        "library_name": "sentence-transformers",
-        "pipeline_tag": "sentence-similarity",
-        "tags": ["sentence-transformers", "feature-extraction"],
-    }
-    return _card(
-        metadata,
-        f"""# {markdown(name)}
-
-A sentence encoder, saved with bertfast: a text of {max_length} tokens at most becomes a vector of
-{width} numbers (pooling: {", ".join(pooling)}).
-
-## Use
-
-    from bertfast import SentenceEncoder
-    SentenceEncoder.from_pretrained(".").encode(["some text"])
-
-    from sentence_transformers import SentenceTransformer
-    SentenceTransformer(".").encode(["some text"])
-""",
-    )
-
-
 def base_model(model: str) -> str:
     """The name of the model that training started from: its id on the Hub, where the path is one or
     lies in the Hub's cache, or else its folder's name.
@@ -192,12 +159,3 @@ def base_model(model: str) -> str:
 
 def _name(folder: str | Path) -> str:
     return one_line(Path(folder).absolute().name) or "model"
-
-
-def _card(metadata: dict[str, Any], body: str) -> str:
-    from huggingface_hub import ModelCard, ModelCardData
-
-    values = {"library_name": "transformers", **metadata}
-    values["tags"] = ["bertfast", *values.get("tags", [])]
-    header = ModelCardData(**values).to_yaml()
-    return str(ModelCard(f"---\n{header}\n---\n\n{body}"))

@@ -22,6 +22,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from bertfast.card import CARD_FILE
 from bertfast.config import EncoderConfig
 from bertfast.data import tasks
 from bertfast.errors import BertfastError
@@ -468,7 +469,7 @@ def _fill_folder(
     texts = {
         "labels.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n",
         "metrics.json": json.dumps(summary, indent=2) + "\n",
-        card.FILE: card.classifier_card(config, summary, names),
+        CARD_FILE: card.classifier_card(config, summary, names),
         "predict.py": PREDICT_SCRIPT,
     }
     for name, text in texts.items():

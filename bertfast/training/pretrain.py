@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from bertfast.card import CARD_FILE
 from bertfast.config import PRESETS, EncoderConfig
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
@@ -138,14 +139,14 @@ def _write_cards(
 ) -> None:
     for place, model in saved.items():
         folder = result.out / place
-        if (folder / card.FILE).exists():
+        if (folder / CARD_FILE).exists():
             # Somebody wrote one, or the run was complete before.
             continue
         architecture = type(model).__name__
         text = card.pretraining_card(
             config, folder.absolute().name, architecture, result.steps, result.last
         )
-        write_text(folder / card.FILE, text)
+        write_text(folder / CARD_FILE, text)
 
 
 def _tokenizer_files(run: Path, saved: dict[str, PreTrainedModel]) -> dict[str, str]:

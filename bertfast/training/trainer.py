@@ -24,6 +24,7 @@ from bertfast import openmp
 from bertfast.errors import BertfastError
 from bertfast.model import PreTrainedModel
 from bertfast.packed import Budget, PackedBatch
+from bertfast.progress import LiveBar
 
 from .checkpoint import (
     KEEP,
@@ -36,7 +37,7 @@ from .checkpoint import (
 )
 from .graph import GraphedStep
 from .memory import keep_freed_memory
-from .metrics import LiveBar, MetricsLog, Window
+from .metrics import MetricsLog, Window
 from .optimizer import AdamW, build_optimizer, clip_at_next_step
 from .precision import Masters, say_what_it_saves
 from .prefetch import ahead

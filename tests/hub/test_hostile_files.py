@@ -26,12 +26,12 @@ from bertfast.data.store import TokenStore
 from bertfast.errors import BertfastError
 from bertfast.files import read_json, read_object, read_text, read_yaml
 from bertfast.model import BertForSequenceClassification
+from bertfast.sentences import SentenceEncoder
 from bertfast.tokenization import load_tokenizer
 from bertfast.tokenization.patterns import explosive
 from bertfast.training.checkpoint import load_checkpoint
 from bertfast.training.config import PretrainConfig
 from bertfast.training.pretrain import _Setup
-from bertfast.training.sentences import SentenceEncoder
 
 # Of computing, of waiting, and of memory.
 CPU_SECONDS, SECONDS, BYTES = 30, 300, 1 << 30

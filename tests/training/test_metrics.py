@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bertfast.errors import BertfastError
-from bertfast.training.metrics import FILE, LiveBar, MetricsLog, read_metrics
+from bertfast.progress import LiveBar
+from bertfast.training.metrics import FILE, MetricsLog, read_metrics
 
 
 def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ from bertfast.config import (
 )
 from bertfast.model import member_class
 from bertfast.model.pooling import MODES
+from bertfast.sentences import Dense, Normalize
 from bertfast.tokenization import save_tokenizer, train_wordpiece
-from bertfast.training.sentences import Dense, Normalize
 from support import SHARED_DATA, forced, needs_shared_data
 
 POSITIONS = 24

@@ -11,7 +11,7 @@ from tiny import write_model
 
 from bertfast.errors import BertfastError
 from bertfast.model import BertModel
-from bertfast.training.sentences import Dense, SentenceEncoder
+from bertfast.sentences import Dense, SentenceEncoder
 
 TEXTS = ["the film was warm", "the score was awful and long"]
 SETTINGS = {
