@@ -15,6 +15,7 @@ LAYERS = {  # deepest first; modules of one layer do not import one another
     "_C": 0,
     "files": 1,
     "card": 1,
+    "seeds": 1,
     "progress": 1,
     "resolve": 1,
     "kernels": 1,

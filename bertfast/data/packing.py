@@ -15,6 +15,7 @@ from torch import Tensor
 from bertfast.errors import BertfastError
 from bertfast.objectives import Objective, Spans, find_objective, mask_tokens, most_masked
 from bertfast.packed import Budget, PackedBatch, runs_of_tokens
+from bertfast.seeds import host_seed
 from bertfast.tokenization import SpecialIds
 
 from .store import TokenStore
@@ -96,9 +97,7 @@ class Batches:
         self.planned: tuple[int, Plan] | None = None  # the last plan and its epoch
 
     def _rng(self, purpose: int, *parts: int) -> np.random.Generator:
-        return np.random.Generator(
-            np.random.Philox(np.random.SeedSequence([self.seed % 2**64, purpose, *parts]))
-        )
+        return np.random.Generator(np.random.Philox(host_seed(self.seed, purpose, *parts)))
 
     def plan(self, epoch: int) -> Plan:
         """An epoch's examples, and the rows of them that make each of its batches."""

@@ -25,6 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from bertfast import kernels
 from bertfast.errors import BertfastError
 from bertfast.kernels import dispatch
+from bertfast.seeds import drawn_seed
 
 # at most this is added to a score that must not count: some models write -10000, others the dtype's
 # minimum
@@ -114,7 +115,7 @@ def attention(
         q, k, v = (kernels.pack(x, packing.rows) for x in (q, k, v))
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=q.device) if dropout else 0
+    seed = drawn_seed(q.device) if dropout else 0
     out = kernels.attention(
         q,
         k,

@@ -19,6 +19,7 @@ from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 from bertfast.kernels.philox import as_seed
 from bertfast.packed import PackedBatch, Padding
+from bertfast.seeds import DROPOUT, drawn_seed, fold_in
 
 from .attention import POSITIONS, Sequences, attend, convolve
 from .embeddings import embed, is_fused
@@ -28,8 +29,6 @@ from .submodules import Submodules, place
 from .tying import tie
 
 SITES_PER_LAYER = 3  # dropouts: attention probabilities, attention output, feed-forward
-# splitmix64's increment: the seeds of a forward's dropouts stay far apart.
-SEED_INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
 
 Seeds = tuple[Tensor | None, ...]
 
@@ -437,16 +436,14 @@ class Encoder:
         return 1 + SITES_PER_LAYER * len(self.blocks)
 
     def _site_seeds(self, seed: int | Tensor | None, device: torch.device, training: bool) -> Seeds:
-        """One seed for each place of dropout: the embeddings, three to a block, the head, what each
-        block's positions read, and the convolution; Nones when not training."""
+        """One seed for each dropout: the embeddings', three of a block, the head's, that of what
+        each block's positions read, and the convolution's; Nones when not training.
+        """
         sites = self._head_site + 1 + len(self.blocks) + 1
         if not training:
             return (None,) * sites
-        if seed is None:
-            base = torch.randint(-(2**63), 2**63 - 1, (1,), device=device)
-        else:
-            base = as_seed(seed, device)
-        return (base + torch.arange(sites, device=device) * SEED_INCREMENT).split(1)
+        base = drawn_seed(device) if seed is None else as_seed(seed, device)
+        return fold_in(base, DROPOUT, torch.arange(sites, device=device)).split(1)
 
 
 def check_tensors(**inputs: Any) -> None:

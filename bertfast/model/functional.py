@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bertfast import kernels
 from bertfast.kernels import products
 from bertfast.kernels.linear import can_fuse_gelu
+from bertfast.seeds import ROWS, fold_in
 
 GELUS = {
     "gelu": "none",
@@ -129,4 +130,6 @@ def norm_of_rows(
         return norm(module, x, residual, dropout_p, seed)
     sizes = [len(index) for index in rows]
     parts = enumerate(zip(x.split(sizes), residual.split(sizes), strict=True))
-    return torch.cat([norm(module, *part, dropout_p, seed + number) for number, part in parts])
+    return torch.cat(
+        [norm(module, *part, dropout_p, fold_in(seed, ROWS, number)) for number, part in parts]
+    )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bertfast import kernels
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
+from bertfast.seeds import BEFORE_DENSE, fold_in
 
 from .family import HeadSpec, member_of, value
 from .functional import ACTIVATIONS, activated, dropout, norm, project
@@ -118,7 +119,8 @@ class FeatureHead:
         """(rows, hidden) to (rows, outputs); no dropout where seed is None."""
         dense = self.modules.dense
         if dense is not None:
-            x = dropout(x, self.dense_dropout, None if seed is None else seed + 1)
+            before = None if seed is None else fold_in(seed, BEFORE_DENSE)
+            x = dropout(x, self.dense_dropout, before)
             x = activated(dense, x, self.activation) if self.activation else project(dense, x)
         elif self.activation:
             x = ACTIVATIONS[self.activation](x)

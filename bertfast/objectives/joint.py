@@ -31,12 +31,9 @@ from bertfast.objectives.distillation import (
 )
 from bertfast.objectives.rtd import DISCRIMINATOR_WEIGHT, discriminator_inputs, sample_tokens
 from bertfast.packed import IGNORE_INDEX, PackedBatch
+from bertfast.seeds import DISCRIMINATOR, SAMPLING, fold_in
 
 GENERATOR = "generator"  # its folder in a run's, which is the discriminator's
-SAMPLING, DISCRIMINATOR = (
-    0x5851F42D4C957F2D,
-    0x14057B7EF767814F,
-)  # apart from the seeds of the generator's dropouts
 
 
 @dataclass
@@ -85,12 +82,12 @@ class ReplacedTokenDetection(nn.Module):
             generator.mlm.cast(encoded.table, rows),
             generator.mlm.cast(generator.mlm.bias, rows),
         )
-        sampled = sample_tokens(rows, table, bias, seed + SAMPLING, number)
+        sampled = sample_tokens(rows, table, bias, fold_in(seed, SAMPLING), number)
         ids, labels = discriminator_inputs(batch, sampled)
         read = replace(
             batch, input_ids=ids, token_labels=labels, masked_positions=None, masked_labels=None
         )
-        told = self.discriminator(read, seed=seed + DISCRIMINATOR)
+        told = self.discriminator(read, seed=fold_in(seed, DISCRIMINATOR))
         counted = labels != IGNORE_INDEX
         return ReplacedTokenOutput(
             loss=mlm_loss + DISCRIMINATOR_WEIGHT * told.loss,

@@ -30,6 +30,7 @@ from bertfast.files import file_sha256
 from bertfast.model import load_config, load_weights, member_class
 from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
+from bertfast.seeds import host_seed
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer, save_tokenizer
 
 from . import card
@@ -310,7 +311,9 @@ class _Epochs:
         """(epoch, batch) of number ``start`` and every later one."""
         epoch, index = divmod(start, self.per_epoch)
         while True:
-            order = np.random.default_rng([self.seed, epoch + 1]).permutation(len(self.data))
+            order = np.random.default_rng(host_seed(self.seed, epoch + 1)).permutation(
+                len(self.data)
+            )
             for place in range(index, self.per_epoch):
                 rows = order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
                 batch = self.data.batch(rows)

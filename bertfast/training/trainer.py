@@ -25,6 +25,7 @@ from bertfast.errors import BertfastError
 from bertfast.model import PreTrainedModel
 from bertfast.packed import Budget, PackedBatch
 from bertfast.progress import LiveBar
+from bertfast.seeds import step_seed
 
 from .checkpoint import (
     KEEP,
@@ -41,7 +42,6 @@ from .metrics import MetricsLog, Window
 from .optimizer import AdamW, build_optimizer, clip_at_next_step
 from .precision import Masters, say_what_it_saves
 from .prefetch import ahead
-from .seeds import dropout_seed
 
 UNSAVED = "weight"  # the kind, in the training state, of trained weights that no model saves
 
@@ -293,7 +293,7 @@ class Trainer:
         for part in range(self.accumulation):
             epoch, batch = next(parts)
             batch = batch.to(self.device, non_blocking=True)
-            seed = dropout_seed(self.seed, step, part)
+            seed = step_seed(self.seed, step, part)
             if self.graphed is not None and batch.fits(self.graphed.budget):
                 output, norm = self.graphed(batch, seed, rate, step + 1)
                 self.window.add(output, batch.num_tokens, batch.num_sequences)
