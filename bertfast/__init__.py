@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .objectives import register_objective as register_objective
     from .packed import PackedBatch as PackedBatch
     from .sentences import SentenceEncoder as SentenceEncoder
+    from .tasks import Task as Task
+    from .tasks import register_task as register_task
     from .training.finetune import finetune as finetune
     from .training.pretrain import pretrain as pretrain
     from .training.trainer import Callback as Callback
@@ -38,12 +40,14 @@ _HOMES = {
     "Objective": "objectives",
     "PackedBatch": "packed",
     "SentenceEncoder": "sentences",
+    "Task": "tasks",
     "Trainer": "training.trainer",
     "accelerate": "hub.accelerate",
     "finetune": "training",
     "load": "model",
     "pretrain": "training",
     "register_objective": "objectives",
+    "register_task": "tasks",
     "restore": "hub.accelerate",
 }
 _MEMBERS = (

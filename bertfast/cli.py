@@ -34,25 +34,40 @@ app = typer.Typer(
 )
 
 
-OBJECTIVES_HERE = "OBJECTIVES"  # in a help text: the registered ones go here
+# In a help text, the registered ones go here.
+OBJECTIVES_HERE, TASKS_HERE = "OBJECTIVES", "TASKS"
 
 
-class FilesCommand(TyperCommand):
-    """Lets ``--data`` take several files: ``--data a.txt b.txt`` is ``--data a.txt --data b.txt``."""
+class RegistryCommand(TyperCommand):
+    """Has the registered objectives and tasks in its help."""
 
     def get_help(self, ctx: click.Context) -> str:
-        """The help, with the objectives that are registered."""
-        for parameter in self.params:
-            text = getattr(parameter, "help", None)
-            if text and OBJECTIVES_HERE in text:
-                from bertfast.objectives import OBJECTIVES
+        """The help, with what is registered by now."""
+        marked = {p: text for p in self.params if (text := getattr(p, "help", None))}
+        try:
+            for parameter, text in marked.items():
+                for mark in (OBJECTIVES_HERE, TASKS_HERE):
+                    if mark in text:
+                        parameter.help = text.replace(mark, _registered(mark))
+            return super().get_help(ctx)
+        finally:
+            for parameter, text in marked.items():
+                parameter.help = text  # type: ignore[attr-defined]
 
-                names = ", ".join(
-                    f"{name} ({objective.summary})" if objective.summary else name
-                    for name, objective in OBJECTIVES.items()
-                )
-                parameter.help = text.replace(OBJECTIVES_HERE, names)  # type: ignore[attr-defined]
-        return super().get_help(ctx)
+
+def _registered(mark: str) -> str:
+    """The names of the registered objectives or tasks, each with its few words."""
+    from bertfast.objectives import OBJECTIVES
+    from bertfast.tasks import TASKS
+
+    known: dict[str, Any] = OBJECTIVES if mark == OBJECTIVES_HERE else TASKS  # type: ignore[assignment]
+    return ", ".join(
+        f"{name} ({one.summary})" if one.summary else name for name, one in known.items()
+    )
+
+
+class FilesCommand(RegistryCommand):
+    """Lets ``--data`` take several files: ``--data a.txt b.txt`` is ``--data a.txt --data b.txt``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         expanded: list[str] = []
@@ -275,7 +290,7 @@ def pretrain(
     print(f"{result.out}: step {result.steps}, loss {result.last.get('loss', float('nan')):.4f}")
 
 
-@app.command()
+@app.command(cls=RegistryCommand)
 def finetune(
     model: Annotated[str, typer.Argument(help="Folder of a pretrained model.")],
     train: Annotated[
@@ -283,7 +298,10 @@ def finetune(
     ],
     dev: Annotated[str, typer.Option(help="Data that the best epoch is chosen on.")],
     out: Annotated[str, typer.Option(help="Folder to write; it must not exist.")],
-    task: Annotated[str, typer.Option(help="classification.")] = "classification",
+    task: Annotated[
+        str | None,
+        typer.Option(help=f"One of {TASKS_HERE}. Default: the one that the labels are of."),
+    ] = None,
     text_column: Annotated[
         str | None, typer.Option(help="Default: sentence, or else text.")
     ] = None,
@@ -314,12 +332,13 @@ def finetune(
         bool, typer.Option("--resume", help="Go on from the last epoch of a stopped run.")
     ] = False,
 ) -> None:
-    """Fine-tune a pretrained model to classify texts.
+    """Fine-tune a pretrained model for a task on labelled texts.
 
     \b
     Example:
         bertfast finetune run --train train.tsv --dev dev.tsv --epochs 3 --out classifier
     """
+    from bertfast.tasks import TASKS
     from bertfast.training.finetune import FinetuneConfig
     from bertfast.training.finetune import finetune as run_finetune
     from bertfast.training.trainer import Interrupted
@@ -334,9 +353,8 @@ def finetune(
             file=sys.stderr,
         )
         raise typer.Exit(128 + stopped.args[0]) from None
-    print(
-        f"{result.out}: dev accuracy {result.accuracy:.4f}, macro F1 {result.macro_f1:.4f} (epoch {result.best_epoch})"
-    )
+    said = ", ".join(TASKS[result.task].said(result.scores))
+    print(f"{result.out}: dev {said} (epoch {result.best_epoch})")
 
 
 @app.command()
@@ -361,6 +379,7 @@ def evaluate(
     Example:
         bertfast evaluate classifier --data test.tsv --json
     """
+    from bertfast.tasks import TASKS
     from bertfast.training.evaluate import evaluate as run_evaluate
 
     scores = run_evaluate(model, data, text_column, pair_column, label_column)
@@ -368,9 +387,8 @@ def evaluate(
     if as_json:
         print(json.dumps(scores))
     else:
-        print(
-            f"accuracy {scores['accuracy']:.4f}  macro F1 {scores['macro_f1']:.4f}  ({scores['examples']} examples)"
-        )
+        said = "  ".join(TASKS[scores["task"]].said(scores))
+        print(f"{said}  ({scores['examples']} examples)")
 
 
 @app.command()
@@ -399,42 +417,22 @@ def predict(
     Example:
         echo "a charming and affecting journey" | bertfast predict classifier -
     """
-    from bertfast.training.predict import Classifier
+    from bertfast.training.predict import Predictor
 
-    classifier = Classifier(model)
-    texts, pairs = _inputs(file, text_column, pair_column or classifier.pair_column)
-    predictions = classifier.predict(texts, pairs)
-    for text, pair, prediction in zip(texts, pairs, predictions, strict=True):
-        line: dict[str, Any] = {"text": text} if pair is None else {"text": text, "pair": pair}
-        line |= {"label": prediction.label, "probabilities": prediction.probabilities}
-        print(_json_line(line))
-    _say_truncated(sum(prediction.truncated for prediction in predictions), classifier.max_length)
+    predictor = Predictor(model)
+    examples = predictor.read(file, text_column, pair_column)
+    outputs, inputs = predictor.run(examples)
+    config = predictor.model.config
+    predictions = predictor.task.predict(outputs, inputs, examples, config)
+    for example, prediction in zip(examples, predictions, strict=True):
+        print(_json_line(predictor.task.echo(example) | prediction))
+    _say_truncated(sum(item.truncated for item in inputs), predictor.max_length)
 
 
 def _json_line(values: dict[str, Any]) -> str:
     """JSON without any character that some reader takes for the end of a line."""
     text = json.dumps(values, ensure_ascii=False)
     return text.translate({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
-
-
-def _inputs(
-    file: str, text_column: str | None, pair_column: str | None
-) -> tuple[list[str], list[str | None]]:
-    """Texts and their pairs in order; a blank line is an empty text."""
-    from bertfast.data import tasks
-    from bertfast.data.readers import read_lines
-
-    path = Path(file)
-    if file != "-" and tasks.is_task_file(path):
-        rows = tasks.read_task(path, text_column, pair_column, require_labels=False)
-        return [row.text for row in rows], [row.pair for row in rows]
-    if pair_column is not None or text_column is not None:
-        raise BertfastError(
-            f"{'standard input' if file == '-' else file} has no columns, and {pair_column or text_column!r} is one; "
-            "give a .tsv, .csv or .jsonl file"
-        )
-    lines = read_lines(file)
-    return lines, [None] * len(lines)
 
 
 @app.command()

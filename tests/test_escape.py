@@ -17,6 +17,7 @@ from markdown_it.token import Token
 
 from bertfast import escape
 from bertfast.sentences.folder import sentence_card
+from bertfast.tasks import TASKS
 from bertfast.training import card
 from bertfast.training.config import PretrainConfig
 from bertfast.training.finetune import FinetuneConfig
@@ -142,7 +143,7 @@ def classifier(value: str, labels: list[str]) -> str:
         pair_column=value,
         label_column=value,
     )
-    return card.classifier_card(config, SUMMARY, labels)
+    return card.task_card(config, TASKS["classification"], SUMMARY, labels)
 
 
 def body(page: str) -> str:

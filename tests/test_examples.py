@@ -26,6 +26,7 @@ def test_there_are_these() -> None:
         "custom_head",
         "custom_loop",
         "custom_objective",
+        "custom_task",
         "drop_in",
         "kernels_alone",
         "own_optimizer",
@@ -74,6 +75,12 @@ def test_an_objective_of_ones_own_is_trained_and_saved(example: Any, tmp_path: P
     assert {"mlm_loss", "mlm_accuracy", "length_loss"} <= line.keys()
     assert line["loss"] == pytest.approx(line["mlm_loss"] + line["length_loss"])
     assert isinstance(load(tmp_path / "run"), BertForMaskedLM)
+
+
+def test_a_task_of_ones_own_is_fine_tuned_and_predicted(example: Any, tmp_path: Path) -> None:
+    stars = [row["stars"] for row in example("custom_task").main(tmp_path)]
+    # Each of five words twice, in their order.
+    assert sum(abs(found - row // 2 - 1) <= 1 for row, found in enumerate(stars)) >= 9
 
 
 def test_the_drop_in_gives_the_same(example: Any) -> None:

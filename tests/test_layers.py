@@ -27,13 +27,14 @@ LAYERS = {  # deepest first; modules of one layer do not import one another
     "tokenization": 4,
     "data": 5,
     "sentences": 5,
-    "training": 6,
-    "apps": 7,
-    "bench": 7,
-    "registration": 7,
-    "cli": 8,
-    "__main__": 9,
-    "__init__": 9,
+    "tasks": 6,
+    "training": 7,
+    "apps": 8,
+    "bench": 8,
+    "registration": 8,
+    "cli": 9,
+    "__main__": 10,
+    "__init__": 10,
 }
 ROOTS = {"": REPOSITORY / "bertfast", "kernels": REPOSITORY / "kernels"}
 

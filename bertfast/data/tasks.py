@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -23,14 +23,24 @@ TABLE_SUFFIXES = (".tsv", ".csv")
 MAX_FIELD = 2**31 - 1  # characters of a CSV field; a larger limit overflows C's long on Windows
 
 
+class Columns(NamedTuple):
+    """The names of a file's columns; None for the usual ones, and for no pair."""
+
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+
+
 @dataclass(frozen=True)
 class Example:
-    """One row: its line in the file, the text, the second text of a pair, and the label as written."""
+    """One row: its line in the file, the text, the second text of a pair, and the label as written;
+    a JSON list of labels is a tuple.
+    """
 
     line: int
     text: str
     pair: str | None = None
-    label: str | None = None
+    label: str | tuple[str, ...] | None = None
 
 
 def read_task(
@@ -39,6 +49,7 @@ def read_task(
     pair_column: str | None = None,
     label_column: str | None = None,
     require_labels: bool = True,
+    lists: bool = False,
 ) -> list[Example]:
     """The rows of a file whose name ends in .tsv, .csv or .jsonl (or .json), gzip of it too.
 
@@ -51,6 +62,7 @@ def read_task(
         pair_column: of the second text; None for single texts.
         label_column: None is ``label``.
         require_labels: False leaves labels out, unless ``label_column`` asks for them.
+        lists: whether a label may be a JSON list of labels.
 
     Raises:
         BertfastError: a file that cannot be used, no such column, a row with too few fields, or no
@@ -84,10 +96,10 @@ def read_task(
             None if name is None else _cell(row[name], path, line, name, "a text is wanted")
             for name in (text, pair_column)
         ]
-        label = None
+        label: str | tuple[str, ...] | None = None
         if labelled:
-            label = _cell(row[wanted_label], path, line, wanted_label, ONE_A_ROW).strip()
-        if require_labels and not label:
+            label = _label(row[wanted_label], path, line, wanted_label, lists)
+        if require_labels and label == "":
             raise BertfastError(f"{path}, line {line}: the label is empty")
         examples.append(Example(line, words[0] or "", words[1], label))
     if not examples:
@@ -125,6 +137,13 @@ def _cell(value: Any, path: Path, line: int, column: str, wanted: str) -> str:
             f"{path}, line {line}: {column!r} holds half of a surrogate pair, which is no character"
         )
     return text
+
+
+def _label(value: Any, path: Path, line: int, column: str, lists: bool) -> str | tuple[str, ...]:
+    if not (lists and isinstance(value, list)):
+        return _cell(value, path, line, column, ONE_A_ROW).strip()
+    wanted = "a list holds labels, each a word or a number"
+    return tuple(_cell(item, path, line, column, wanted).strip() for item in value)
 
 
 def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
@@ -177,8 +196,27 @@ def label_names(examples: Sequence[Example], source: str | Path = "the training 
         BertfastError: the labels do not look like the names of two classes or more.
     """
     return class_names(
-        ((example.line, example.label) for example in examples if example.label is not None), source
+        (
+            (example.line, one_label(example, source))
+            for example in examples
+            if example.label is not None
+        ),
+        source,
     )
+
+
+def one_label(example: Example, source: str | Path) -> str:
+    """The example's label.
+
+    Raises:
+        BertfastError: it is a list.
+    """
+    if isinstance(example.label, tuple):
+        held = json.dumps(example.label, ensure_ascii=False)
+        raise BertfastError(
+            f"{source}, line {example.line}: the label is a JSON list, {quoted(held)}; {ONE_A_ROW}"
+        )
+    return example.label or ""
 
 
 def encode_labels(
@@ -189,22 +227,33 @@ def encode_labels(
     Raises:
         BertfastError: a label that is not in ``label2id``: it was not seen in training.
     """
+    numbers = []
     for example in examples:
-        if example.label not in label2id:
+        label = one_label(example, source)
+        if label not in label2id:
             raise BertfastError(
-                f"{source}, line {example.line}: the label {quoted(example.label)} was not seen in "
+                f"{source}, line {example.line}: the label {quoted(label)} was not seen in "
                 f"training; known are {listed(label2id)}"
             )
-    return [label2id[example.label] for example in examples if example.label is not None]
+        numbers.append(label2id[label])
+    return numbers
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids with special tokens and segment ids of one input, and whether it was cut."""
+    """Token ids with special tokens and segment ids of one input, whether it was cut, and what is
+    to be predicted of it.
+    """
 
     ids: list[int]
     segments: list[int]
     truncated: bool
+    target: Any = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the input has."""
+        return len(self.ids)
 
 
 def encode(

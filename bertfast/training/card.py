@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ from bertfast.card import model_card
 from bertfast.escape import markdown, one_line
 
 if TYPE_CHECKING:
+    from bertfast.tasks import Task
+
     from .config import PretrainConfig
     from .finetune import FinetuneConfig
 
@@ -19,20 +21,34 @@ BUILDERS = {".csv": "csv", ".tsv": "csv"}  # by which `datasets` reads a file; e
 _CACHED = re.compile(r"models--(.+)")
 
 
-def classifier_card(config: FinetuneConfig, summary: dict[str, Any], labels: Sequence[str]) -> str:
-    """The card of a fine-tuned classifier.
+# What the Hub calls our scores; any other is called what we call it.
+HUB_METRICS = {
+    "macro_f1": "f1",
+    "micro_f1": "f1",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+}
+
+
+def task_card(
+    config: FinetuneConfig, task: Task, summary: dict[str, Any], labels: Iterable[str]
+) -> str:
+    """The card of a fine-tuned model.
 
     Args:
         config: of the run.
+        task: of the model.
         summary: what its ``metrics.json`` holds.
-        labels: the classes' names.
+        labels: the names of the model's outputs.
     """
     from huggingface_hub import EvalResult
 
+    labels, scores = list(labels), task.scores
     data = Path(config.dev.removesuffix(".gz"))
+    kind = task.pipeline or "other"
     dataset: dict[str, Any] = {
-        "task_type": "text-classification",
-        "task_name": "Text Classification",
+        "task_type": kind,
+        "task_name": kind.replace("-", " ").title(),
         "dataset_type": BUILDERS.get(data.suffix.lower(), "json"),
         "dataset_name": one_line(Path(config.dev).name),
         "dataset_split": "validation",
@@ -40,40 +56,47 @@ def classifier_card(config: FinetuneConfig, summary: dict[str, Any], labels: Seq
     metadata = {
         "model_name": _name(config.out),
         "base_model": None if config.from_scratch else base_model(config.model),
-        "pipeline_tag": "text-classification",
-        "metrics": ["accuracy", "f1"],
+        "pipeline_tag": task.pipeline,
+        "metrics": list(dict.fromkeys(HUB_METRICS.get(name, name) for name in scores)),
         "eval_results": [
             EvalResult(
                 **dataset,
-                metric_type="accuracy",
-                metric_name="Accuracy",
-                metric_value=round(summary["dev_accuracy"], 6),
-            ),
-            EvalResult(
-                **dataset,
-                metric_type="f1",
-                metric_name="Macro F1",
-                metric_value=round(summary["dev_macro_f1"], 6),
-            ),
+                metric_type=HUB_METRICS.get(name, name),
+                metric_name=words[:1].upper() + words[1:],
+                metric_value=round(summary[f"dev_{name}"], 6),
+            )
+            for name, words in scores.items()
         ],
     }
-    epochs = "\n".join(
-        f"| {line['epoch']} | {line['train_loss']:.4f} | {line['dev_accuracy']:.4f} | {line['dev_macro_f1']:.4f} |"
+    titles = ["epoch", "train loss", *(f"dev {words}" for words in scores.values())]
+    rows = [
+        [
+            str(line["epoch"]),
+            f"{line['train_loss']:.4f}",
+            *(f"{line[f'dev_{name}']:.4f}" for name in scores),
+        ]
         for line in summary["epochs"]
-    )
+    ]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])
     names = ", ".join(map(markdown, labels[:NAMED]))
     more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
-    how = "the classifier alone, the encoder frozen" if config.freeze_encoder else "end to end"
+    how = "the head alone, the encoder frozen" if config.freeze_encoder else "end to end"
     start = markdown(base_model(config.model))
     start = f"the shape of {start}, with random weights" if config.from_scratch else start
     pair = f" and {markdown(config.pair_column)}" if config.pair_column else ""
     text = markdown(config.text_column) if config.text_column else "`sentence` or `text`"
     cut = summary["truncated"]
+    first, *_ = scores.values()
+    pipeline = f"""
+    from transformers import pipeline
+    pipeline("{task.pipeline}", ".")("some text")
+"""
     return model_card(
         metadata,
         f"""# {markdown(_name(config.out))}
 
-A text classifier of {len(labels)} labels ({names}{more}), trained with bertfast {how}, starting from {start}.
+A model for {task.name} ({task.summary or "a task of its own"}) with {len(labels)} output(s) ({names}{more}),
+trained with bertfast {how}, starting from {start}.
 
 - training data: {markdown(Path(config.train).name)}, {summary["train_examples"]} examples
 - dev data: {markdown(Path(config.dev).name)}, {summary["dev_examples"]} examples
@@ -81,12 +104,10 @@ A text classifier of {len(labels)} labels ({names}{more}), trained with bertfast
 - epochs, batch size, peak rate: {config.epochs}, {config.batch_size}, {config.lr:g}
 - precision, seed: {config.precision}, {config.seed}
 - inputs cut at {cut["max_length"]} tokens: train {cut["train"]}, dev {cut["dev"]}
-- best epoch by dev accuracy: {summary["best_epoch"]}
-- dev accuracy, macro F1: {summary["dev_accuracy"]:.4f}, {summary["dev_macro_f1"]:.4f}
+- best epoch by dev {first}: {summary["best_epoch"]}
+- dev {", ".join(scores.values())}: {", ".join(f"{summary[f'dev_{name}']:.4f}" for name in scores)}
 
-| epoch | train loss | dev accuracy | dev macro F1 |
-| --- | --- | --- | --- |
-{epochs}
+{table}
 
 The best epoch was chosen on the dev data, so its dev scores are a little optimistic.
 
@@ -94,10 +115,7 @@ The best epoch was chosen on the dev data, so its dev scores are a little optimi
 
     python predict.py "some text"
     bertfast predict . texts.tsv
-
-    from transformers import pipeline
-    pipeline("text-classification", ".")("some text")
-""",
+{pipeline if task.pipeline else ""}""",
     )
 
 

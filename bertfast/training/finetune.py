@@ -1,5 +1,5 @@
-"""Fine-tuning for classification: labelled texts and a pretrained encoder in, a classifier with all
-it needs out.
+"""Fine-tuning: labelled examples and a pretrained encoder in, a model of a task with all it needs
+out.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from torch import Tensor, nn
 
 from bertfast.card import CARD_FILE
 from bertfast.config import EncoderConfig
-from bertfast.data import tasks
+from bertfast.data.tasks import Columns
 from bertfast.errors import BertfastError
 from bertfast.files import file_sha256
-from bertfast.model import load_config, load_weights, member_class
+from bertfast.model import PreTrainedModel, load_config, load_weights
+from bertfast.model.heads import classification_loss
 from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
 from bertfast.seeds import host_seed
+from bertfast.tasks import Task, find_task, infer_task
+from bertfast.tasks.registry import DEFAULT
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer, save_tokenizer
 
 from . import card
 from .checkpoint import checkpoint_folder, checkpoints, load_checkpoint, locked
-from .evaluate import Scores, score
 from .metrics import read_metrics
 from .optimizer import linear_schedule
 from .options import takes_fields_of
 from .precision import PRECISIONS
+from .predict import batches_by_length, outputs_of
 from .trainer import Trainer
 
-TASKS = ("classification",)
 WARMUP_SHARE = 0.1  # of the updates. Devlin et al., "BERT", appendix A.3
-EVAL_TOKENS = 16384  # of a batch without gradients
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,11 @@ class FinetuneConfig:
 
     Attributes:
         model: folder of a pretrained model in Hugging Face's format, its tokenizer beside it.
-        train, dev: files with a header (see `bertfast.data.tasks`).
+        train, dev: files of the task; of most, with a header (see `bertfast.data.tasks`).
         out: folder of the result; it must not exist.
-        task: "classification".
+        task: the name of a registered one; None is the one that the labels of ``train`` are of.
         text_column, pair_column, label_column: None for the defaults.
-        freeze_encoder: train the classifier alone, on the encoder's pooled output; with a pooler
-            that the model lacked, train that too.
+        freeze_encoder: train the head alone, and a pooler that the model lacked.
         from_scratch: keep the model's shape and tokenizer but none of its weights.
         epochs: passes over the training data.
         lr: peak learning rate; None is 5e-5, or 1e-2 when the encoder is frozen.
@@ -73,7 +73,7 @@ class FinetuneConfig:
     train: str
     dev: str
     out: str
-    task: str = "classification"
+    task: str | None = None
     text_column: str | None = None
     pair_column: str | None = None
     label_column: str | None = None
@@ -87,8 +87,8 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise BertfastError(f"task is {self.task!r}; it must be one of {', '.join(TASKS)}")
+        if self.task is not None:
+            find_task(self.task)
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
@@ -117,13 +117,23 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """The folder that was made, the best epoch's dev scores, and every epoch's numbers."""
+    """The folder that was made, its task, the best epoch's dev scores, and every epoch's numbers."""
 
     out: Path
-    accuracy: float
-    macro_f1: float
+    task: str
+    scores: dict[str, float]
     best_epoch: int
     history: list[dict[str, Any]]
+
+    @property
+    def accuracy(self) -> float:
+        """Of a classifier, the share of the dev examples that it labels rightly."""
+        return self.scores["accuracy"]
+
+    @property
+    def macro_f1(self) -> float:
+        """Of a classifier, the mean over labels of the F1 on the dev examples."""
+        return self.scores["macro_f1"]
 
 
 @takes_fields_of(FinetuneConfig)
@@ -136,7 +146,7 @@ def finetune(
     resume: bool = False,
     **options: Any,
 ) -> FinetuneResult:
-    """Fine-tunes a classifier; the command ``bertfast finetune`` as a function.
+    """Fine-tunes a model for a task; the command ``bertfast finetune`` as a function.
 
     Args:
         model: folder of a pretrained model.
@@ -157,13 +167,14 @@ def finetune(
     target = Path(config.out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BertfastError(f"{config.out}: exists already; choose another --out")
-    columns = (config.text_column, config.pair_column, config.label_column)
-    train_examples = tasks.read_task(config.train, *columns)
-    dev_examples = tasks.read_task(config.dev, *columns)
-    labels = tasks.label_names(train_examples, config.train)
-    shape = replace(
-        load_config(config.model).with_labels(labels), problem_type="single_label_classification"
-    )
+    columns = Columns(config.text_column, config.pair_column, config.label_column)
+    task = find_task(config.task or DEFAULT)
+    train_examples = task.read(config.train, columns)
+    if config.task is None:
+        task = infer_task(train_examples, config.train)
+        config = replace(config, task=task.name)
+    dev_examples = task.read(config.dev, columns)
+    shape = task.configure(load_config(config.model), train_examples, config.train)
     tokenizer = load_tokenizer(config.model)
     check_tokenizer_fits(tokenizer, shape, f"{config.model}: the tokenizer")
     special = SpecialIds(tokenizer, config.model)
@@ -172,14 +183,13 @@ def finetune(
         raise BertfastError(
             f"max-length is {max_length} and the model has {shape.max_length} positions"
         )
-    train_data = _Data(train_examples, tokenizer, shape, max_length, config.train)
-    dev_data = _Data(dev_examples, tokenizer, shape, max_length, config.dev)
+    train_data = _Data(task, train_examples, tokenizer, shape, max_length, config.train)
+    dev_data = _Data(task, dev_examples, tokenizer, shape, max_length, config.dev)
 
     torch.manual_seed(config.seed)
-    classifier = member_class(shape, "ForSequenceClassification")(shape)
-    assert isinstance(classifier, ForSequenceClassification)
+    net = task.build(shape)
     if not config.from_scratch:
-        new = load_weights(classifier, config.model, new_head_ok=True)
+        new = load_weights(net, config.model, new_head_ok=True)
         if new:
             print(
                 f"bertfast: {config.model} does not have {', '.join(new)}; trained from random weights",
@@ -187,9 +197,9 @@ def finetune(
             )
         if config.freeze_encoder:
             # A random pooler that stayed as it is would blur what the encoder knows.
-            classifier.base.requires_grad_(False)
+            net.base.requires_grad_(False)
             for name in new:
-                classifier.get_parameter(name).requires_grad_(True)
+                net.get_parameter(name).requires_grad_(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     inputs = {
         "options": json.dumps({**asdict(config), "out": ""}),
@@ -200,13 +210,12 @@ def finetune(
     }
     with _new_folder(target) as folder, _work(target) as work:
         history, best, seconds = _train(
-            config, classifier.to(device), train_data, dev_data, device, work, inputs, resume
+            config, task, net.to(device), train_data, dev_data, device, work, inputs, resume
         )
         summary = _summary(config, train_data, dev_data, max_length, history, best, seconds)
-        _fill_folder(folder, classifier, tokenizer, special, config, summary, max_length)
-    return FinetuneResult(
-        Path(config.out), best["dev_accuracy"], best["dev_macro_f1"], best["epoch"], history
-    )
+        _fill_folder(folder, task, net, tokenizer, special, config, summary, max_length)
+    scores = {name: best[f"dev_{name}"] for name in task.scores}
+    return FinetuneResult(Path(config.out), task.name, scores, best["epoch"], history)
 
 
 @contextmanager
@@ -236,11 +245,10 @@ def _summary(
     """What metrics.json holds."""
     return {
         "best_epoch": best["epoch"],
-        "dev_accuracy": best["dev_accuracy"],
-        "dev_macro_f1": best["dev_macro_f1"],
+        **{name: value for name, value in best.items() if name.startswith("dev_")},
         "seconds": seconds,
-        "train_examples": len(train_data),
-        "dev_examples": len(dev_data),
+        "train_examples": len(train_data.examples),
+        "dev_examples": len(dev_data.examples),
         "truncated": {
             "train": train_data.truncated,
             "dev": dev_data.truncated,
@@ -252,79 +260,67 @@ def _summary(
 
 
 class _Data:
-    """Encoded examples and their label numbers."""
+    """Encoded examples."""
 
     def __init__(
         self,
-        examples: Sequence[tasks.Example],
+        task: Task,
+        examples: Sequence[Any],
         tokenizer: Tokenizer,
         shape: EncoderConfig,
         max_length: int,
         source: str,
     ) -> None:
-        self.labels = tasks.encode_labels(examples, shape.label2id, source)
-        texts, pairs = (
-            [example.text for example in examples],
-            [example.pair for example in examples],
-        )
-        self.inputs = tasks.encode(tokenizer, texts, pairs, max_length)
+        self.task, self.examples = task, examples
+        self.inputs = task.encode(examples, tokenizer, shape, max_length, source)
         self.truncated = sum(item.truncated for item in self.inputs)
         if self.truncated:
             print(
-                f"bertfast: {source}: {self.truncated} of {len(self)} inputs were longer than {max_length} tokens and were cut",
+                f"bertfast: {source}: {self.truncated} of {len(self.inputs)} inputs were longer than "
+                f"{max_length} tokens and were cut",
                 file=sys.stderr,
             )
 
-    def __len__(self) -> int:
-        return len(self.inputs)
-
     def batch(self, rows: Sequence[int]) -> PackedBatch:
         """These rows, packed."""
-        return PackedBatch.from_sequences(
-            [self.inputs[row].ids for row in rows],
-            [self.inputs[row].segments for row in rows],
-            [self.labels[row] for row in rows],
-        )
-
-
-def batches_by_tokens(inputs: Sequence[tasks.Encoded], tokens: int) -> list[list[int]]:
-    """Rows in order, cut into batches of ``tokens`` tokens at most (one row at least)."""
-    result: list[list[int]] = [[]]
-    total = 0
-    for row, item in enumerate(inputs):
-        if result[-1] and total + len(item.ids) > tokens:
-            result.append([])
-            total = 0
-        result[-1].append(row)
-        total += len(item.ids)
-    return result
+        return self.task.batch([self.inputs[row] for row in rows])
 
 
 class _Epochs:
     """The training batches: every epoch has the examples in an order of its own."""
 
-    def __init__(self, data: _Data, batch_size: int, seed: int, firsts: Tensor | None) -> None:
-        self.data, self.batch_size, self.seed, self.firsts = data, batch_size, seed, firsts
-        self.per_epoch = -(-len(data) // batch_size)
+    def __init__(self, data: _Data, batch_size: int, seed: int, features: Tensor | None) -> None:
+        self.data, self.batch_size, self.seed, self.features = data, batch_size, seed, features
+        self.per_epoch = -(-len(data.inputs) // batch_size)
 
     def iterate(self, start: int = 0) -> Iterator[tuple[int, PackedBatch]]:
         """(epoch, batch) of number ``start`` and every later one."""
         epoch, index = divmod(start, self.per_epoch)
         while True:
-            order = np.random.default_rng(host_seed(self.seed, epoch + 1)).permutation(
-                len(self.data)
-            )
+            rng = np.random.default_rng(host_seed(self.seed, epoch + 1))
+            order = rng.permutation(len(self.data.inputs))
             for place in range(index, self.per_epoch):
                 rows = order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
                 batch = self.data.batch(rows)
-                if self.firsts is not None:
-                    batch.per_sequence["firsts"] = self.firsts[rows]
+                if self.features is not None:
+                    batch.per_sequence["features"] = self.features[rows]
                 yield epoch, batch
             epoch, index = epoch + 1, 0
 
 
+class _Step(nn.Module):
+    """A task's model as the trainer calls it."""
+
+    def __init__(self, task: Task, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.task, self.model = task, model
+
+    def forward(self, batch: PackedBatch, *, seed: int) -> Any:
+        return self.task.run(self.model, batch, seed)
+
+
 class _HeadAlone(nn.Module):
-    """A classifier over what a frozen encoder gave it, which batches bring along."""
+    """A head over what a frozen encoder gave it, which batches bring along."""
 
     def __init__(self, model: ForSequenceClassification) -> None:
         super().__init__()
@@ -332,15 +328,16 @@ class _HeadAlone(nn.Module):
 
     def forward(self, batch: PackedBatch, *, seed: int) -> dict[str, Tensor]:
         """The loss of the batch's labels."""
-        firsts = batch.per_sequence["firsts"]
+        features = batch.per_sequence["features"]
         assert batch.labels is not None
-        logits = self.model.classify(firsts, torch.tensor([seed], device=firsts.device))
-        return {"loss": torch.nn.functional.cross_entropy(logits.float(), batch.labels)}
+        logits = self.model.classify(features, torch.tensor([seed], device=features.device))
+        return {"loss": classification_loss(logits, batch.labels, self.model.config)}
 
 
 def _train(
     config: FinetuneConfig,
-    model: ForSequenceClassification,
+    task: Task,
+    model: PreTrainedModel,
     train: _Data,
     dev: _Data,
     device: torch.device,
@@ -351,27 +348,38 @@ def _train(
     """Every epoch's numbers, the best one's, and the seconds; the model has the best's weights in
     float32 then.
     """
-    firsts: Tensor | None = None
-    dev_firsts: Tensor | None = None
-    if config.freeze_encoder:
+    features: Tensor | None = None
+    dev_features: Tensor | None = None
+    step: nn.Module = _Step(task, model)
+    # A task that runs its model in a way of its own may read more of it than the features.
+    plain = type(task).run is Task.run and type(model).forward is ForSequenceClassification.forward
+    if config.freeze_encoder and plain:
+        assert isinstance(model, ForSequenceClassification)
         # The encoder never changes, so its outputs are computed once; without dropout, as at
         # prediction.
         half = config.precision == "bf16"
         reader = copy.deepcopy(model).bfloat16() if half else model
-        firsts, dev_firsts = (_first_states(reader, data, device) for data in (train, dev))
+        features, dev_features = (_features(reader, data, device) for data in (train, dev))
+        step = _HeadAlone(model)
     batches = _Epochs(
-        train, config.batch_size, config.seed, None if firsts is None else firsts.cpu()
+        train, config.batch_size, config.seed, None if features is None else features.cpu()
     )
     total = batches.per_epoch * config.epochs
     warmup = max(1, round(WARMUP_SHARE * total))
 
+    @torch.no_grad()
     def evaluate(_: nn.Module) -> dict[str, float]:
-        scores = _score(model, dev, dev_firsts, device)
-        return {"dev_accuracy": scores.accuracy, "dev_macro_f1": scores.macro_f1}
+        if dev_features is None:
+            outputs = outputs_of(task, model, dev.inputs, device)
+        else:
+            assert isinstance(model, ForSequenceClassification)
+            outputs = list(model.classify(dev_features).float().cpu())
+        scores = task.score(outputs, dev.inputs, dev.examples, model.config)
+        return {f"dev_{name}": scores[name] for name in task.scores}
 
     assert config.lr is not None
     trainer = Trainer(
-        model if firsts is None else _HeadAlone(model),
+        step,
         batches,
         out=work,
         steps=total,
@@ -381,7 +389,7 @@ def _train(
         seed=config.seed,
         evaluate=evaluate,
         evaluate_every=batches.per_epoch,
-        best="dev_accuracy",
+        best=f"dev_{next(iter(task.scores))}",
         checkpoint_every=batches.per_epoch,
         log_every=batches.per_epoch,
         keep=1,
@@ -397,8 +405,7 @@ def _train(
         {
             "epoch": scores["step"] // batches.per_epoch,
             "train_loss": losses[scores["step"]],
-            "dev_accuracy": scores["dev_accuracy"],
-            "dev_macro_f1": scores["dev_macro_f1"],
+            **{name: scores[name] for name in scores if name != "step"},
         }
         for scores in trainer.evaluations
     ]
@@ -409,29 +416,15 @@ def _train(
 
 
 @torch.no_grad()
-def _first_states(model: ForSequenceClassification, data: _Data, device: torch.device) -> Tensor:
-    """(sequences, hidden): what the encoder gives the head."""
+def _features(model: ForSequenceClassification, data: _Data, device: torch.device) -> Tensor:
+    """(inputs, hidden): what the encoder gives the head."""
     model.eval()
-    outputs = []
-    for rows in batches_by_tokens(data.inputs, EVAL_TOKENS):
+    found: dict[int, Tensor] = {}
+    for rows in batches_by_length(data.inputs):
         batch = data.batch(rows).to(device).on_grid()
         encoded = model.base.encode(batch, every_row=model.reads_every_row)
-        outputs.append(model.features(encoded)[: len(rows)])
-    return torch.cat(outputs)
-
-
-def _score(
-    model: ForSequenceClassification, dev: _Data, firsts: Tensor | None, device: torch.device
-) -> Scores:
-    if firsts is not None:
-        logits = model.classify(firsts)
-    else:
-        parts = []
-        for rows in batches_by_tokens(dev.inputs, EVAL_TOKENS):
-            batch = dev.batch(rows).to(device).on_grid()
-            parts.append(model(batch).logits[: len(rows)])
-        logits = torch.cat(parts)
-    return score(logits.argmax(-1).tolist(), dev.labels, model.config.num_labels)
+        found |= zip(rows, model.features(encoded)[: len(rows)], strict=True)
+    return torch.stack([found[row] for row in range(len(data.inputs))])
 
 
 @contextmanager
@@ -457,7 +450,8 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 def _fill_folder(
     folder: Path,
-    model: ForSequenceClassification,
+    task: Task,
+    model: PreTrainedModel,
     tokenizer: Tokenizer,
     special: SpecialIds,
     config: FinetuneConfig,
@@ -468,29 +462,30 @@ def _fill_folder(
     save_tokenizer(
         tokenizer, folder, max_length, special, segments=model.config.type_vocab_size > 1
     )
-    names = list(model.config.id2label.values())
     texts = {
-        "labels.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n",
+        **task.files(model.config),
         "metrics.json": json.dumps(summary, indent=2) + "\n",
-        CARD_FILE: card.classifier_card(config, summary, names),
+        CARD_FILE: card.task_card(config, task, summary, model.config.id2label.values()),
         "predict.py": PREDICT_SCRIPT,
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-PREDICT_SCRIPT = '''"""Labels texts with the model in this folder: python predict.py "some text" "another"."""
+PREDICT_SCRIPT = '''"""Predicts with the model in this folder: python predict.py "some text" "another"."""
 
 import sys
 from pathlib import Path
 
+from bertfast.data.tasks import Example
 from bertfast.escape import one_line
-from bertfast.training.predict import Classifier
+from bertfast.training.predict import Predictor
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    for text, prediction in zip(sys.argv[1:], Classifier(Path(__file__).parent).predict(sys.argv[1:])):
-        label, shown = one_line(prediction.label), one_line(text)
-        print(f"{label}\\t{prediction.probabilities[prediction.label]:.3f}\\t{shown}")
+    predictor = Predictor(Path(__file__).parent)
+    examples = [Example(number, text) for number, text in enumerate(sys.argv[1:], 1)]
+    for example, prediction in zip(examples, predictor.predict(examples)):
+        print(f"{predictor.task.shown(prediction)}\\t{one_line(example.text)}")
 '''

@@ -1,22 +1,135 @@
-"""Labels and probabilities from a fine-tuned classifier."""
+"""Predictions of a fine-tuned model, whatever its task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bertfast.data import tasks
+from bertfast.data import tasks as labelled
+from bertfast.data.readers import read_lines
 from bertfast.errors import BertfastError
 from bertfast.files import read_object
 from bertfast.model import load
-from bertfast.model.models import ForSequenceClassification
-from bertfast.packed import PackedBatch
+from bertfast.packed import runs_of_tokens
+from bertfast.tasks import TASKS, Classification, Task, task_of
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer
 
 BATCH_TOKENS = 16384
+
+
+class Predictor:
+    """A fine-tuned model with its task and its tokenizer.
+
+    Attributes:
+        task: that it was trained for.
+        max_length: tokens of an input at most: the tokenizer's ``model_max_length``, the model's
+            positions where that is more or absent.
+        columns: of the training data.
+
+    Args:
+        folder: as `bertfast finetune` wrote it, or any folder of a model with a head that a task
+            has, and a tokenizer.
+
+    Raises:
+        BertfastError: the folder cannot be read, its task is not registered, or its model has no
+            head of a task.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        settings = read_object(Path(folder) / "metrics.json", optional=True).get("settings")
+        settings = settings if isinstance(settings, dict) else {}
+        name = settings.get("task")
+        if name is None:
+            model = load(folder)
+            self.task = task_of(model, folder)
+        elif isinstance(name, str) and name in TASKS:
+            self.task = TASKS[name]
+            model = self.task.load(folder)
+        else:
+            raise BertfastError(
+                f"{folder}: was trained for the task {name!r}, and registered are {', '.join(TASKS)}; "
+                "import the file that registers it first"
+            )
+        if not self.task.serves(model):
+            raise BertfastError(
+                f"{folder}: is a {type(model).__name__}, which is no model for {self.task.name}"
+            )
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.to(self.device)
+        self.tokenizer = load_tokenizer(folder)
+        check_tokenizer_fits(self.tokenizer, model.config, f"{folder}: the tokenizer")
+        SpecialIds(self.tokenizer, folder)
+        # What training cut texts to is what predictions cut them to.
+        told = read_object(Path(folder) / "tokenizer_config.json", optional=True).get(
+            "model_max_length"
+        )
+        positions = model.config.max_length
+        self.max_length = (
+            min(int(told), positions) if isinstance(told, (int, float)) and told >= 4 else positions
+        )
+        self.columns = labelled.Columns(
+            *(settings.get(f"{column}_column") for column in labelled.Columns._fields)
+        )
+
+    def read(
+        self, file: str | Path, text_column: str | None = None, pair_column: str | None = None
+    ) -> list[Any]:
+        """The examples of a file without labels: a table, or plain text, an example a line; "-" is
+        standard input.
+
+        Raises:
+            BertfastError: the file cannot be used.
+        """
+        path, pair = Path(file), pair_column or self.columns.pair
+        if str(file) != "-" and labelled.is_task_file(path):
+            return self.task.read(path, labelled.Columns(text_column, pair), labels=False)
+        if pair is not None or text_column is not None:
+            raise BertfastError(
+                f"{'standard input' if str(file) == '-' else file} has no columns, and "
+                f"{pair or text_column!r} is one; give a .tsv, .csv or .jsonl file"
+            )
+        lines = read_lines(str(file))
+        return [labelled.Example(number, line) for number, line in enumerate(lines, 1)]
+
+    def run(
+        self, examples: Sequence[Any], source: str | Path | None = None
+    ) -> tuple[list[Any], list[Any]]:
+        """What the model says of each input of the examples, and the inputs, with targets where
+        ``source``, the labels' file, is given; inputs beyond ``max_length`` tokens are cut.
+        """
+        config = self.model.config
+        inputs = self.task.encode(examples, self.tokenizer, config, self.max_length, source)
+        return outputs_of(self.task, self.model, inputs, self.device), inputs
+
+    def predict(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
+        """The task's prediction for each example, in their order."""
+        outputs, inputs = self.run(examples)
+        return self.task.predict(outputs, inputs, examples, self.model.config)
+
+
+@torch.no_grad()
+def outputs_of(task: Task, model: Any, inputs: Sequence[Any], device: torch.device) -> list[Any]:
+    """What a model in evaluation mode says of each input, as `Task.outputs` gives it."""
+    found: dict[int, Any] = {}
+    for rows in batches_by_length(inputs):
+        chosen = [inputs[row] for row in rows]
+        output = task.run(model, task.batch(chosen).to(device).on_grid())
+        found |= zip(rows, task.outputs(output, chosen), strict=True)
+    return [found[row] for row in range(len(inputs))]
+
+
+def batches_by_length(inputs: Sequence[Any]) -> list[list[int]]:
+    """Rows, the shortest first, cut into batches of `BATCH_TOKENS` tokens. Alike lengths together
+    take about the same time on every thread.
+    """
+    lengths = [item.tokens for item in inputs]
+    order = sorted(range(len(inputs)), key=lengths.__getitem__)
+    runs = runs_of_tokens((lengths[row] for row in order), BATCH_TOKENS)
+    return [order[run] for run in runs]
 
 
 @dataclass(frozen=True)
@@ -32,81 +145,40 @@ class Classifier:
     """A classification model with its tokenizer.
 
     Attributes:
-        max_length: tokens of an input at most: the tokenizer's ``model_max_length``, the model's
-            positions where that is more or absent.
-        pair_column: of the second text, where training had one.
+        max_length: tokens of an input at most; see `Predictor`.
 
     Args:
         folder: as `bertfast finetune` wrote it, or any folder of a ForSequenceClassification model
             with a tokenizer.
 
     Raises:
-        BertfastError: the folder cannot be read, or its model has no classification head.
+        BertfastError: the folder cannot be read, or its model is for another task.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        model = load(folder)
-        if not isinstance(model, ForSequenceClassification):
-            raise BertfastError(
-                f"{folder}: is a {type(model).__name__}, which has no classification head; fine-tune it first (bertfast finetune)"
-            )
-        if model.config.num_labels < 2 or model.config.problem_type not in (
-            None,
-            "single_label_classification",
-        ):
-            kind = model.config.problem_type or "regression"
+        self.predictor = Predictor(folder)
+        self.model, self.max_length = self.predictor.model, self.predictor.max_length
+        if not isinstance(self.predictor.task, Classification):
+            kind = self.model.config.problem_type or self.predictor.task.name
             raise BertfastError(
                 f"{folder}: is a model for {kind}; one that chooses between labels is wanted"
             )
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = model.to(self.device)
-        self.tokenizer = load_tokenizer(folder)
-        check_tokenizer_fits(self.tokenizer, model.config, f"{folder}: the tokenizer")
-        SpecialIds(self.tokenizer, folder)
-        # What training cut texts to is what predictions cut them to.
-        told = read_object(Path(folder) / "tokenizer_config.json", optional=True).get(
-            "model_max_length"
-        )
-        positions = model.config.max_length
-        self.max_length = (
-            min(int(told), positions) if isinstance(told, (int, float)) and told >= 4 else positions
-        )
-        settings = read_object(Path(folder) / "metrics.json", optional=True).get("settings")
-        self.pair_column: str | None = (
-            settings.get("pair_column") if isinstance(settings, dict) else None
-        )
 
-    @torch.no_grad()
     def predict(
         self, texts: Sequence[str], pairs: Sequence[str | None] | None = None
     ) -> list[Prediction]:
         """Labels texts, or pairs of texts, in their order; inputs beyond ``max_length`` tokens are
         cut.
         """
-        inputs = tasks.encode(self.tokenizer, texts, pairs or [None] * len(texts), self.max_length)
-        # Alike lengths together: a batch then takes about the same time on every thread.
-        order = sorted(range(len(inputs)), key=lambda row: len(inputs[row].ids))
-        result: list[Prediction | None] = [None] * len(inputs)
-        start = 0
-        while start < len(order):
-            end, total = start, 0
-            while end < len(order) and (
-                end == start or total + len(inputs[order[end]].ids) <= BATCH_TOKENS
-            ):
-                total += len(inputs[order[end]].ids)
-                end += 1
-            rows = order[start:end]
-            batch = PackedBatch.from_sequences(
-                [inputs[row].ids for row in rows], [inputs[row].segments for row in rows]
+        examples = [
+            labelled.Example(number, text, pair)
+            for number, (text, pair) in enumerate(
+                zip(texts, pairs or [None] * len(texts), strict=True), 1
             )
-            logits = self.model(batch.to(self.device).on_grid()).logits[: len(rows)]
-            probabilities = logits.float().softmax(-1).cpu()
-            for row, values in zip(rows, probabilities.tolist(), strict=True):
-                named = {
-                    self.model.config.id2label[index]: value for index, value in enumerate(values)
-                }
-                result[row] = Prediction(
-                    max(named, key=lambda name: named[name]), named, inputs[row].truncated
-                )
-            start = end
-        return [prediction for prediction in result if prediction is not None]
+        ]
+        outputs, inputs = self.predictor.run(examples)
+        made = self.predictor.task.predict(outputs, inputs, examples, self.model.config)
+        return [
+            Prediction(**values, truncated=item.truncated)
+            for values, item in zip(made, inputs, strict=True)
+        ]

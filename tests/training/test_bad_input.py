@@ -388,7 +388,7 @@ def test_a_prediction_asked_of_a_model_without_that_head(fails: Callable[..., Ou
         ):
             message = fails(*command).errors[0]
             assert name in message
-            assert "no classification head" in message
+            assert "which has no head of a task" in message
     for folder, name in (("classifier", "BertForSequenceClassification"), ("encoder", "BertModel")):
         message = fails("fill", folder, "the [MASK]").errors[0]
         assert name in message

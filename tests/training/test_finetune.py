@@ -26,9 +26,10 @@ import bertfast
 from bertfast.errors import BertfastError
 from bertfast.model import BertForMaskedLM, BertForPreTraining, BertModel, load
 from bertfast.model.models import EncoderModel
+from bertfast.tasks.classification import score
 from bertfast.tokenization import load_tokenizer
 from bertfast.training.config import PretrainConfig
-from bertfast.training.evaluate import evaluate, score
+from bertfast.training.evaluate import evaluate
 from bertfast.training.finetune import FinetuneConfig, FinetuneResult
 
 SETTINGS = {"epochs": 3, "lr": 5e-3, "batch_size": 8}
@@ -387,8 +388,8 @@ def test_scores_are_those_of_scikit_learn() -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     labels, predicted = [0, 0, 1, 2, 2, 2, 4], [0, 1, 1, 2, 0, 2, 2]
     ours = score(predicted, labels, 6)
-    assert ours.accuracy == pytest.approx(metrics.accuracy_score(labels, predicted))
-    assert ours.macro_f1 == pytest.approx(
+    assert ours["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
+    assert ours["macro_f1"] == pytest.approx(
         metrics.f1_score(labels, predicted, average="macro", zero_division=0)
     )
 

@@ -1,0 +1,239 @@
+"""What a task is, and the registry that the command line reads.
+
+An own task is a subclass of `Task` that is registered; those here use nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from bertfast.config import EncoderConfig
+from bertfast.data import tasks as labelled
+from bertfast.errors import BertfastError
+from bertfast.escape import one_line
+from bertfast.model import PreTrainedModel, load, member_class
+from bertfast.packed import PackedBatch
+
+DEFAULT = "classification"  # of labels that no other task claims
+
+
+class Task:
+    """How labelled examples are read, encoded and scored, which head they need, and what is saved.
+
+    The methods are in the order in which they are called. Those that a task leaves out serve a
+    table of texts, or of pairs of texts, with a column of labels.
+
+    Attributes:
+        name: on the command line.
+        summary: a few words of help.
+        scores: the words that a person reads for each score, by its name. The first decides which
+            epoch is the best one: that with the highest.
+        head: class of the model, without its member.
+        pipeline: of `transformers`, for the model card; None for none.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str] = ""
+    scores: ClassVar[dict[str, str]]
+    head: ClassVar[str] = "ForSequenceClassification"
+    pipeline: ClassVar[str | None] = None
+
+    def read(self, path: str | Path, columns: labelled.Columns, labels: bool = True) -> list[Any]:
+        """The examples of a file; without ``labels``, those that predictions are wanted of.
+
+        Raises:
+            BertfastError: the file cannot be used; it is named with the row.
+        """
+        return list(labelled.read_task(path, *columns, require_labels=labels, lists=True))
+
+    def fits(self, examples: Sequence[Any]) -> bool:
+        """Whether the labels of a table can be of this task alone, so that nobody need name it."""
+        return False
+
+    def configure(
+        self, config: EncoderConfig, examples: Sequence[Any], source: str | Path
+    ) -> EncoderConfig:
+        """The model's configuration with the labels of the training examples.
+
+        Raises:
+            BertfastError: the labels are of another task.
+        """
+        return config
+
+    def targets(
+        self, examples: Sequence[Any], config: EncoderConfig, source: str | Path
+    ) -> list[Any]:
+        """What is to be predicted of each example, as `PackedBatch.labels` holds it.
+
+        Raises:
+            BertfastError: a label cannot be used; its row is named.
+        """
+        raise NotImplementedError
+
+    def encode(
+        self,
+        examples: Sequence[Any],
+        tokenizer: Tokenizer,
+        config: EncoderConfig,
+        max_length: int,
+        source: str | Path | None = None,
+    ) -> list[Any]:
+        """The model's inputs, each with its ``tokens`` and whether it was ``truncated``.
+
+        Args:
+            examples: as `read` gave them. One may become several inputs.
+            tokenizer: of the model.
+            config: of the model.
+            max_length: tokens of an input at most.
+            source: of the labels, for errors; None where there are no labels.
+        """
+        texts, pairs = [row.text for row in examples], [row.pair for row in examples]
+        inputs = labelled.encode(tokenizer, texts, pairs, max_length)
+        if source is None:
+            return inputs
+        return [
+            replace(item, target=target)
+            for item, target in zip(inputs, self.targets(examples, config, source), strict=True)
+        ]
+
+    def build(self, config: EncoderConfig) -> PreTrainedModel:
+        """A new model of the head's class."""
+        return member_class(config, self.head)(config)
+
+    def batch(self, inputs: Sequence[Any]) -> PackedBatch:
+        """Inputs packed, with their targets where they have one."""
+        targets = [item.target for item in inputs]
+        return PackedBatch.from_sequences(
+            [item.ids for item in inputs],
+            [item.segments for item in inputs],
+            None if None in targets else targets,
+        )
+
+    def run(self, model: Any, batch: PackedBatch, seed: int | Tensor | None = None) -> Any:
+        """The model's output, which has a ``loss`` where the batch has targets."""
+        return model(batch, seed=seed)
+
+    def outputs(self, output: Any, inputs: Sequence[Any]) -> list[Tensor]:
+        """What `run` gave of each input: the rows of its logits."""
+        return list(output.logits.float().cpu()[: len(inputs)])
+
+    def score(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> dict[str, float]:
+        """The value of each of `scores`, from what the model said of the inputs of the examples."""
+        raise NotImplementedError
+
+    def predict(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> list[dict[str, Any]]:
+        """A prediction for each example, which `bertfast predict` writes as JSON."""
+        raise NotImplementedError
+
+    def echo(self, example: Any) -> dict[str, Any]:
+        """What a written prediction repeats of its example."""
+        return {"text": example.text} | ({} if example.pair is None else {"pair": example.pair})
+
+    def shown(self, prediction: dict[str, Any]) -> str:
+        """A prediction in a few words, between tabs."""
+        return "\t".join(one_line(value) for value in prediction.values())
+
+    def files(self, config: EncoderConfig) -> dict[str, str]:
+        """Small text files for the folder of the result, by name."""
+        return {}
+
+    def load(self, folder: str | Path) -> PreTrainedModel:
+        """The model of a folder that fine-tuning wrote."""
+        return load(folder)
+
+    def serves(self, model: PreTrainedModel) -> bool:
+        """Whether a model can be of this task."""
+        return isinstance(model, member_class(model.config, self.head))
+
+    def said(self, scores: dict[str, float]) -> list[str]:
+        """Each score with its words."""
+        return [f"{words} {scores[name]:.4f}" for name, words in self.scores.items()]
+
+
+TASKS: dict[str, Task] = {}
+Kind = TypeVar("Kind", bound=type[Task])
+
+
+def register_task(cls: Kind) -> Kind:
+    """Makes a task known under its name; a decorator.
+
+    Raises:
+        BertfastError: it has no name or no scores, or another has its name.
+    """
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not name:
+        raise BertfastError(f"the task {cls.__name__} has no name")
+    if not getattr(cls, "scores", None):
+        raise BertfastError(f"the task {name!r} has no scores; the first chooses the best epoch")
+    if name in TASKS and type(TASKS[name]).__qualname__ != cls.__qualname__:
+        raise BertfastError(f"there is a task named {name!r} already")
+    TASKS[name] = cls()
+    return cls
+
+
+def find_task(name: object) -> Task:
+    """The registered task of that name.
+
+    Raises:
+        BertfastError: there is none.
+    """
+    if not isinstance(name, str) or name not in TASKS:
+        raise BertfastError(
+            f"task is {name!r}; it must be one of {', '.join(TASKS)} "
+            "(an own one is registered by bertfast.register_task)"
+        )
+    return TASKS[name]
+
+
+def infer_task(examples: Sequence[Any], source: str | Path) -> Task:
+    """The one task that the examples' labels can be of; it is said on standard error.
+
+    Raises:
+        BertfastError: they can be of several.
+    """
+    found = [task for task in TASKS.values() if task.fits(examples)]
+    if len(found) > 1:
+        names = " and ".join(repr(task.name) for task in found)
+        raise BertfastError(f"{source}: its labels fit the tasks {names}; give --task")
+    if not found:
+        return TASKS[DEFAULT]
+    print(
+        f"bertfast: {source}: the task is {found[0].name} ({found[0].summary}); --task names another",
+        file=sys.stderr,
+    )
+    return found[0]
+
+
+def task_of(model: PreTrainedModel, folder: str | Path) -> Task:
+    """The task of a model that names none.
+
+    Raises:
+        BertfastError: no task has a model like it.
+    """
+    for task in TASKS.values():
+        if task.serves(model):
+            return task
+    kind = model.config.problem_type
+    raise BertfastError(
+        f"{folder}: is a {type(model).__name__}{f' for {kind}' if kind else ''}, which has no head of "
+        f"a task ({', '.join(TASKS)}); fine-tune it first (bertfast finetune)"
+    )
