@@ -6,13 +6,11 @@ stride: odd constants, far apart, keep the seeds of different kinds apart.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
-
-SeedT = TypeVar("SeedT", int, Tensor)
 
 RUN, STEP, PART = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95, 0xBF58476D1CE4E5B9
 # Of a forward's dropouts, with splitmix64's increment between one and the next.
@@ -23,7 +21,11 @@ ROWS = BEFORE_DENSE = 1
 SAMPLING, DISCRIMINATOR = 0x5851F42D4C957F2D, 0x14057B7EF767814F
 
 
-def fold_in(seed: SeedT, site: int, index: int | Tensor = 1) -> SeedT:
+@overload
+def fold_in(seed: int, site: int, index: int = 1) -> int: ...
+@overload
+def fold_in(seed: Tensor, site: int, index: int | Tensor = 1) -> Tensor: ...
+def fold_in(seed: Any, site: int, index: Any = 1) -> Any:
     """The seed of a site, or of the ``index``-th of its kind: ``seed + index * site`` modulo
     2^64.
 
@@ -32,7 +34,7 @@ def fold_in(seed: SeedT, site: int, index: int | Tensor = 1) -> SeedT:
         site: the stride of its kind.
         index: an int, or with a tensor as the seed an int64 tensor that broadcasts with it.
     """
-    folded: Any = seed + index * site
+    folded = seed + index * site
     return folded if isinstance(folded, Tensor) else _signed(folded)
 
 
