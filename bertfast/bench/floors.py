@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bertfast.config import EncoderConfig, ModernBertConfig
+from bertfast.config import EncoderConfig
+from bertfast.model.family import member_of
 
 from .lengths import Lengths
 
@@ -194,7 +195,7 @@ def inference(config: EncoderConfig, lengths: Lengths, itemsize: int) -> Floor:
         config.intermediate_size,
         config.num_hidden_layers,
     )
-    up = 2 * inner if isinstance(config, ModernBertConfig) else inner  # GeGLU's gate
+    up = 2 * inner if member_of(config).gated else inner  # GeGLU's gate
     weights = hidden * (4 * hidden + up + inner)
     products = Floor(
         2 * tokens * weights, (weights + tokens * (10 * hidden + up + inner)) * itemsize

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial, wraps
 from types import MethodType, ModuleType
 from typing import Any
@@ -20,103 +21,18 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from bertfast.config import AlbertConfig, DebertaV2Config, EncoderConfig, ModernBertConfig
+from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
+from bertfast.model.attention import POSITIONS
 from bertfast.model.encoder import Encoder, make_tree, num_blocks
-from bertfast.model.family import FAMILY, member_of
+from bertfast.model.family import FAMILY, Member
 from bertfast.model.submodules import Submodules
 from bertfast.packed import IGNORE_INDEX
 
 _STATE = "_bertfast"  # the attribute under which an exchanged module keeps what its forward needs
 _DEPTH, _HELD = 4, 10_000  # attributes within one another, and of a holder in all, to search
-_HIDDEN, _ATTENTION = "hidden_dropout_prob", "attention_probs_dropout_prob"
-
-
-@dataclass(frozen=True)
-class _Member:
-    """What the drop-in knows of a member's base model in `transformers`.
-
-    Attributes:
-        folder: of its modelling file.
-        name: of its class.
-        output: the class of what it returns.
-        dropouts: of the embeddings: paths and the fields of our configuration that stand for their
-            rates.
-        block_dropouts: the same below a layer.
-        activation: path of a layer's activation.
-    """
-
-    folder: str
-    name: str
-    output: str
-    dropouts: dict[str, str]
-    block_dropouts: dict[str, str]
-    activation: str = "intermediate.intermediate_act_fn"
-
-    @property
-    def home(self) -> str:
-        return f"transformers.models.{self.folder}.modeling_{self.folder}"
-
-
-_EMBEDDINGS = {"embeddings.dropout": _HIDDEN}
-_BLOCK = {
-    "attention.self.dropout": _ATTENTION,
-    "attention.output.dropout": _HIDDEN,
-    "output.dropout": _HIDDEN,
-}
-_POOLED = "BaseModelOutputWithPoolingAndCrossAttentions"
-_MEMBERS = {
-    "bert": _Member("bert", "BertModel", _POOLED, _EMBEDDINGS, _BLOCK),
-    "roberta": _Member("roberta", "RobertaModel", _POOLED, _EMBEDDINGS, _BLOCK),
-    "xlm-roberta": _Member("xlm_roberta", "XLMRobertaModel", _POOLED, _EMBEDDINGS, _BLOCK),
-    "camembert": _Member("camembert", "CamembertModel", _POOLED, _EMBEDDINGS, _BLOCK),
-    "mpnet": _Member(
-        "mpnet",
-        "MPNetModel",
-        "BaseModelOutputWithPooling",
-        _EMBEDDINGS,
-        {
-            "attention.attn.dropout": _ATTENTION,
-            "attention.dropout": _HIDDEN,
-            "output.dropout": _HIDDEN,
-        },
-    ),
-    "albert": _Member(
-        "albert",
-        "AlbertModel",
-        "BaseModelOutputWithPooling",
-        _EMBEDDINGS,
-        {"attention.attention_dropout": _ATTENTION, "attention.output_dropout": _HIDDEN},
-        "activation",
-    ),
-    "distilbert": _Member(
-        "distilbert",
-        "DistilBertModel",
-        "BaseModelOutput",
-        _EMBEDDINGS,
-        {"attention.dropout": _ATTENTION, "ffn.dropout": _HIDDEN},
-        "ffn.activation",
-    ),
-    "electra": _Member(
-        "electra", "ElectraModel", "BaseModelOutputWithPastAndCrossAttentions", _EMBEDDINGS, _BLOCK
-    ),
-    "deberta-v2": _Member(
-        "deberta_v2",
-        "DebertaV2Model",
-        "BaseModelOutput",
-        _EMBEDDINGS | {"encoder.conv.dropout": _HIDDEN},
-        _BLOCK | {"attention.self.pos_dropout": _HIDDEN},
-    ),
-    "modernbert": _Member(
-        "modernbert",
-        "ModernBertModel",
-        "BaseModelOutput",
-        {"embeddings.drop": _HIDDEN},
-        {"attn": _ATTENTION, "attn.out_drop": _ATTENTION, "mlp.drop": "mlp_dropout"},
-        "mlp.act",
-    ),
-}
-_KINDS = {(member.home, member.name): kind for kind, member in _MEMBERS.items()}
+# Base models of `transformers` by module and name, and the members' rows.
+_BASES = {(member.modelling_file, f"{member.name}Model"): member for member in FAMILY.values()}
 
 # Arguments of the base models that our encoder takes, and those that mean nothing to an encoder of
 # padded input.
@@ -149,6 +65,7 @@ _PER_TOKEN_HEADS = (
     "ForQuestionAnswering",
     "ElectraForPreTraining",
 )
+_HEADS_THAT_MASK = ("ElectraForPreTraining",)  # whose loss leaves out padding by itself
 # Hooks of adapter libraries and of `transformers` itself that a packed call may leave out, or run
 # on a leaf.
 _KNOWN_HOOKS = ("make_inputs_require_grad", "output_capturing_hook")
@@ -188,11 +105,11 @@ def accelerate(model: Any) -> Any:
     served, refused = 0, []
     named = [item for path, root in roots for item in root.named_modules(prefix=path)]
     for name, module in named:
-        kind = _kind(module)
-        if kind is None:
+        member = _member(module)
+        if member is None:
             continue
         if not _is_exchanged(module):
-            state = _Base(module, kind)
+            state = _Base(module, member)
             trouble = _own_forward(module) or state.trouble
             if trouble is not None:
                 refused.append(f"{name or 'the model'} ({type(module).__name__}): {trouble}")
@@ -200,7 +117,7 @@ def accelerate(model: Any) -> Any:
             _exchange(module, state, _base_forward)
         served += 1
     if not served:
-        supported = ", ".join(member.name for member in _MEMBERS.values())
+        supported = ", ".join(name for _, name in _BASES)
         found = "; ".join(refused) or f"no base model of the family in this {type(model).__name__}"
         raise BertfastError(
             f"nothing to accelerate: {found}. Supported are transformers' {supported}"
@@ -244,11 +161,11 @@ def _roots(model: Any) -> list[tuple[str, nn.Module]]:
                 if id(value) in seen or len(seen) > _HELD:
                     continue
                 seen.add(id(value))
-                place = f"{path}.{name}" if path else name
+                inner = f"{path}.{name}" if path else name
                 if isinstance(value, nn.Module):
-                    found.append((place, value))
+                    found.append((inner, value))
                 else:
-                    below.append((place, value))
+                    below.append((inner, value))
         level = below
     return found
 
@@ -266,18 +183,16 @@ def _attributes(holder: Any) -> list[tuple[str, Any]]:
     return list(held.items())
 
 
-def _kind(module: nn.Module) -> str | None:
-    """The member whose base model this is, or derives from."""
-    for cls in type(module).__mro__:
-        if (cls.__module__, cls.__name__) in _KINDS:
-            return _KINDS[cls.__module__, cls.__name__]
-    return None
+def _member(module: nn.Module) -> Member | None:
+    """The row of the member whose base model this is, or derives from."""
+    names = ((cls.__module__, cls.__name__) for cls in type(module).__mro__)
+    return next((_BASES[name] for name in names if name in _BASES), None)
 
 
 def _own_forward(module: nn.Module) -> str | None:
     """Why a module's forward is not that of `transformers`; None where it is."""
     forward = type(module).forward
-    if forward.__module__ not in {member.home for member in _MEMBERS.values()}:
+    if forward.__module__ not in {file for file, _ in _BASES}:
         return f"its class has a forward of its own, from {forward.__module__}"
     replaced = module.__dict__.get("forward")
     if replaced is not None and getattr(replaced, "__func__", None) is not forward:
@@ -456,7 +371,7 @@ def _loss_reads_padding(head: nn.Module, given: dict[str, Any]) -> bool:
     if (
         not isinstance(labels, Tensor)
         or labels.shape != mask.shape
-        or type(head).__name__ == "ElectraForPreTraining"
+        or type(head).__name__ in _HEADS_THAT_MASK
     ):
         return False
     return bool(((labels != IGNORE_INDEX) & (mask == 0).to(labels.device)).any())
@@ -471,25 +386,28 @@ class _Base:
         loss_reads_padding: whether the loss of the next call is of outputs at padding too.
     """
 
-    def __init__(self, base: Any, kind: str) -> None:
-        self.base, self.kind = base, kind
+    def __init__(self, base: Any, member: Member) -> None:
+        self.base, self.kind = base, member.config.model_type
         self.previous: Callable[..., Any] | None = None
         self.head_reads_first, self.loss_reads_padding = True, False
         self._said: set[str] = set()
         self._build()
 
+    @property
+    def member(self) -> Member:
+        """The member's row, which a pickle does not hold."""
+        return FAMILY[self.kind]
+
     def _build(self) -> None:
         """Lays the encoder over the modules as they are now."""
-        member = _MEMBERS[self.kind]
+        member = self.member
         self.trouble: str | None = None
         self._containers: list[nn.Module] = [self.base]
         try:
-            config = _config(self.base, self.kind)
-            self.trouble = _misfit(self.base, config)
-        except (
-            BertfastError,
-            AttributeError,
-        ) as error:  # the latter of a module that is not where it should be
+            config = _config(self.base, member)
+            self.trouble = _misfit(self.base, member, config)
+        # AttributeError is of a module that is not where it should be.
+        except (BertfastError, AttributeError) as error:
             self.trouble = str(error)
         if self.trouble is None:
             self._config = config
@@ -498,18 +416,18 @@ class _Base:
                 (Submodules(self.base, {path: path}), path, name)
                 for path, name in member.dropouts.items()
             ]
-            row = FAMILY[self.kind]
-            blocks = {row.layer_path(index, config) for index in range(num_blocks(config))}
+            blocks = _blocks(member, config)
             for block in sorted(blocks):
                 root = self.base.get_submodule(block)
                 self._dropouts += [
                     (Submodules(root, {path: path}), path, name)
-                    for path, name in member.block_dropouts.items()
+                    for path, name in member.layer_dropouts.items()
                 ]
-            leaves = {f"{block}.{path}" for block in blocks for path in row.layer_paths.values()}
-            leaves |= set(row.module_paths.values())
-            for path, module in _inner(self.base, leaves):
-                if type(module).__module__ == member.home or isinstance(module, nn.ModuleList):
+            used = {f"{block}.{path}" for block in blocks for path in member.layer_paths.values()}
+            used |= set(member.module_paths.values())
+            for path, module in _modules_but(self.base, used):
+                own = type(module).__module__ == member.modelling_file
+                if own or isinstance(module, nn.ModuleList):
                     self._containers.append(module)
                 elif not _is_harmless(module):
                     self.trouble = f"{path} is a {type(module).__name__}"
@@ -562,7 +480,7 @@ class _Base:
             not self._is_old_style and getattr(config, "tie_last_hidden_states", True) is not False
         )
         if (
-            self.kind == "modernbert"
+            "final_norm" in self.member.modules
             and not ends_normed
             and self._option(given, "output_hidden_states")
         ):
@@ -592,13 +510,12 @@ class _Base:
         """Whether what an output at padding is does not depend on the original's attention: some
         give the mean to what sees nothing, some zeros.
         """
-        encoder_config = self.encoder.config
-        if isinstance(encoder_config, DebertaV2Config):  # its padding sees nothing at all
+        if self.member.hides_padding:
             return True
-        if isinstance(encoder_config, ModernBertConfig):
-            reach = encoder_config.local_attention // 2
-            return bool(F.max_pool1d(mask[:, None].float(), 2 * reach + 1, 1, reach).all())
-        return bool(mask.any(1).all())
+        reach = POSITIONS[self.member.positions].reach(self.encoder.config)
+        if reach is None:
+            return bool(mask.any(1).all())
+        return bool(F.max_pool1d(mask[:, None].float(), 2 * reach + 1, 1, reach).all())
 
     def _check_modules(self) -> None:
         """That the modules are those that the encoder was laid over, and that leaving out the calls
@@ -632,8 +549,8 @@ class _Base:
         when they do not.
         """
         rates: dict[str, float] = {}
-        for view, path, name in self._dropouts:
-            module = getattr(view, path)
+        for modules, path, name in self._dropouts:
+            module = getattr(modules, path)
             if module is None or isinstance(module, nn.Identity):
                 rate = 0.0
             else:  # ModernBERT's attention has a number
@@ -681,28 +598,25 @@ class _Base:
             keep_padding=keep_padding,
         )
         states = None
-        wanted = self._option(given, "output_hidden_states")
-        if wanted:
-            states = self._selected(encoded.hidden_states(True), wanted)
+        selection = self._option(given, "output_hidden_states")
+        if selection:
+            states = self._selected(encoded.hidden_states(True), selection)
         last = (
             encoded.as_input(encoded.last) if states is None or states[-1] is None else states[-1]
         )
         return self._output(given, last, encoder.pooled(encoded), states)
 
-    def _selected(self, states: Any, wanted: Any) -> tuple[Tensor | None, ...]:
+    def _selected(self, states: Any, selection: Any) -> tuple[Tensor | None, ...]:
         """Of (layers + 1) hidden states those that the caller asked for: a flag, or in
         `transformers` 5 also one index or several.
         """
-        config = self.encoder.config
-        if self._is_old_style:
-            if isinstance(config, AlbertConfig):  # one for each turn through a group
-                states = states[:: config.inner_group_num]
-            return states
-        if isinstance(wanted, bool):
+        if self._is_old_style:  # one for each turn through a group of layers
+            return states[:: self.encoder.config.inner_group_num]
+        if isinstance(selection, bool):
             return states
         chosen = {
             index % len(states)
-            for index in ([wanted] if isinstance(wanted, int) else wanted)
+            for index in ([selection] if isinstance(selection, int) else selection)
             if -len(states) <= index < len(states)
         }
         return tuple(state if index in chosen else None for index, state in enumerate(states))
@@ -713,7 +627,7 @@ class _Base:
         import transformers.modeling_outputs
 
         config = self.base.config
-        cls = getattr(transformers.modeling_outputs, _MEMBERS[self.kind].output)
+        cls = getattr(transformers.modeling_outputs, self.member.output)
         fields: dict[str, Any] = {"last_hidden_state": last, "hidden_states": states}
         pools = hasattr(self.base, "pooler")
         if pools:
@@ -752,7 +666,7 @@ class _Unserved(Exception):
     """Why the original runs; without a reason where it will say itself what is wrong."""
 
 
-def _config(base: Any, kind: str) -> EncoderConfig:
+def _config(base: Any, member: Member) -> EncoderConfig:
     """Ours, of the encoder alone: heads and dropouts are those of the modules."""
     values = {
         name: value
@@ -761,54 +675,63 @@ def _config(base: Any, kind: str) -> EncoderConfig:
         and not name.startswith(_HEAD_PREFIXES)
         and "dropout" not in name
     }
-    return EncoderConfig.from_dict({**values, "model_type": kind})
+    return EncoderConfig.from_dict({**values, "model_type": member.config.model_type})
 
 
-def _misfit(base: nn.Module, config: EncoderConfig) -> str | None:
+def _blocks(member: Member, config: EncoderConfig) -> set[str]:
+    """The paths of the layers; one that several turns share is there once."""
+    return {member.layer_path(index, config) for index in range(num_blocks(config))}
+
+
+def _misfit(base: nn.Module, member: Member, config: EncoderConfig) -> str | None:
     """Where the modules are not those that the configuration describes: pruned heads, removed
     layers, another activation.
     """
-    row = member_of(config)
-    blocks = {row.layer_path(index, config) for index in range(num_blocks(config))}
-    layers = len(base.get_submodule(row.layer_path(0, config).rpartition(".")[0])._modules)
-    if config.model_type != "albert" and layers != len(blocks):
-        return f"it has {layers} layers and its config {len(blocks)}"
+    blocks = _blocks(member, config)
+    for holder, layers in Counter(path.rpartition(".")[0] for path in blocks).items():
+        found = len(base.get_submodule(holder)._modules)
+        if found != layers:
+            return f"it has {found} layers and its config {layers}"
     with torch.device("meta"):
         tree = nn.Module()
         make_tree(tree, config, add_pooling_layer=getattr(base, "pooler", None) is not None)
-    for path, leaf in tree.named_modules():
-        if next(leaf.parameters(recurse=False), None) is None:
+    for path, module in tree.named_modules():
+        if next(module.parameters(recurse=False), None) is None:
             continue
         try:
             live = base.get_submodule(path)
         except AttributeError:
             return f"it has no {path}, which its config asks for"
-        if type(live) is not type(leaf):
+        if type(live) is not type(module):
             continue  # an adapter's, say
-        rows = 1 if isinstance(leaf, nn.Embedding) else 0  # tables may have been resized
+        rows = 1 if isinstance(module, nn.Embedding) else 0  # tables may have been resized
         shapes = [
-            {name: tuple(x.shape[rows:]) for name, x in m.named_parameters()} for m in (live, leaf)
+            {name: tuple(x.shape[rows:]) for name, x in m.named_parameters()}
+            for m in (live, module)
         ]
         if shapes[0] != shapes[1]:
             return f"{path} has the shapes {shapes[0]} and its config asks for {shapes[1]}"
     from transformers.activations import ACT2FN
 
     for block in blocks:
-        activation = base.get_submodule(block).get_submodule(_MEMBERS[config.model_type].activation)
+        activation = base.get_submodule(block).get_submodule(member.activation)
         if type(activation) is not type(ACT2FN[config.hidden_act]):
-            return f"an activation is a {type(activation).__name__} and its config asks for {config.hidden_act}"
+            return (
+                f"an activation is a {type(activation).__name__} "
+                f"and its config asks for {config.hidden_act}"
+            )
     return None
 
 
-def _inner(
-    module: nn.Module, leaves: set[str], prefix: str = ""
+def _modules_but(
+    module: nn.Module, used: set[str], prefix: str = ""
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The modules below one that are no leaves, with their paths."""
+    """The modules below one, with their paths, but for those that our encoder uses."""
     for name, child in module._modules.items():
         path = f"{prefix}{name}"
-        if child is not None and path not in leaves:
+        if child is not None and path not in used:
             yield path, child
-            yield from _inner(child, leaves, f"{path}.")
+            yield from _modules_but(child, used, f"{path}.")
 
 
 def _is_harmless(module: nn.Module) -> bool:

@@ -123,6 +123,10 @@ class AbsolutePositions:
 
     reads_distances = False
 
+    def reach(self, config: Any) -> int | None:
+        """How far to each side a token sees where it sees least; None for all of its sequence."""
+        return None
+
     def table(self, modules: Submodules, config: Any) -> Tensor | None:
         """What a forward reads once of the encoder's ``modules``; None for nothing."""
         return None
@@ -151,6 +155,10 @@ class RotaryPositions(AbsolutePositions):
     """
 
     reads_distances = True
+
+    def reach(self, config: Any) -> int | None:
+        """As of `AbsolutePositions`."""
+        return config.local_attention // 2
 
     def scoring(
         self,

@@ -9,7 +9,7 @@ way, never for the member.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -37,11 +37,17 @@ class Field(str):
 
 ACTIVATION, WORD_WIDTH = Field("hidden_act"), Field("embedding_width")
 HEAD_DROPOUT, HIDDEN_DROPOUT = Field("head_dropout"), Field("hidden_dropout_prob")
+ATTENTION_DROPOUT = Field("attention_probs_dropout_prob")
+_BERT_DROPOUTS = {
+    "attention.self.dropout": ATTENTION_DROPOUT,
+    "attention.output.dropout": HIDDEN_DROPOUT,
+    "output.dropout": HIDDEN_DROPOUT,
+}
 
 
-def value(config: EncoderConfig, said: Any) -> Any:
-    """What a row says: the configuration's value of a `Field`, anything else as it stands."""
-    return getattr(config, said) if isinstance(said, Field) else said
+def value(config: EncoderConfig, entry: Any) -> Any:
+    """An entry of a row: the configuration's value of a `Field`, anything else as it stands."""
+    return getattr(config, entry) if isinstance(entry, Field) else entry
 
 
 @dataclass(frozen=True)
@@ -166,8 +172,8 @@ class Member:
         layer_path: a layer's path, from its number and the configuration.
         lm: the masked-LM head.
         lm_otherwise: a field and the masked-LM head where that field is false; None for one alone.
-        sequence, choice, token, span: the heads for whole inputs, for multiple choice, for each
-            token, and for the first and last token of an answer.
+        sequence, token, span, choice: the heads for whole inputs, for each token, for the first
+            and last token of an answer, and for multiple choice (None is as for whole inputs).
         other_heads: paths of heads that one class alone has, and of those that were published and
             are used no more.
         positions: what attention knows of positions, a name in `attention.POSITIONS`.
@@ -180,6 +186,10 @@ class Member:
             cross-entropy.
         deviations: of initial weights, by the end of a module's path, where initializer_range is
             not meant.
+        output: the class of what the base model in `transformers` returns.
+        dropouts: paths of its dropouts outside the layers, with the fields that are their rates.
+        layer_dropouts: the same below a layer.
+        activation: path of the activation below a layer.
     """
 
     config: type[EncoderConfig]
@@ -188,7 +198,7 @@ class Member:
     layer: dict[str, ModuleSpec]
     lm: MaskedLMSpec
     sequence: HeadSpec
-    choice: HeadSpec
+    choice: HeadSpec | None = None
     token: HeadSpec = HeadSpec("classifier")
     span: HeadSpec = HeadSpec("qa_outputs", dropout=Field("qa_dropout"))
     tokenizer: str = "BertTokenizer"
@@ -202,6 +212,28 @@ class Member:
     hides_padding: bool = False
     float_labels: str = "each"
     deviations: dict[str, Field] = field(default_factory=dict)
+    output: str = "BaseModelOutput"
+    dropouts: dict[str, Field] = field(
+        default_factory=lambda: {"embeddings.dropout": HIDDEN_DROPOUT}
+    )
+    layer_dropouts: dict[str, Field] = field(default_factory=lambda: _BERT_DROPOUTS)
+    activation: str = "intermediate.intermediate_act_fn"
+
+    @property
+    def name(self) -> str:
+        """What the names of its classes begin with."""
+        return self.config.__name__.removesuffix("Config")
+
+    @property
+    def modelling_file(self) -> str:
+        """The module of `transformers` that has its classes."""
+        folder = self.config.model_type.replace("-", "_")
+        return f"transformers.models.{folder}.modeling_{folder}"
+
+    @property
+    def choice_head(self) -> HeadSpec:
+        """The head for multiple choice."""
+        return self.sequence if self.choice is None else self.choice
 
     @property
     def module_paths(self) -> dict[str, str]:
@@ -219,7 +251,7 @@ class Member:
         head leaves out.
         """
         heads: list[MaskedLMSpec | HeadSpec]
-        heads = [self.lm, self.sequence, self.choice, self.token, self.span]
+        heads = [self.lm, self.sequence, self.choice_head, self.token, self.span]
         if self.lm_otherwise is not None:
             heads.append(self.lm_otherwise[1])
         return {path for head in heads for path in head.paths.values()} | set(self.other_heads)
@@ -258,20 +290,24 @@ _POOLER = {"pooler": ModuleSpec("pooler.dense", SQUARE)}
 
 
 def _layer(
-    query: str,
-    key: str,
-    value: str,
-    output: str,
-    attention_norm: str,
-    output_norm: str,
-    up: str,
-    down: str,
+    query: str = "attention.self.query",
+    key: str = "attention.self.key",
+    value: str = "attention.self.value",
+    output: str = "attention.output.dense",
+    attention_norm: str = "attention.output.LayerNorm",
+    output_norm: str = "output.LayerNorm",
+    up: str = "intermediate.dense",
+    down: str = "output.dense",
+    between: dict[str, ModuleSpec] | None = None,
 ) -> dict[str, ModuleSpec]:
-    """The layer of Devlin et al., section 3, from the paths of its modules."""
+    """The layer of Devlin et al., section 3, from the paths of its modules; ``between`` are others,
+    made past the projections.
+    """
     return {
         "query": ModuleSpec(query, SQUARE),
         "key": ModuleSpec(key, SQUARE),
         "value": ModuleSpec(value, SQUARE),
+        **(between or {}),
         "attention_output": ModuleSpec(output, SQUARE),
         "attention_norm": ModuleSpec(attention_norm, layer_norm()),
         "output_norm": ModuleSpec(output_norm, layer_norm()),
@@ -280,59 +316,51 @@ def _layer(
     }
 
 
-_BERT_LAYER = _layer(
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    output="attention.output.dense",
-    attention_norm="attention.output.LayerNorm",
-    output_norm="output.LayerNorm",
-    up="intermediate.dense",
-    down="output.dense",
-)
 _BERT_LM = MaskedLMSpec(
     dense="cls.predictions.transform.dense",
     norm="cls.predictions.transform.LayerNorm",
     bias="cls.predictions.bias",
     decoder="cls.predictions.decoder",
 )
-_POOLED = HeadSpec("classifier", pooled=True)
 
 BERT = Member(
     config=BertConfig,
     base="bert",
     modules=_EMBEDDINGS | _POOLER,
-    layer=_BERT_LAYER,
+    layer=_layer(),
     lm=_BERT_LM,
-    sequence=_POOLED,
-    choice=_POOLED,
+    sequence=HeadSpec("classifier", pooled=True),
     other_heads=("cls.seq_relationship",),
+    output="BaseModelOutputWithPoolingAndCrossAttentions",
 )
 
-_ROBERTA: dict[str, Any] = {
-    "base": "roberta",
-    "modules": _EMBEDDINGS | _POOLER,
-    "layer": _BERT_LAYER,
-    "lm": MaskedLMSpec(
+ROBERTA = Member(
+    config=RobertaConfig,
+    base="roberta",
+    tokenizer="RobertaTokenizer",
+    modules=_EMBEDDINGS | _POOLER,
+    layer=_layer(),
+    lm=MaskedLMSpec(
         dense="lm_head.dense",
         norm="lm_head.layer_norm",
         bias="lm_head.bias",
         decoder="lm_head.decoder",
         activation="gelu",
     ),
-    "sequence": HeadSpec(
+    sequence=HeadSpec(
         dense="classifier.dense",
         out="classifier.out_proj",
         activation="tanh",
         dense_dropout=HEAD_DROPOUT,
     ),
-    "choice": HeadSpec("classifier", dropout=HIDDEN_DROPOUT, pooled=True),
-}
-ROBERTA = Member(config=RobertaConfig, tokenizer="RobertaTokenizer", **_ROBERTA)
-XLM_ROBERTA = Member(config=XLMRobertaConfig, tokenizer="XLMRobertaTokenizer", **_ROBERTA)
-CAMEMBERT = Member(config=CamembertConfig, tokenizer="CamembertTokenizer", **_ROBERTA)
+    choice=HeadSpec("classifier", dropout=HIDDEN_DROPOUT, pooled=True),
+    output="BaseModelOutputWithPoolingAndCrossAttentions",
+)
+XLM_ROBERTA = replace(ROBERTA, config=XLMRobertaConfig, tokenizer="XLMRobertaTokenizer")
+CAMEMBERT = replace(ROBERTA, config=CamembertConfig, tokenizer="CamembertTokenizer")
 
-MPNET = Member(
+MPNET = replace(
+    ROBERTA,
     config=MPNetConfig,
     base="mpnet",
     tokenizer="MPNetTokenizer",
@@ -350,14 +378,14 @@ MPNET = Member(
         value="attention.attn.v",
         output="attention.attn.o",
         attention_norm="attention.LayerNorm",
-        output_norm="output.LayerNorm",
-        up="intermediate.dense",
-        down="output.dense",
     ),
-    lm=_ROBERTA["lm"],
-    sequence=_ROBERTA["sequence"],
-    choice=_ROBERTA["choice"],
     positions="shared bias",
+    output="BaseModelOutputWithPooling",
+    layer_dropouts={
+        "attention.attn.dropout": ATTENTION_DROPOUT,
+        "attention.dropout": HIDDEN_DROPOUT,
+        "output.dropout": HIDDEN_DROPOUT,
+    },
 )
 
 ALBERT = Member(
@@ -388,12 +416,16 @@ ALBERT = Member(
         bias="predictions.bias",
         decoder="predictions.decoder",
     ),
-    sequence=_POOLED,
-    choice=_POOLED,
+    sequence=HeadSpec("classifier", pooled=True),
     other_heads=("sop_classifier.classifier",),
+    output="BaseModelOutputWithPooling",
+    layer_dropouts={
+        "attention.attention_dropout": ATTENTION_DROPOUT,
+        "attention.output_dropout": HIDDEN_DROPOUT,
+    },
+    activation="activation",
 )
 
-_DISTILBERT_HEAD = HeadSpec("classifier", dense="pre_classifier", activation="relu")
 DISTILBERT = Member(
     config=DistilBertConfig,
     base="distilbert",
@@ -415,9 +447,10 @@ DISTILBERT = Member(
         bias="vocab_projector.bias",
         decoder="vocab_projector",
     ),
-    sequence=_DISTILBERT_HEAD,
-    choice=_DISTILBERT_HEAD,
+    sequence=HeadSpec("classifier", dense="pre_classifier", activation="relu"),
     token=HeadSpec("classifier", dropout=HIDDEN_DROPOUT),
+    layer_dropouts={"attention.dropout": ATTENTION_DROPOUT, "ffn.dropout": HIDDEN_DROPOUT},
+    activation="ffn.activation",
 )
 
 ELECTRA = Member(
@@ -429,7 +462,7 @@ ELECTRA = Member(
             "embeddings_project", linear("embedding_size", WIDTH), when=Field("is_factorised")
         )
     },
-    layer=_BERT_LAYER,
+    layer=_layer(),
     lm=MaskedLMSpec(
         dense="generator_predictions.dense",
         norm="generator_predictions.LayerNorm",
@@ -451,25 +484,19 @@ ELECTRA = Member(
         dropout=Field("summary_last_dropout"),
     ),
     other_heads=("discriminator_predictions.dense", "discriminator_predictions.dense_prediction"),
+    output="BaseModelOutputWithPastAndCrossAttentions",
 )
 
-_DEBERTA_HEAD = HeadSpec(
-    "classifier",
-    dense="pooler.dense",
-    activation=Field("pooler_hidden_act"),
-    dense_dropout=Field("pooler_dropout"),
-)
 DEBERTA_V2 = Member(
     config=DebertaV2Config,
     base="deberta",
     tokenizer="DebertaV2Tokenizer",
-    modules={
-        "word": ModuleSpec("embeddings.word_embeddings", WORDS),
+    modules=_EMBEDDINGS
+    | {
         "embedding_norm": ModuleSpec("embeddings.LayerNorm", layer_norm()),
         "position": ModuleSpec(
             "embeddings.position_embeddings", POSITIONS, when=Field("position_biased_input")
         ),
-        "segment": _EMBEDDINGS["segment"],
         "projection": ModuleSpec(
             "embeddings.embed_proj",
             linear(WORD_WIDTH, WIDTH, bias=False),
@@ -488,22 +515,19 @@ DEBERTA_V2 = Member(
             "encoder.conv.LayerNorm", layer_norm(), when=Field("conv_kernel_size")
         ),
     },
-    layer={
-        "query": ModuleSpec("attention.self.query_proj", SQUARE),
-        "key": ModuleSpec("attention.self.key_proj", SQUARE),
-        "value": ModuleSpec("attention.self.value_proj", SQUARE),
-        "position_key": ModuleSpec(
-            "attention.self.pos_key_proj", SQUARE, when=Field("has_position_key")
-        ),
-        "position_query": ModuleSpec(
-            "attention.self.pos_query_proj", SQUARE, when=Field("has_position_query")
-        ),
-        **{
-            name: spec
-            for name, spec in _BERT_LAYER.items()
-            if name not in ("query", "key", "value")
+    layer=_layer(
+        query="attention.self.query_proj",
+        key="attention.self.key_proj",
+        value="attention.self.value_proj",
+        between={
+            "position_key": ModuleSpec(
+                "attention.self.pos_key_proj", SQUARE, when=Field("has_position_key")
+            ),
+            "position_query": ModuleSpec(
+                "attention.self.pos_query_proj", SQUARE, when=Field("has_position_query")
+            ),
         },
-    },
+    ),
     lm=_BERT_LM,
     lm_otherwise=(
         Field("legacy"),
@@ -514,8 +538,12 @@ DEBERTA_V2 = Member(
             width=Field("hidden_size"),
         ),
     ),
-    sequence=_DEBERTA_HEAD,
-    choice=_DEBERTA_HEAD,
+    sequence=HeadSpec(
+        "classifier",
+        dense="pooler.dense",
+        activation=Field("pooler_hidden_act"),
+        dense_dropout=Field("pooler_dropout"),
+    ),
     token=HeadSpec("classifier", dropout=HIDDEN_DROPOUT),
     other_heads=(
         "mask_predictions.dense",
@@ -526,6 +554,8 @@ DEBERTA_V2 = Member(
     projects_first=True,
     hides_padding=True,
     float_labels="distribution",
+    dropouts={"embeddings.dropout": HIDDEN_DROPOUT, "encoder.conv.dropout": HIDDEN_DROPOUT},
+    layer_dropouts=_BERT_DROPOUTS | {"attention.self.pos_dropout": HIDDEN_DROPOUT},
 )
 
 _MODERNBERT_HEAD = HeadSpec(
@@ -568,7 +598,6 @@ MODERNBERT = Member(
         decoder_bias=Field("decoder_bias"),
     ),
     sequence=_MODERNBERT_HEAD,
-    choice=_MODERNBERT_HEAD,
     token=_MODERNBERT_HEAD,
     span=_MODERNBERT_HEAD,
     positions="rotary",
@@ -579,6 +608,13 @@ MODERNBERT = Member(
         "head.dense": Field("residual_deviation"),
         "classifier": Field("classifier_deviation"),
     },
+    dropouts={"embeddings.drop": HIDDEN_DROPOUT},
+    layer_dropouts={
+        "attn": ATTENTION_DROPOUT,
+        "attn.out_drop": ATTENTION_DROPOUT,
+        "mlp.drop": Field("mlp_dropout"),
+    },
+    activation="mlp.act",
 )
 
 # By the model_type of a config.json.

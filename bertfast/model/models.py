@@ -71,7 +71,9 @@ def initialize(
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(parameter)
             else:
-                own = [said for end, said in deviations.items() if f".{prefix}".endswith(f".{end}")]
+                own = [
+                    entry for end, entry in deviations.items() if f".{prefix}".endswith(f".{end}")
+                ]
                 deviation = value(config, own[0]) if own else config.initializer_range
                 nn.init.trunc_normal_(
                     parameter, std=deviation, a=-cutoff * deviation, b=cutoff * deviation
@@ -634,7 +636,7 @@ class ForMultipleChoice(_SequenceHead):
     """Which of several continuations, a softmax over their scores. Devlin et al., section 4.4."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        spec = member_of(config).choice
+        spec = member_of(config).choice_head
         super().__init__(config, add_pooling_layer=spec.pooled)
         self.task_head = FeatureHead(config, self, spec, 1)
         self._initialize_head()
