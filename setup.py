@@ -28,7 +28,7 @@ KERNELS = (
     "widened_product",
     "isa",
 )
-BINDINGS = ("module", "tensor", *(name for name in KERNELS if name != "isa"))
+BINDINGS = ("module", "tensor", "spin", *(name for name in KERNELS if name != "isa"))
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {"baseline": []}
 if X86:

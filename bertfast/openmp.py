@@ -1,13 +1,17 @@
-"""How long OpenMP's threads spin where they wait, set before their runtime starts.
+"""How OpenMP's threads wait: they spin while a process has the processors to itself, and sleep while
+others want them.
 
 A thread that has done its part of a parallel region spins before it sleeps: 300,000 turns with
 libgomp, which PyTorch ships on Linux. Two processes then take the processor from one another: a
 thread spins for a partner that its own spinning keeps from running. Sleeping at once
-(``OMP_WAIT_POLICY=passive``) is no cure, since every region then pays for waking its threads.
-``import bertfast`` asks for a short spin instead; docs/cpu.md has the measurements.
+(``OMP_WAIT_POLICY=passive``) is no cure, since every region then pays for waking its threads. No
+number of turns between is right both alone and beside others; docs/cpu.md has the measurements.
 
-A runtime reads its environment once, when it starts, so ``import bertfast`` must come before
-``import torch``. What the user has set is left as it is.
+So the C++ kernels watch Linux's Pressure Stall Information, which says how long tasks were ready
+and had no processor, and switch libgomp between the two (csrc/bindings/spin.cpp). Where there is no
+such file, or another runtime serves, ``import bertfast`` asks for a short spin instead. That a
+runtime reads once, when it starts, so there ``import bertfast`` must come before ``import torch``.
+What the user has set is left as it is.
 """
 
 from __future__ import annotations
@@ -16,12 +20,15 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# Turns of libgomp's loop, a pause each: about 0.4 ms. Fewer lose more when nothing else runs, more
-# leave less to a second training; docs/cpu.md has both. A pause takes 140 cycles on Intel's
+# Turns of libgomp's loop, a pause each, where nothing tells whether others want the processors:
+# about 0.4 ms, a compromise. A pause takes 140 cycles on Intel's
 # processors since Skylake, and 40 to 65 on AMD's. Elsewhere it takes one or two, and libgomp's own
 # 300,000 turns are as short.
 TURNS = {"GenuineIntel": 10_000, "AuthenticAMD": 25_000}
@@ -29,6 +36,7 @@ BLOCKTIME = 1  # milliseconds, the least but none, of Intel's and LLVM's runtime
 POLICY, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 BLOCKS, LIBRARY = "KMP_BLOCKTIME", "KMP_LIBRARY"
 READ = (POLICY, SPINS, BLOCKS, LIBRARY, "OMP_NUM_THREADS")
+PRESSURE = ("/sys/fs/cgroup/cpu.pressure", "/proc/pressure/cpu")
 RUNTIME = re.compile(r"lib(gomp|iomp5|omp)\b[^/]*\.(so|dylib)")
 # Of each runtime, what it does by itself, and the variables that decide it, the strongest first.
 DEFAULTS = {
@@ -51,6 +59,7 @@ MEANINGS = {
     (POLICY, "passive"): "sleep at once",
 }
 DEFAULT = "the runtime's default"
+SWITCHED = "spin 300,000 turns, then sleep; sleep at once while others want the processors"
 
 
 @dataclass(frozen=True)
@@ -58,11 +67,13 @@ class Prepared:
     """What `prepare` found and did.
 
     Attributes:
+        pressure: the file by which libgomp's threads are switched; empty where they are not.
         late: whether PyTorch had been imported, or libgomp loaded, before.
         ours: the variables that `prepare` set.
         environment: the variables that a runtime reads, as they were once it was done.
     """
 
+    pressure: str
     late: bool
     ours: dict[str, str]
     environment: dict[str, str]
@@ -78,11 +89,35 @@ def vendor() -> str:
     return found[1] if found else ""
 
 
-def wanted(environment: dict[str, str]) -> dict[str, str]:
-    """The variables to set beside those of ``environment``, none that the user's own decide."""
+def pressure_file(environment: Mapping[str, str]) -> str:
+    """The file that says how long tasks waited for a processor, of this process's control group or
+    of the machine.
+
+    Empty where the kernel keeps none, where ``environment`` says how libgomp's threads wait, and
+    where the C++ kernels, which read it, are not built.
+    """
+    if {POLICY, SPINS} & environment.keys() or find_spec("bertfast._C") is None:
+        return ""
+    groups: list[str] = []
+    with suppress(OSError):
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    own = [
+        f"/sys/fs/cgroup{name[3:].rstrip('/')}/cpu.pressure" for name in groups if name[:3] == "0::"
+    ]
+    for path in (*own, *PRESSURE):
+        with suppress(OSError):
+            if Path(path).read_text(encoding="utf-8").startswith("some "):
+                return path
+    return ""
+
+
+def wanted(environment: Mapping[str, str], pressure: str = "") -> dict[str, str]:
+    """The variables to set beside those of ``environment``, none that the user's own decide;
+    libgomp's only where there is no ``pressure`` file to switch it by.
+    """
     found = {}
     turns = TURNS.get(vendor())
-    if turns is not None and not {POLICY, SPINS} & environment.keys():
+    if turns is not None and not pressure and not {POLICY, SPINS} & environment.keys():
         found[SPINS] = str(turns)
     if not {POLICY, BLOCKS, LIBRARY} & environment.keys():
         found[BLOCKS] = str(BLOCKTIME)
@@ -102,13 +137,17 @@ def loaded() -> list[str]:
 
 
 def prepare() -> Prepared:
-    """Asks for the short spin by setting environment variables, unless the runtime has started."""
+    """Finds the file to switch libgomp by, and sets the variables that ask for a short spin unless
+    the runtime has started.
+    """
     late = "torch" in sys.modules or any(
         path.rsplit("/", 1)[-1].startswith("libgomp.so") for path in loaded()
     )
-    ours = {} if late else wanted(dict(os.environ))
+    pressure = pressure_file(os.environ)
+    ours = {} if late else wanted(os.environ, pressure)
     os.environ.update(ours)
-    return Prepared(late, ours, {name: os.environ[name] for name in READ if name in os.environ})
+    read = {name: os.environ[name] for name in READ if name in os.environ}
+    return Prepared(pressure, late, ours, read)
 
 
 PREPARED = prepare()
@@ -124,6 +163,11 @@ def runtime() -> str:
     return "libomp" if sys.platform == "darwin" else "libgomp"
 
 
+def switches() -> bool:
+    """Whether the C++ kernels switch how this process's threads wait."""
+    return bool(PREPARED.pressure) and runtime() == "libgomp"
+
+
 def report() -> dict[str, Any]:
     """How this process waits, as plain JSON values: what is in force, who set it, what to do.
 
@@ -132,7 +176,10 @@ def report() -> dict[str, Any]:
     """
     name, environment = runtime(), PREPARED.environment
     setter = next((variable for variable in DECIDES[name] if variable in environment), None)
-    if setter is None:
+    switched = switches()
+    if switched:
+        waiting, by = SWITCHED, f"bertfast, by {PREPARED.pressure}"
+    elif setter is None:
         waiting, by = DEFAULTS[name], DEFAULT
     else:
         value = environment[setter]
@@ -145,7 +192,7 @@ def report() -> dict[str, Any]:
         "set_by": by,
         "environment": environment,
         "late": PREPARED.late,
-        "advice": _advice(name, setter),
+        "advice": "nothing" if switched else _advice(name, setter),
     }
 
 
@@ -166,6 +213,6 @@ def warn_if_late(threads: int) -> None:
     """Warns, once a process, where ``import torch`` came before ``import bertfast`` and so many
     threads wait by the runtime's default.
     """
-    found = report() if PREPARED.late and threads > 1 else {}
+    found = report() if PREPARED.late and not switches() and threads > 1 else {}
     if found.get("set_by") == DEFAULT and found["advice"] != "nothing":
         warnings.warn(f"OpenMP's threads {found['waiting']}: {found['advice']}", stacklevel=3)

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from bertfast import openmp
+
 from .triton_compat import HAS_TRITON, INTERPRETED
 
 try:
@@ -26,6 +28,8 @@ except ImportError as error:
     NO_EXTENSION = f"the C++ extension bertfast._C is not built ({error})"
 
 _C: Any = _extension
+if _C is not None and openmp.switches():
+    _C.set_pressure_file(openmp.PREPARED.pressure)
 
 
 def _isa_error() -> str:

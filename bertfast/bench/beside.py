@@ -36,6 +36,7 @@ from .timing import NOISE_BOUND, is_noisy, spread
 ROUNDS = 3
 PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 LEAST_STEPS = 2  # of a window, however slow they are
+SETTLING = 1.0  # seconds of steps before a window, in which bertfast's threads see who is there
 SITUATIONS = ("alone", "two trainings", "busy loop")
 SPINNING = "default"
 # It ends by itself when the process that started it has gone.
@@ -52,7 +53,7 @@ def policies() -> dict[str, dict[str, str]]:
     """The ways to wait, by name, as the variables that ask for each; PyTorch's own is the first."""
     ways = {
         SPINNING: {openmp.SPINS: "300000", openmp.BLOCKS: "200"},
-        "bertfast": openmp.wanted({}),
+        "bertfast": openmp.wanted({}, openmp.pressure_file({})),
         "passive": {openmp.POLICY: "passive"},
     }
     given = set(openmp.PREPARED.environment) - set(openmp.PREPARED.ours) - {"OMP_NUM_THREADS"}
@@ -314,6 +315,9 @@ def work(source: IO[str], sink: IO[str]) -> None:
     say("ready")
     for line in source:
         least, count = json.loads(line), 0
+        settled = time.perf_counter() + SETTLING
+        while time.perf_counter() < settled:
+            step()
         start, used = time.perf_counter(), time.process_time()
         while count < LEAST_STEPS or time.perf_counter() - start < least:
             step()

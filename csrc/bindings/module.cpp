@@ -2,6 +2,7 @@
 #include <cstdlib>
 
 #include "call.h"
+#include "spin.h"
 
 namespace bertfast {
 
@@ -81,6 +82,19 @@ PYBIND11_MODULE(_C, module) {
   bind_rotary(module);
   bind_widened_product(module);
   module.def("capabilities", &capabilities, "The instruction sets that run here, best first, and the one that is used.");
+  module.def("set_pressure_file", &set_pressure_file, py::arg("path"),
+             "Names the kernel's file of Pressure Stall Information by which OpenMP's threads spin or sleep; empty: none.");
+  module.def(
+      "spin_state",
+      [] {
+        const SpinState state = spin_state();
+        py::dict result;
+        result["watching"] = state.watching;
+        result["sleeping"] = state.sleeping;
+        result["switches"] = state.switches;
+        return result;
+      },
+      "Whether that file is watched; whether threads sleep at once by now; how often that began.");
   module.def("set_isa", [](const std::string &name) { selected = find(name); }, "Uses that instruction set from now on.",
              py::arg("name"));
 }

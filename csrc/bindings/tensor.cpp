@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "spin.h"
+
 namespace bertfast {
 
 namespace {
@@ -216,6 +218,7 @@ void check_apart(const std::vector<const Tensor *> &written, const std::vector<c
 
 int thread_count(int64_t threads) {
   REQUIRE(threads >= 1 && threads <= 1024, "threads is " + std::to_string(threads) + "; it must be from 1 to 1024");
+  if (threads > 1) watch_pressure(static_cast<int>(threads));
   return static_cast<int>(threads);
 }
 

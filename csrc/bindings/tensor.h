@@ -82,7 +82,7 @@ Tensor argument(const char *name, py::handle object, Dtype dtype, std::initializ
 // indices would follow what it wrote.
 void check_apart(const std::vector<const Tensor *> &written, const std::vector<const Tensor *> &read);
 
-// An int from 1 to 1024: a library that cannot start a thread ends the process.
+// An int from 1 to 1024: a library that cannot start a thread ends the process. More than one start the watch of spin.h.
 int thread_count(int64_t threads);
 uint32_t dropout_threshold(int64_t threshold);
 void check_least(const char *name, int64_t value, int64_t least);
