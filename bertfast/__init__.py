@@ -4,8 +4,8 @@ Names are loaded on first use, so that ``import bertfast`` costs nothing. The mo
 configurations of every member are here under Hugging Face's names: ``bertfast.RobertaForMaskedLM``,
 ``bertfast.AlbertConfig``.
 
-The import comes before PyTorch's for one thing: it says how long OpenMP's threads may spin
-(`bertfast.openmp`), which their runtime reads when it starts.
+Where Linux does not tell whether others want the processors, the import says how long OpenMP's
+threads may spin (`bertfast.openmp`); their runtime reads it when it starts, with PyTorch.
 """
 
 from importlib import import_module
