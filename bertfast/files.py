@@ -81,8 +81,12 @@ def read_bytes(path: str | Path, most: int = SETTINGS) -> bytes:
 
 def read_text(path: str | Path, most: int = SETTINGS) -> str:
     """The text of a UTF-8 file; arguments and errors as of `read_bytes`."""
+    return _decoded(path, read_bytes(path, most))
+
+
+def _decoded(path: str | Path, data: bytes) -> str:
     try:
-        return read_bytes(path, most).decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BertfastError(
             f"{path}: is not UTF-8 text ({error.reason}: byte {error.object[error.start]:#04x})"
@@ -96,7 +100,10 @@ def read_json(path: str | Path) -> Any:
         BertfastError: as of `read_text`, or it is no JSON, or nested deeper than `DEPTH`, or holds
             a number of more than `DIGITS` digits or half of a surrogate pair.
     """
-    text = read_text(path)
+    return _parse_json(path, read_text(path))
+
+
+def _parse_json(path: str | Path, text: str) -> Any:
     try:
         value = json.loads(text, parse_int=_whole_number)
         _check_nesting(value)
@@ -114,11 +121,17 @@ def read_object(path: str | Path, *, optional: bool = False) -> dict[str, Any]:
     `read_json`.
     """
     try:
-        value = read_json(path)
+        data = read_bytes(path)
     except MissingFileError:
         if optional:
             return {}
         raise
+    return parse_object(path, data)
+
+
+def parse_object(path: str | Path, data: bytes) -> dict[str, Any]:
+    """The object in the bytes of a JSON file, which messages name; errors as of `read_json`."""
+    value = _parse_json(path, _decoded(path, data))
     if not isinstance(value, dict):
         raise BertfastError(f"{path}: holds a {type(value).__name__}; a JSON object is wanted")
     return value

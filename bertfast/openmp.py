@@ -27,6 +27,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from . import processor
+
 # Turns of libgomp's loop, a pause each, where nothing tells whether others want the processors:
 # about 0.4 ms, a compromise. A pause takes 140 cycles on Intel's
 # processors since Skylake, and 40 to 65 on AMD's. Elsewhere it takes one or two, and libgomp's own
@@ -81,12 +83,7 @@ class Prepared:
 
 def vendor() -> str:
     """The processor's maker as its CPUID spells it; empty where the system does not say."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    found = re.search(r"^vendor_id\s*:\s*(\S+)", text, re.M)
-    return found[1] if found else ""
+    return processor.fields().get("vendor_id", "")
 
 
 def pressure_file(environment: Mapping[str, str]) -> str:

@@ -6,36 +6,21 @@ import pytest
 
 from support import REPOSITORY
 
-LAYERS = {  # deepest first; modules of one layer do not import one another
-    "errors": 0,
-    "escape": 0,
-    "openmp": 0,
-    "_version": 0,
-    "__version__": 0,
-    "_C": 0,
-    "files": 1,
-    "card": 1,
-    "seeds": 1,
-    "progress": 1,
-    "resolve": 1,
-    "kernels": 1,
-    "packed": 2,
-    "config": 2,
-    "model": 3,
-    "objectives": 4,
-    "hub": 4,
-    "tokenization": 4,
-    "data": 5,
-    "sentences": 5,
-    "tasks": 6,
-    "training": 7,
-    "apps": 8,
-    "bench": 8,
-    "registration": 8,
-    "cli": 9,
-    "__main__": 10,
-    "__init__": 10,
-}
+TIERS = (  # deepest first; modules of one layer do not import one another
+    ("errors", "escape", "processor", "_version", "__version__", "_C"),
+    ("openmp", "files", "card", "seeds", "progress", "resolve"),
+    ("kernels",),
+    ("packed", "config"),
+    ("model",),
+    ("objectives", "hub", "tokenization"),
+    ("data", "sentences"),
+    ("tasks",),
+    ("training",),
+    ("apps", "bench", "registration"),
+    ("cli",),
+    ("__main__", "__init__"),
+)
+LAYERS = {name: layer for layer, names in enumerate(TIERS) for name in names}
 ROOTS = {"": REPOSITORY / "bertfast", "kernels": REPOSITORY / "kernels"}
 
 

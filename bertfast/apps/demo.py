@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bertfast import __version__
+from bertfast import __version__, processor
 from bertfast.apps import corpus
-from bertfast.apps.doctor import processor
 from bertfast.apps.plot import plot
 from bertfast.apps.report import runs_of, write_report
 from bertfast.config import BertConfig
@@ -101,7 +100,7 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
         "bertfast": __version__,
         "seed": seed,
         "machine": {
-            "processor": processor(),
+            "processor": processor.name(),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
         },

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bertfast import __version__, openmp
+from bertfast import __version__, openmp, processor
 from bertfast.kernels import dispatch, products
 
 PACKAGES = ("torch", "triton", "numpy", "tokenizers", "safetensors", "transformers", "tensorboard")
@@ -27,7 +27,7 @@ def report() -> dict[str, Any]:
     return {
         "machine": {
             "system": platform.platform(),
-            "processor": processor(),
+            "processor": processor.name(),
             "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
@@ -92,18 +92,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def show(facts: dict[str, Any]) -> None:

@@ -204,7 +204,7 @@ def search(
     seconds of a call.
     """
     with tuning.trying(problem.kernel, usual):
-        wanted = problem.run()
+        expected = problem.run()
         usual_seconds = measure(problem.run)
     best, seconds, unusable = usual, usual_seconds * (1 - LEAST_GAIN), 0
     for candidate in problem.grid:
@@ -212,7 +212,7 @@ def search(
             continue
         try:
             with tuning.trying(problem.kernel, candidate):
-                if not _agree(problem.run(), wanted, TOLERANCE[dtype]):
+                if not _agree(problem.run(), expected, TOLERANCE[dtype]):
                     unusable += 1
                     continue
                 taken = measure(problem.run)
@@ -226,8 +226,10 @@ def search(
     return Found(best, usual_seconds if best is usual else seconds, usual_seconds, unusable)
 
 
-def _agree(results: tuple[Tensor, ...], wanted: tuple[Tensor, ...], tolerance: float) -> bool:
-    pairs = [(x.detach().float(), y.detach().float()) for x, y in zip(results, wanted, strict=True)]
+def _agree(results: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolerance: float) -> bool:
+    pairs = [
+        (x.detach().float(), y.detach().float()) for x, y in zip(results, expected, strict=True)
+    ]
     return all(float((x - y).norm()) <= tolerance * float(y.norm()) for x, y in pairs)
 
 

@@ -5,36 +5,27 @@ from __future__ import annotations
 import platform
 import re
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bertfast import __version__
+from bertfast import __version__, processor
 
 PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "numpy", "pytest-benchmark")
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def describe_machine(device: str) -> dict[str, Any]:
     """What ran the cases, without the host's name or paths."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    flags: set[str] = set()
-    if cpuinfo.exists():
-        text = cpuinfo.read_text()
-        if found := re.search(r"^model name\s*:\s*(.+)$", text, re.M):
-            processor = found[1].strip()
-        if found := re.search(r"^flags\s*:\s*(.+)$", text, re.M):
-            flags = set(found[1].split())
-    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    flags = processor.fields().get("flags", "").split()
     machine: dict[str, Any] = {
         "device": device,
-        "processor": processor,
+        "processor": processor.name(),
         "threads": torch.get_num_threads(),
-        "instructions": [flag for flag in wanted if flag in flags],
+        "instructions": [flag for flag in INSTRUCTIONS if flag in flags],
         "system": platform.system(),
     }
-    name = f"{processor} {machine['threads']} threads"
+    name = f"{processor.name()} {machine['threads']} threads"
     if device == "cuda":
         name = machine["gpu"] = torch.cuda.get_device_name()
         machine["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))

@@ -225,9 +225,9 @@ def _peer(
     shape = transformers.BertConfig(**config.to_dict())
     shape._attn_implementation = attention
     model = transformers.BertForMaskedLM(shape)
-    wanted = {name for name, _ in model.named_parameters()}
+    names = {name for name, _ in model.named_parameters()}
     model.load_state_dict(
-        {name: value for name, value in ours.state_dict().items() if name in wanted}, strict=False
+        {name: value for name, value in ours.state_dict().items() if name in names}, strict=False
     )
     model = model.to(
         device, torch.bfloat16 if cast == "bfloat16 weights" else torch.float32

@@ -81,12 +81,12 @@ class TokenStore:
         files, folder = [Path(path) for path in paths], Path(folder)
         origin = _origin(files, tokenizer, text_field)
         try:
-            told = read_object(folder / "origin.json")
+            stored = read_object(folder / "origin.json")
         except BertfastError:
-            told = {}
-        sums = told.pop("sums", None)
+            stored = {}
+        sums = stored.pop("sums", None)
         try:
-            if told == origin and isinstance(sums, dict | None):
+            if stored == origin and isinstance(sums, dict | None):
                 return cls.open(folder, sums)
         except BertfastError as error:
             print(f"bertfast: {error}; making it again from the text", file=sys.stderr)

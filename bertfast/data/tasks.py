@@ -93,7 +93,7 @@ def read_task(
                     "(--text-column, --pair-column and --label-column name them; a table needs a header line)"
                 )
         words = [
-            None if name is None else _cell(row[name], path, line, name, "a text is wanted")
+            None if name is None else _cell(row[name], path, line, name, "a text is advice")
             for name in (text, pair_column)
         ]
         label: str | tuple[str, ...] | None = None
@@ -120,7 +120,7 @@ def _suffix(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
-def _cell(value: Any, path: Path, line: int, column: str, wanted: str) -> str:
+def _cell(value: Any, path: Path, line: int, column: str, advice: str) -> str:
     """A cell as text; of JSON, null is an empty one and a number is as it is written.
 
     Raises:
@@ -129,7 +129,7 @@ def _cell(value: Any, path: Path, line: int, column: str, wanted: str) -> str:
     if isinstance(value, list | dict):
         kind = "list" if isinstance(value, list) else "object"
         raise BertfastError(
-            f"{path}, line {line}: {column!r} holds a JSON {kind}, {quoted(json.dumps(value))}; {wanted}"
+            f"{path}, line {line}: {column!r} holds a JSON {kind}, {quoted(json.dumps(value))}; {advice}"
         )
     text = "" if value is None else str(value)
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
@@ -142,8 +142,8 @@ def _cell(value: Any, path: Path, line: int, column: str, wanted: str) -> str:
 def _label(value: Any, path: Path, line: int, column: str, lists: bool) -> str | tuple[str, ...]:
     if not (lists and isinstance(value, list)):
         return _cell(value, path, line, column, ONE_A_ROW).strip()
-    wanted = "a list holds labels, each a word or a number"
-    return tuple(_cell(item, path, line, column, wanted).strip() for item in value)
+    advice = "a list holds labels, each a word or a number"
+    return tuple(_cell(item, path, line, column, advice).strip() for item in value)
 
 
 def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:

@@ -108,22 +108,22 @@ def load_weights(
     base, member = f"{model.member.base}.", model.member
     pooler = f"{base}pooler."  # a head, where the checkpoint was trained without one
     prefix = base if model.base is model else ""
-    wanted = {prefix + name: name for name in own}
+    expected = {prefix + name: name for name in own}
 
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in expected if name not in found]
     kept = (
         [name for name in missing if not name.startswith(base) or name.startswith(pooler)]
         if new_head_ok
         else []
     )
     absent = [f"missing {name}" for name in missing if name not in kept]
-    heads = member.head_paths - {name.rpartition(".")[0] for name in wanted}
+    heads = member.head_paths - {name.rpartition(".")[0] for name in expected}
     if model.mlm is not None:
         heads -= set(member.lm.paths.values())
     unknown = [
         f"unknown {name}"
         for name in found
-        if name not in wanted
+        if name not in expected
         and not name.startswith(pooler)
         and name not in heads
         and name.rpartition(".")[0] not in heads
@@ -132,10 +132,10 @@ def load_weights(
     ]
     misshapen = [
         f"{name} holds {found[name].dtype}"
-        for name in wanted
+        for name in expected
         if name in found and not found[name].is_floating
     ]
-    for name, target in wanted.items():
+    for name, target in expected.items():
         if name in found and found[name].shape != tuple(own[target].shape):
             shapes = f"{found[name].shape}, the config wants {tuple(own[target].shape)}"
             if mismatched_ok and name.rpartition(".")[0] in member.head_paths - set(
@@ -162,10 +162,10 @@ def load_weights(
     if on_meta:
         own = model.to_empty(device=torch.get_default_device()).state_dict()
     with torch.no_grad():
-        for name, target in wanted.items():
+        for name, target in expected.items():
             if name not in kept:
                 own[target].copy_(found[name].read())
-    return [wanted[name] for name in kept]
+    return [expected[name] for name in kept]
 
 
 def _equal(kept: Tensor, tied: Tensor) -> bool:

@@ -30,6 +30,8 @@ from .tying import tie
 
 SITES_PER_LAYER = 3  # dropouts: attention probabilities, attention output, feed-forward
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+
 Seeds = tuple[Tensor | None, ...]
 
 
@@ -58,9 +60,9 @@ class Encoded:
 
     Attributes:
         states: the embeddings' output and each block's, (tokens, hidden); not the last block's
-            where only the rows below were wanted.
-        first: (sequences, hidden), each sequence's first token, where it was wanted; zeros for an
-            empty one.
+            where only the rows below were asked for.
+        first: (sequences, hidden), each sequence's first token, where it was asked for; zeros for
+            an empty one.
         predicted: (masked, hidden), the last block's rows at the masked positions that
             `Encoder.encode` was given.
         batch: what was encoded.
@@ -344,13 +346,7 @@ class Encoder:
             positions = batch.position_ids + offset if offset else batch.position_ids
             sequences = Sequences(batch.cu_seqlens, batch.max_seqlen, positions, batch.max_seqlen)
             return batch, None, None, sequences
-        check_tensors(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-        )
+        check_tensors(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         given = input_ids if input_ids is not None else inputs_embeds
         if given is None or (input_ids is not None and inputs_embeds is not None):
             raise BertfastError("give either input_ids or inputs_embeds")
@@ -446,9 +442,11 @@ class Encoder:
         return fold_in(base, DROPOUT, torch.arange(sites, device=device)).split(1)
 
 
-def check_tensors(**inputs: Any) -> None:
-    """Raises BertfastError for an input that is neither a tensor nor None, with what to pass."""
-    for name, value in inputs.items():
+def check_tensors(*inputs: Any) -> None:
+    """Raises BertfastError for one of the `INPUTS` that is neither a tensor nor None, with what to
+    pass.
+    """
+    for name, value in zip(INPUTS, inputs, strict=True):
         if value is None or isinstance(value, Tensor):
             continue
         kind = type(value).__name__

@@ -669,21 +669,15 @@ class ForMultipleChoice(_SequenceHead):
                 )
             encoded = self.base.encode(input_ids, seed=seed, every_row=every_row)
         else:
-            check_tensors(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-            )
+            inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+            check_tensors(*inputs)
             given = input_ids if input_ids is not None else inputs_embeds
             if given is None or given.dim() < 3:
                 raise BertfastError(
                     "the input of multiple choice must be (questions, choices, positions)"
                 )
             num_choices = given.shape[1]
-            ids = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-            flat = (None if x is None else x.flatten(0, 1) if x.dim() > 2 else x for x in ids)
+            flat = (None if x is None else x.flatten(0, 1) if x.dim() > 2 else x for x in inputs)
             encoded = self.base.encode(*flat, seed=seed, every_row=every_row)
         logits = self.classify(self.features(encoded), encoded.head_seed).view(-1, num_choices)
         return MultipleChoiceModelOutput(

@@ -65,10 +65,12 @@ def distillation_loss(
         teacher_table.detach(),
         None if teacher_bias is None else teacher_bias.detach(),
     )
-    wanted = torch.is_grad_enabled() and any(
+    needs_gradients = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (rows, table, bias)
     )
-    loss: Tensor = _SoftTargets.apply(rows, table, bias, teacher, counted, temperature, wanted)
+    loss: Tensor = _SoftTargets.apply(
+        rows, table, bias, teacher, counted, temperature, needs_gradients
+    )
     return loss
 
 
@@ -82,7 +84,7 @@ class _SoftTargets(torch.autograd.Function):
         teacher: tuple[Tensor, Tensor, Tensor | None],
         counted: Tensor,
         temperature: float,
-        wanted: bool,
+        needs_gradients: bool,
     ) -> Tensor:
         wide = torch.promote_types(rows.dtype, torch.float32)
         scale = counted.to(wide) * temperature**2 / counted.sum().clamp(min=1)
@@ -102,13 +104,13 @@ class _SoftTargets(torch.autograd.Function):
                 logs = linear(rows[block], table, bias).to(wide).div_(temperature).log_softmax(1)
                 shares = targets.exp()
                 loss += targets.sub_(logs).mul_(shares).sum(1) @ scale[block]
-                if wanted:
+                if needs_gradients:
                     dlogits = logs.exp_().sub_(shares).mul_(scale[block, None] / temperature)
                     dbias += dlogits.sum(0)
                     dlogits = dlogits.to(rows.dtype)
                     products.mm(dlogits, table, out=drows[block])
                     dtable += products.mm(dlogits.T, rows[block])
-        if wanted:
+        if needs_gradients:
             ctx.save_for_backward(
                 drows, dtable.to(table.dtype), None if bias is None else dbias.to(bias.dtype)
             )

@@ -87,15 +87,15 @@ class ReplacedTokenDetection(nn.Module):
         read = replace(
             batch, input_ids=ids, token_labels=labels, masked_positions=None, masked_labels=None
         )
-        told = self.discriminator(read, seed=fold_in(seed, DISCRIMINATOR))
+        output = self.discriminator(read, seed=fold_in(seed, DISCRIMINATOR))
         counted = labels != IGNORE_INDEX
         return ReplacedTokenOutput(
-            loss=mlm_loss + DISCRIMINATOR_WEIGHT * told.loss,
+            loss=mlm_loss + DISCRIMINATOR_WEIGHT * output.loss,
             mlm_loss=mlm_loss,
-            rtd_loss=told.loss,
+            rtd_loss=output.loss,
             mlm_correct=mlm_correct,
             mlm_count=mlm_count,
-            rtd_correct=(((told.logits > 0).long() == labels) & counted).sum(),
+            rtd_correct=(((output.logits > 0).long() == labels) & counted).sum(),
             rtd_count=counted.sum(),
         )
 
@@ -166,22 +166,22 @@ class Distillation(nn.Module):
             rows, encoded.table, batch.masked_labels
         )
         with torch.no_grad():
-            told = teacher.encode_masked(batch, None, every_row=True)
-            assert told.predicted is not None
-            wanted = teacher.mlm.transform(told.predicted)
+            targets = teacher.encode_masked(batch, None, every_row=True)
+            assert targets.predicted is not None
+            target_rows = teacher.mlm.transform(targets.predicted)
         soft_loss = distillation_loss(
             rows,
             student.mlm.cast(encoded.table, rows),
             student.mlm.cast(student.mlm.bias, rows),
-            wanted,
-            told.table.to(wanted.dtype),
-            teacher.mlm.cast(teacher.mlm.bias, wanted),
+            target_rows,
+            targets.table.to(target_rows.dtype),
+            teacher.mlm.cast(teacher.mlm.bias, target_rows),
             batch.masked_labels >= 0,
         )
         loss = SOFT_WEIGHT * soft_loss + MLM_WEIGHT * mlm_loss
         cosine = None
         if student.config.hidden_size == teacher.config.hidden_size:
-            cosine = cosine_loss(encoded.last, told.last, batch)
+            cosine = cosine_loss(encoded.last, targets.last, batch)
             loss = loss + COSINE_WEIGHT * cosine
         return DistillationOutput(
             loss=loss,

@@ -216,12 +216,12 @@ class ReplacedTokens(Objective):
         if not isinstance(setup.shape, ElectraConfig):
             raise wrong_member(setup, "ElectraForPreTraining")
         discriminator = ElectraForPreTraining(setup.shape)
-        told = setup.config_at(GENERATOR)
-        own = told or generator_config(setup.shape, setup.options.generator_size)
+        published = setup.config_at(GENERATOR)
+        own = published or generator_config(setup.shape, setup.options.generator_size)
         assert isinstance(own, ElectraConfig)
         generator = ElectraForMaskedLM(own)
         setup.load_weights(discriminator)
-        if told is not None:
+        if published is not None:
             setup.load_weights(generator, GENERATOR)
         return ReplacedTokenDetection(discriminator, generator)
 

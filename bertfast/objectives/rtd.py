@@ -60,11 +60,11 @@ def sample_tokens(
             logits = linear(rows[block], table, bias)
             running = logits.to(torch.promote_types(logits.dtype, torch.float32))
             running.sub_(running.amax(1, keepdim=True)).exp_().cumsum_(1)
-            wanted = share[block, None].to(running.dtype) * running[:, -1:]
+            reached = share[block, None].to(running.dtype) * running[:, -1:]
             # The bound is for logits that are not numbers: the step will be refused for its loss,
             # but first the id is looked up.
             sampled[block] = (
-                torch.searchsorted(running, wanted).squeeze(1).clamp(max=table.shape[0] - 1)
+                torch.searchsorted(running, reached).squeeze(1).clamp(max=table.shape[0] - 1)
             )
     return sampled
 

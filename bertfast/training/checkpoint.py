@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.files import file_sha256, make_folder, read_bytes, read_object, write_atomically
+from bertfast.files import file_sha256, make_folder, parse_object, read_bytes, write_atomically
 from bertfast.model.weights import WEIGHTS, plain, read_safetensors
 
 STATE_TENSORS, STATE_VALUES = "training_state.safetensors", "training_state.json"
@@ -118,19 +118,19 @@ def restore_optimizer(
         raise BertfastError(
             f"the training state {'has' if foreign else 'lacks'} {(foreign or absent)[0]}; it belongs to another model"
         )
-    told = optimizer.state_dict()
-    told["state"] = {}
+    state_dict = optimizer.state_dict()
+    state_dict["state"] = {}
     number = 0
     for place, group in enumerate(optimizer.param_groups):
         for weight in group["params"]:
             if names[weight] in found:
-                told["state"][number] = found[names[weight]]
+                state_dict["state"][number] = found[names[weight]]
             number += 1
         if values is not None:
-            kept = told["param_groups"][place]
+            kept = state_dict["param_groups"][place]
             for key, value in values["groups"][place].items():
                 kept[key] = tuple(value) if isinstance(kept.get(key), tuple) else value
-    optimizer.load_state_dict(told)
+    optimizer.load_state_dict(state_dict)
 
 
 def save_checkpoint(
@@ -285,9 +285,9 @@ def resume_from(run: Path) -> tuple[Path, TrainingState] | None:
     return None
 
 
-def _values(path: Path) -> dict[str, Any]:
+def _values(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        return read_object(path)
+        return parse_object(path, text)
     except BertfastError as error:
         raise BertfastError(f"{path}: is no training state ({error})") from error
 
@@ -301,13 +301,13 @@ def load_checkpoint(folder: Path) -> TrainingState:
     path = folder / STATE_VALUES
     try:
         text = read_bytes(path)
-        told = read_bytes(folder / STATE_SUM) if os.path.lexists(folder / STATE_SUM) else None
-        if told not in (None, _sum_line(text)):
+        stored_sum = read_bytes(folder / STATE_SUM) if os.path.lexists(folder / STATE_SUM) else None
+        if stored_sum not in (None, _sum_line(text)):
             raise BertfastError(f"{path}: is damaged: it does not match {STATE_SUM}")
-        values = _values(path)
+        values = _values(path, text)
         values["step"] = int(values["step"])
         sums = values.pop(FILES, None)
-        if (sums is None) != (told is None):
+        if (sums is None) != (stored_sum is None):
             raise BertfastError(f"{path}: is damaged: it and {STATE_SUM} do not belong together")
         for name, expected in (sums or {}).items():
             if not (folder / name).is_file():

@@ -201,5 +201,5 @@ def _number(
     if good and least is not None:
         good = value >= least  # type: ignore[operator]
     if not good:
-        wanted = f"above {above}" if above is not None else f"at least {least}"
-        raise BertfastError(f"{name.replace('_', '-')} is {value!r}; it must be a number {wanted}")
+        bound = f"above {above}" if above is not None else f"at least {least}"
+        raise BertfastError(f"{name.replace('_', '-')} is {value!r}; it must be a number {bound}")

@@ -64,12 +64,14 @@ class Predictor:
         check_tokenizer_fits(self.tokenizer, model.config, f"{folder}: the tokenizer")
         SpecialIds(self.tokenizer, folder)
         # What training cut texts to is what predictions cut them to.
-        told = read_object(Path(folder) / "tokenizer_config.json", optional=True).get(
+        longest = read_object(Path(folder) / "tokenizer_config.json", optional=True).get(
             "model_max_length"
         )
         positions = model.config.max_length
         self.max_length = (
-            min(int(told), positions) if isinstance(told, (int, float)) and told >= 4 else positions
+            min(int(longest), positions)
+            if isinstance(longest, (int, float)) and longest >= 4
+            else positions
         )
         self.columns = labelled.Columns(
             *(settings.get(f"{column}_column") for column in labelled.Columns._fields)
