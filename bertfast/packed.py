@@ -39,11 +39,15 @@ class Budget(NamedTuple):
         for about a thousand of them: gigabytes, where no two batches are of a size.
         """
         return Budget(
-            _on_grid(self.tokens), _on_grid(self.sequences), _on_grid(self.masked), self.max_seqlen
+            grid_size(self.tokens),
+            grid_size(self.sequences),
+            grid_size(self.masked),
+            self.max_seqlen,
         )
 
 
-def _on_grid(size: int) -> int:
+def grid_size(size: int) -> int:
+    """The next size of the grid of `Budget.rounded`."""
     step = max(8, 1 << max(size.bit_length() - 6, 0))
     return -(-size // step) * step
 
@@ -330,7 +334,7 @@ class Padding:
             )
         real = mask.to(device) != 0
         rows = real.flatten().nonzero().squeeze(1)
-        self.rows = F.pad(rows, (0, _on_grid(len(rows)) - len(rows)), value=-1) if slack else rows
+        self.rows = F.pad(rows, (0, grid_size(len(rows)) - len(rows)), value=-1) if slack else rows
         lengths = real.sum(1, dtype=torch.int32)
         self.cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
         self.max_seqlen = int(lengths.max()) if sequences else 0

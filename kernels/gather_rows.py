@@ -22,6 +22,7 @@ from .checks import (
     check_tensor,
     register_fake,
 )
+from .threads import num_threads
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -94,7 +95,7 @@ def _gather_rows(x: Tensor, index: Tensor, backend: str) -> Tensor:
             x=x,
             index=index,
             out=out,
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         _check_launch(backend, x, index, x.shape[0])
@@ -111,7 +112,7 @@ def _scatter_rows(dout: Tensor, index: Tensor, rows: int, backend: str) -> Tenso
             dout=dout,
             index=index,
             dx=dx,
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         _check_launch(backend, dout, index, rows)

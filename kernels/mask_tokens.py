@@ -34,6 +34,7 @@ from .checks import (
     register_fake,
 )
 from .philox import as_seed
+from .threads import num_threads
 from .triton_compat import tl, triton
 
 WORD_RANGE = 1 << 32
@@ -140,7 +141,7 @@ def _mask_tokens(
             random_below=random_below,
             ignore_index=ignore_index,
             seed=int(seed),
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
         return masked, labels
     check_integers("input_ids", input_ids, ("tokens",), torch.int64)

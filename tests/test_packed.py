@@ -196,6 +196,75 @@ def test_a_batch_whose_fields_do_not_fit_is_refused(change):
         batch.check()
 
 
+OWN = {
+    "per_token": {
+        "tag": torch.tensor([3, 4, 5]),
+        "weight": torch.tensor([[0.5, 1.0]] * 3),
+        "read": torch.tensor([True, True, False]),
+        "byte": torch.tensor([7, 8, 9], dtype=torch.uint8),
+    },
+    "per_sequence": {"length": torch.tensor([2, 1]), "share": torch.tensor([0.5, 0.25])},
+    "per_masked": {"rank": torch.tensor([6], dtype=torch.int32)},
+}
+
+
+def with_own(**changes):
+    """A batch with tensors of an objective's own."""
+    batch = predicting()
+    for group, own in OWN.items():
+        getattr(batch, group).update(own | changes.get(group, {}))
+    return batch
+
+
+def test_own_tensors_are_padded_with_what_counts_for_nothing():
+    padded = with_own().pad_to(5, 4, 2, 7)
+    padded.check()
+    assert padded.per_token["tag"].tolist() == [3, 4, 5, -100, -100]
+    assert padded.per_token["weight"].tolist() == [[0.5, 1.0]] * 3 + [[0.0, 0.0]] * 2
+    assert padded.per_token["read"].tolist() == [True, True, False, False, False]
+    assert padded.per_token["byte"].tolist() == [7, 8, 9, 0, 0]
+    assert padded.per_sequence["length"].tolist() == [2, 1, -100, -100]
+    assert padded.per_sequence["share"].tolist() == [0.5, 0.25, 0.0, 0.0]
+    assert padded.per_masked["rank"].tolist() == [6, -100]
+    for name, x in padded.tensors().items():
+        assert x.dtype == with_own().tensors()[name].dtype, name
+
+
+def test_own_tensors_go_where_the_batch_goes():
+    moved = with_own().to("meta")
+    for group, own in OWN.items():
+        assert {name: x.device.type for name, x in getattr(moved, group).items()} == dict.fromkeys(
+            own, "meta"
+        )
+    assert with_own().per_token["tag"].device.type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
+def test_own_tensors_are_pinned_with_the_batch():
+    pinned = with_own().pin_memory()
+    assert all(x.is_pinned() for x in pinned.tensors().values())
+    assert all(torch.equal(x, with_own().tensors()[name]) for name, x in pinned.tensors().items())
+
+
+def test_own_tensors_take_the_grid_and_lose_the_slack_again():
+    batch, padded = with_own(), with_own().on_grid()
+    padded.check()
+    assert tuple(padded.sizes)[:3] == (8, 8, 8)
+    for group, size in (("per_token", 3), ("per_sequence", 2), ("per_masked", 1)):
+        for name, x in getattr(padded, group).items():
+            assert len(x) == 8
+            assert torch.equal(x[:size], getattr(batch, group)[name])
+    again = padded.on_grid()
+    assert all(torch.equal(x, padded.tensors()[name]) for name, x in again.tensors().items())
+
+
+@pytest.mark.parametrize("group", OWN)
+@pytest.mark.parametrize("wrong", [torch.zeros(4), torch.zeros(0, 3), torch.tensor(1.0)])
+def test_an_own_tensor_of_a_wrong_length_is_refused_by_its_name(group, wrong):
+    with pytest.raises(BertfastError, match=rf"{group}\['mine'\] has shape"):
+        with_own(**{group: {"mine": wrong}}).check()
+
+
 @pytest.mark.parametrize(
     ("lengths", "tokens", "sequences", "runs"),
     [

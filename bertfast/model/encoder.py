@@ -18,7 +18,7 @@ from bertfast import kernels
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 from bertfast.kernels.philox import as_seed
-from bertfast.packed import PackedBatch, Padding
+from bertfast.packed import Budget, PackedBatch, Padding
 from bertfast.seeds import DROPOUT, drawn_seed, fold_in
 
 from .attention import POSITIONS, Sequences, attend, convolve
@@ -65,7 +65,9 @@ class Encoded:
             an empty one.
         predicted: (masked, hidden), the last block's rows at the masked positions that
             `Encoder.encode` was given.
-        batch: what was encoded.
+        batch: what was encoded: a `PackedBatch` that was given has slack up to the grid of
+            `Budget.rounded` here, with its labels.
+        given: the sizes of the input.
         padding: the way back, where the input was padded.
         head_seed: of the dropouts in a head, when training.
         table: the word embeddings, as a tied output layer reads them.
@@ -75,6 +77,7 @@ class Encoded:
     first: Tensor | None
     predicted: Tensor | None
     batch: PackedBatch
+    given: Budget
     padding: Padding | None
     head_seed: Tensor | None
     table: Tensor
@@ -85,7 +88,13 @@ class Encoded:
 
     def as_input(self, x: Tensor) -> Tensor:
         """A per-token tensor in the form that the input had: packed, or padded."""
-        return x if self.padding is None else self.padding.unpack(x)
+        if self.padding is not None:
+            return self.padding.unpack(x)
+        return x if len(x) == self.given.tokens else x[: self.given.tokens]
+
+    def of_sequences(self, x: Tensor) -> Tensor:
+        """A per-sequence tensor of the input's sequences alone."""
+        return x if len(x) == self.given.sequences else x[: self.given.sequences]
 
     def hidden_states(self, requested: bool) -> tuple[Tensor, ...] | None:
         """`states` in the form that the input had; None where they are not requested."""
@@ -128,7 +137,7 @@ class Encoder:
         training: bool,
         seed: int | Tensor | None = None,
         read_first: bool = True,
-        masked_positions: Tensor | None = None,
+        read_masked: bool = False,
         every_row: bool = True,
         tied: bool = False,
         keep_padding: bool = False,
@@ -141,14 +150,14 @@ class Encoder:
             training: whether dropouts drop.
             seed: of the dropouts; None draws one from torch's generator.
             read_first: whether `Encoded.first` is wanted.
-            masked_positions: of a `PackedBatch`, whose rows `Encoded.predicted` is to hold.
-            every_row: False where the heads read the first tokens' rows and those at
-                masked_positions alone; the last block then computes no other past its attention.
+            read_masked: whether `Encoded.predicted` is wanted, of a `PackedBatch`.
+            every_row: False where the heads read the first tokens' rows and those at the masked
+                positions alone; the last block then computes no other past its attention.
             tied: an output layer reads `Encoded.table`.
             keep_padding: compute the outputs at padding too, as Hugging Face's models do, where
                 something reads them. Slow: attention then runs in plain PyTorch.
         """
-        batch, padding, embeds, sequences = self._inputs(
+        batch, given, padding, embeds, sequences = self._inputs(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, keep_padding
         )
         seeds = self._site_seeds(seed, batch.segment_ids.device, training)
@@ -176,8 +185,9 @@ class Encoder:
         if self.member.hides_padding:
             x = sequences.hide(x)
         read = [_first_tokens(batch.cu_seqlens)] if read_first else []
-        if masked_positions is not None:
-            read.append(masked_positions)
+        if read_masked:
+            assert batch.masked_positions is not None
+            read.append(batch.masked_positions)
         states = self._run(x, sequences, seeds, None if every_row else read)
         if every_row:
             rows = [kernels.gather_rows(states[-1], index) for index in read]
@@ -185,9 +195,10 @@ class Encoder:
             # A row that stands for no token is zeros, as a gathered one is.
             missing = torch.cat(read)[:, None] < 0
             rows = list(states.pop().masked_fill(missing, 0).split([len(index) for index in read]))
-        predicted = None if masked_positions is None else rows.pop()
+        predicted = rows.pop() if read_masked else None
         first = rows[0] if read_first else None
-        return Encoded(states, first, predicted, batch, padding, seeds[self._head_site], outer)
+        head_seed = seeds[self._head_site]
+        return Encoded(states, first, predicted, batch, given, padding, head_seed, outer)
 
     def pooled(self, encoded: Encoded) -> Tensor | None:
         """tanh(dense(first token)) of each sequence, where there is a pooler. Devlin et al.,
@@ -329,9 +340,11 @@ class Encoder:
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
         keep_padding: bool,
-    ) -> tuple[PackedBatch, Padding | None, Tensor | None, Sequences]:
-        """The packed batch, how it was padded, the word embeddings that stand in for ids, and where
-        the tokens stand.
+    ) -> tuple[PackedBatch, Budget, Padding | None, Tensor | None, Sequences]:
+        """The packed batch, its sizes as it was given, how it was padded, the word embeddings that
+        stand in for ids, and where the tokens stand.
+
+        Here every batch takes the grid of sizes, whichever loop made it.
         """
         offset = self.config.position_offset
         if isinstance(input_ids, PackedBatch):
@@ -343,12 +356,16 @@ class Encoder:
                 raise BertfastError(
                     "a PackedBatch carries its own segments, positions and boundaries; give nothing beside it"
                 )
+            given = batch.sizes
+            # A compiled graph has its own shapes, and the sizes may be no numbers yet.
+            if not torch.compiler.is_compiling():
+                batch = batch.on_grid()
             positions = batch.position_ids + offset if offset else batch.position_ids
             sequences = Sequences(batch.cu_seqlens, batch.max_seqlen, positions, batch.max_seqlen)
-            return batch, None, None, sequences
+            return batch, given, None, None, sequences
         check_tensors(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        given = input_ids if input_ids is not None else inputs_embeds
-        if given is None or (input_ids is not None and inputs_embeds is not None):
+        padded = input_ids if input_ids is not None else inputs_embeds
+        if padded is None or (input_ids is not None and inputs_embeds is not None):
             raise BertfastError("give either input_ids or inputs_embeds")
         if input_ids is not None and (
             input_ids.is_floating_point() or input_ids.dtype == torch.bool
@@ -362,11 +379,11 @@ class Encoder:
                 f"inputs_embeds have {inputs_embeds.shape[-1]} features and the model {width}"
             )
         dims = 2 if input_ids is not None else 3
-        if given.dim() != dims:
+        if padded.dim() != dims:
             raise BertfastError(
-                f"the input has shape {tuple(given.shape)}; it must be (sequences, positions{', hidden' * (dims - 2)})"
+                f"the input has shape {tuple(padded.shape)}; it must be (sequences, positions{', hidden' * (dims - 2)})"
             )
-        shape = (given.shape[0], given.shape[1])
+        shape = (padded.shape[0], padded.shape[1])
         limit = shape[1]
         if position_ids is None:
             most = self.config.max_positions
@@ -374,21 +391,21 @@ class Encoder:
                 raise BertfastError(
                     f"the input has {shape[1]} positions and the model {most}; truncate it"
                 )
-            position_ids = self._default_positions(input_ids, shape, given.device)
+            position_ids = self._default_positions(input_ids, shape, padded.device)
         elif position_ids.numel():
             limit = int(position_ids.max()) + 1
-        zeros = torch.zeros(shape, dtype=torch.int64, device=given.device)
+        zeros = torch.zeros(shape, dtype=torch.int64, device=padded.device)
         for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
             if ids is not None and tuple(ids.shape) not in (shape, (1, shape[1])):
                 raise BertfastError(
                     f"{name} has shape {tuple(ids.shape)} and the input {shape}; they must be the same"
                 )
-        padding = Padding(shape, attention_mask, given.device, slack=given.device.type == "cpu")
+        padding = Padding(shape, attention_mask, padded.device, slack=padded.device.type == "cpu")
         visible = None
         if keep_padding and padding.rows is not None:
             assert attention_mask is not None
-            visible = attention_mask.flatten().to(given.device) != 0
-            padding = Padding(shape, None, given.device)
+            visible = attention_mask.flatten().to(padded.device) != 0
+            padding = Padding(shape, None, padded.device)
         batch = PackedBatch(
             input_ids=padding.pack(zeros if input_ids is None else input_ids),
             segment_ids=padding.pack(
@@ -410,6 +427,7 @@ class Encoder:
         )
         return (
             batch,
+            batch.sizes,
             padding,
             None if inputs_embeds is None else padding.pack(inputs_embeds),
             sequences,

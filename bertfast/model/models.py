@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bertfast import kernels
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
-from bertfast.packed import IGNORE_INDEX, PackedBatch, padded_rows
+from bertfast.packed import IGNORE_INDEX, PackedBatch, grid_size, padded_rows
 
 from .checkpoint import check_layers, load_config, load_weights, save_pretrained
 from .encoder import Encoded, Encoder, check_tensors, make_tree
@@ -251,9 +251,10 @@ class EncoderModel(PreTrainedModel):
         encoded = self.encode(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, seed=seed
         )
+        pooled = self.encoder_run.pooled(encoded)
         return BaseModelOutputWithPooling(
             last_hidden_state=encoded.as_input(encoded.last),
-            pooler_output=self.encoder_run.pooled(encoded),
+            pooler_output=None if pooled is None else encoded.of_sequences(pooled),
             hidden_states=encoded.hidden_states(output_hidden_states),
         )
 
@@ -329,7 +330,7 @@ class MaskedLMModel(_HeadModel):
             *inputs,
             seed=seed,
             read_first=self.base.encoder_run.modules.pooler is not None,
-            masked_positions=batch.masked_positions,
+            read_masked=True,
             every_row=every_row,
             tied=True,
         )
@@ -344,14 +345,19 @@ class MaskedLMModel(_HeadModel):
         if encoded.padding is None:
             _no_labels_beside(batch, labels)
             if batch.masked_positions is None or batch.masked_labels is None:
-                return None, head.logits(encoded.last, table)
+                return None, encoded.as_input(head.logits(encoded.last, table))
             assert encoded.predicted is not None
             return head.loss(encoded.predicted, table, batch.masked_labels), None
         loss = None
         if labels is not None:
             packed = _packed_labels(encoded, labels)
             positions = (packed != IGNORE_INDEX).nonzero().squeeze(1)
-            loss = head.loss(kernels.gather_rows(encoded.last, positions), table, packed[positions])
+            rows, labels = kernels.gather_rows(encoded.last, positions), packed[positions]
+            if rows.device.type == "cpu" and not torch.compiler.is_compiling():
+                slack = grid_size(len(labels)) - len(labels)
+                rows = F.pad(rows, (0, 0, 0, slack))
+                labels = F.pad(labels, (0, slack), value=IGNORE_INDEX)
+            loss = head.loss(rows, table, labels)
         logits = encoded.as_input(head.logits(encoded.last, table)) if return_logits else None
         return loss, logits
 
@@ -449,7 +455,7 @@ class _PairPreTraining(MaskedLMModel):
             mlm_correct=correct,
             mlm_count=count,
             **{
-                logits_name: pair_logits,
+                logits_name: encoded.of_sequences(pair_logits),
                 f"{name}_loss": pair_loss,
                 f"{name}_correct": pair_correct,
             },
@@ -621,7 +627,7 @@ class ForSequenceClassification(_SequenceHead):
         encoded = self.base.encode(
             *inputs, seed=seed, every_row=self.reads_every_row or output_hidden_states
         )
-        logits = self.classify(self.features(encoded), encoded.head_seed)
+        logits = encoded.of_sequences(self.classify(self.features(encoded), encoded.head_seed))
         if isinstance(input_ids, PackedBatch):
             _no_labels_beside(input_ids, labels)
             labels = input_ids.labels
@@ -679,7 +685,8 @@ class ForMultipleChoice(_SequenceHead):
             num_choices = given.shape[1]
             flat = (None if x is None else x.flatten(0, 1) if x.dim() > 2 else x for x in inputs)
             encoded = self.base.encode(*flat, seed=seed, every_row=every_row)
-        logits = self.classify(self.features(encoded), encoded.head_seed).view(-1, num_choices)
+        scores = encoded.of_sequences(self.classify(self.features(encoded), encoded.head_seed))
+        logits = scores.view(-1, num_choices)
         return MultipleChoiceModelOutput(
             loss=None if labels is None else F.cross_entropy(logits.float(), labels),
             logits=logits,
@@ -775,8 +782,8 @@ class ForQuestionAnswering(_HeadModel):
         packed = padding is None
         return QuestionAnsweringModelOutput(
             loss=loss,
-            start_logits=logits[:, 0] if packed else starts,
-            end_logits=logits[:, 1] if packed else ends,
+            start_logits=encoded.as_input(logits)[:, 0] if packed else starts,
+            end_logits=encoded.as_input(logits)[:, 1] if packed else ends,
             hidden_states=encoded.hidden_states(output_hidden_states),
         )
 

@@ -69,10 +69,11 @@ class ReplacedTokenDetection(nn.Module):
 
     def forward(self, batch: PackedBatch, *, seed: int | Tensor) -> ReplacedTokenOutput:
         """One batch with masked positions; the generator's samples are drawn under the same seed."""
-        assert batch.masked_labels is not None
         generator, seed = self.generator, as_seed(seed, batch.input_ids.device)
         encoded = generator.encode_masked(batch, seed)
+        batch = encoded.batch
         assert encoded.predicted is not None
+        assert batch.masked_labels is not None
         rows = generator.mlm.transform(encoded.predicted)
         mlm_loss, mlm_correct, mlm_count = generator.mlm.loss_of_rows(
             rows, encoded.table, batch.masked_labels
@@ -157,10 +158,11 @@ class Distillation(nn.Module):
 
     def forward(self, batch: PackedBatch, *, seed: int | Tensor) -> DistillationOutput:
         """One batch with masked positions, which the teacher reads without dropout."""
-        assert batch.masked_labels is not None
         student, teacher = self.student, self.teacher
         encoded = student.encode_masked(batch, seed, every_row=True)
+        batch = encoded.batch
         assert encoded.predicted is not None
+        assert batch.masked_labels is not None
         rows = student.mlm.transform(encoded.predicted)
         mlm_loss, correct, count = student.mlm.loss_of_rows(
             rows, encoded.table, batch.masked_labels

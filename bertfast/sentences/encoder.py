@@ -146,15 +146,15 @@ class SentenceEncoder(nn.Module):
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         if self.pooling == ("cls",) and not skip:
-            first = self.encoder.encode(*inputs, seed=seed, every_row=False).first
-            assert first is not None
-            x = first
+            encoded = self.encoder.encode(*inputs, seed=seed, every_row=False)
+            assert encoded.first is not None
+            x = encoded.first
         else:
             encoded = self.encoder.encode(*inputs, seed=seed, read_first=False)
             x = pool(*_past(encoded.last, encoded.batch.cu_seqlens, skip), self.pooling)
         for step in self.steps:
             x = step(x)
-        return x
+        return encoded.of_sequences(x)
 
     def encode(
         self,

@@ -122,7 +122,7 @@ class Task:
 
     def outputs(self, output: Any, inputs: Sequence[Any]) -> list[Tensor]:
         """What `run` gave of each input: the rows of its logits."""
-        return list(output.logits.float().cpu()[: len(inputs)])
+        return list(output.logits.float().cpu())
 
     def score(
         self,

@@ -421,9 +421,9 @@ def _features(model: ForSequenceClassification, data: _Data, device: torch.devic
     model.eval()
     found: dict[int, Tensor] = {}
     for rows in batches_by_length(data.inputs):
-        batch = data.batch(rows).to(device).on_grid()
+        batch = data.batch(rows).to(device)
         encoded = model.base.encode(batch, every_row=model.reads_every_row)
-        found |= zip(rows, model.features(encoded)[: len(rows)], strict=True)
+        found |= zip(rows, encoded.of_sequences(model.features(encoded)), strict=True)
     return torch.stack([found[row] for row in range(len(data.inputs))])
 
 

@@ -119,7 +119,7 @@ def outputs_of(task: Task, model: Any, inputs: Sequence[Any], device: torch.devi
     found: dict[int, Any] = {}
     for rows in batches_by_length(inputs):
         chosen = [inputs[row] for row in rows]
-        output = task.run(model, task.batch(chosen).to(device).on_grid())
+        output = task.run(model, task.batch(chosen).to(device))
         found |= zip(rows, task.outputs(output, chosen), strict=True)
     return [found[row] for row in range(len(inputs))]
 

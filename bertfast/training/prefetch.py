@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
+
 from bertfast.errors import BertfastError
+from bertfast.kernels.threads import run_on_one_thread
 
 T = TypeVar("T")
 PATIENCE = 1.0  # seconds between looks at whether the worker still lives
@@ -18,7 +21,8 @@ PATIENCE = 1.0  # seconds between looks at whether the worker still lives
 def ahead(items: Iterator[T], count: int) -> Iterator[Iterator[T]]:
     """The items, of which a worker thread makes up to ``count`` ahead; 0 makes each when it is due.
 
-    An error in the worker is raised where its item was due. The worker ends with the block.
+    An error in the worker is raised where its item was due. The worker ends with the block. Its
+    own ops run on one thread: a second team of OpenMP's threads would take the step's processors.
 
     Raises:
         BertfastError: making an item fails, or the worker is gone.
@@ -27,7 +31,7 @@ def ahead(items: Iterator[T], count: int) -> Iterator[Iterator[T]]:
         yield items
         return
     made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(count)
-    done = threading.Event()
+    started, done = threading.Event(), threading.Event()
 
     def put(item: T | None, error: BaseException | None) -> None:
         while not done.is_set():
@@ -39,6 +43,8 @@ def ahead(items: Iterator[T], count: int) -> Iterator[Iterator[T]]:
 
     def work() -> None:
         try:
+            run_on_one_thread()
+            started.set()
             for item in items:
                 put(item, None)
                 if done.is_set():
@@ -69,7 +75,11 @@ def ahead(items: Iterator[T], count: int) -> Iterator[Iterator[T]]:
             yield item
 
     worker = threading.Thread(target=work, name="bertfast-batches", daemon=True)
+    threads = torch.get_num_threads()
     worker.start()
+    started.wait()
+    # The number that any thread sets is the one of threads that come later.
+    torch.set_num_threads(threads)
     try:
         yield take()
     finally:

@@ -298,7 +298,7 @@ class Trainer:
                 output, norm = self.graphed(batch, seed, rate, step + 1)
                 self.window.add(output, batch.num_tokens, batch.num_sequences)
                 return epoch, output["loss"], norm
-            output = self.model(batch.on_grid(), seed=seed)
+            output = self.model(batch, seed=seed)
             loss = output["loss"]
             (loss / self.accumulation).backward()
             if self.accumulation > 1 or not isinstance(self.optimizer, AdamW):

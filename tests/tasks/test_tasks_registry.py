@@ -42,8 +42,7 @@ class LongWords(bertfast.Task):
         return batch
 
     def outputs(self, output: Any, inputs: Any) -> list[Any]:
-        sizes = [item.tokens for item in inputs]
-        return list(output.logits[: sum(sizes)].float().split(sizes))
+        return list(output.logits.float().split([item.tokens for item in inputs]))
 
     def score(self, outputs: Any, inputs: Any, examples: Any, config: Any) -> dict[str, float]:
         found = torch.cat([output[1:-1].argmax(-1) for output in outputs])

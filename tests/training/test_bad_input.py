@@ -5,8 +5,9 @@ overwritten, nothing left over.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -486,3 +487,76 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(
     assert str(kept.relative_to(place)) in done.errors[0]
     weights = load(place / "run").state_dict()
     assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def stopped(said: str, place: Path, run: Callable[[], Outcome]) -> None:
+    """One line, exit code 2, and the last checkpoint is there to go on from."""
+    done = run()
+    assert done.code == 2, done
+    assert len(done.errors) == 1, done.err
+    assert said in done.errors[0]
+    assert "Traceback" not in done.err
+    assert [path.name for path in checkpoints(place / "run")] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("error", [SystemExit(9), MemoryError("no page left"), KeyError("row")])
+def test_a_worker_that_dies_keeps_the_checkpoint(
+    error: BaseException,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from bertfast.data.packing import Batches
+
+    monkeypatch.chdir(place)
+    command = pretrain(steps=3, checkpoint_every=1, objective="mlm")
+    iterate = Batches.iterate
+
+    def dies(self: Batches, start_step: int = 0) -> Iterator[Any]:
+        yield next(iterate(self, start_step))
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Batches, "iterate", dies)
+        said = f"making a batch failed ({type(error).__name__}"
+        stopped(said, place, lambda: run_cli(monkeypatch, capfd, *command))
+    assert run_cli(monkeypatch, capfd, *command, "--resume").code == 0
+
+
+def test_a_callback_that_raises_keeps_the_checkpoint(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import bertfast
+    from bertfast.training import trainer
+
+    class Tracker(bertfast.Callback):
+        def on_step(self, trainer: bertfast.Trainer, step: int) -> None:
+            if step == 2:
+                raise ConnectionError("no such host")
+
+    monkeypatch.chdir(place)
+    command = pretrain(steps=3, checkpoint_every=1, objective="mlm")
+    made = trainer.Trainer.__init__
+
+    def with_tracker(self: Any, *arguments: Any, **options: Any) -> None:
+        made(self, *arguments, **{**options, "callbacks": [Tracker()]})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.Trainer, "__init__", with_tracker)
+        said = "the callback Tracker failed in on_step (ConnectionError: no such host)"
+        stopped(said, place, lambda: run_cli(monkeypatch, capfd, *command))
+    assert run_cli(monkeypatch, capfd, *command, "--resume").code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (pretrain(objective="mine"), "objective is 'mine'; it must be one of mlm, mlm+nsp"),
+        (finetune(task="mine"), "task is 'mine'; it must be one of classification"),
+    ],
+    ids=["objective", "task"],
+)
+def test_what_is_not_registered_is_named_with_what_is(
+    command: list[object], said: str, fails: Callable[..., Outcome]
+) -> None:
+    assert said in fails(*command).errors[0]

@@ -98,7 +98,7 @@ def test_an_own_adamw_trains_as_pytorch_alone_does(tmp_path: Path) -> None:
     net = model().train()
     optimizer = OPTIMIZERS["AdamW"](net.parameters())
     for step, batch in enumerate(batches()):
-        net(batch.on_grid(), seed=step_seed(0, step, 0)).loss.backward()
+        net(batch, seed=step_seed(0, step, 0)).loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
         optimizer.param_groups[0]["lr"] = 1e-3 / (step + 1)
         optimizer.step()
@@ -137,6 +137,48 @@ def test_the_worker_makes_a_bounded_number_ahead_and_ends() -> None:
         assert len(made) <= 1 + 3 + 1
         assert [next(taken) for _ in range(9)] == list(range(1, 10))
     assert not [thread for thread in threading.enumerate() if thread.name == "bertfast-batches"]
+
+
+def test_a_worker_that_is_killed_is_one_error_and_no_hang() -> None:
+    """The thread ends where it stands, twice over, so that it cannot say why."""
+    import ctypes
+
+    def items() -> Iterator[int]:
+        yield from range(100)
+
+    kill = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    with ahead(items(), 1) as taken:
+        next(taken)
+        (worker,) = (t for t in threading.enumerate() if t.name == "bertfast-batches")
+        while worker.is_alive():
+            kill(ctypes.c_ulong(worker.ident or 0), ctypes.py_object(SystemExit))
+            time.sleep(0.01)
+        with pytest.raises(BertfastError, match=r"that makes the batches is gone|SystemExit"):
+            list(taken)
+
+
+def test_the_worker_takes_no_processor_but_its_own() -> None:
+    from bertfast.kernels.threads import num_threads
+
+    own = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+
+        def items() -> Iterator[int]:
+            while True:
+                yield num_threads()
+
+        with ahead(items(), 1) as taken:
+            assert next(taken) == 1
+            assert (num_threads(), torch.get_num_threads()) == (2, 2)
+            later: list[int] = []
+            other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+            other.start()
+            other.join()
+            assert later == [2]
+        assert (num_threads(), torch.get_num_threads()) == (2, 2)
+    finally:
+        torch.set_num_threads(own)
 
 
 class Failing:
