@@ -93,7 +93,8 @@ class BuildKernels(build_ext):
             if os.environ.get("BERTFAST_REQUIRE_EXTENSION"):
                 raise
             print(
-                f"bertfast: the C++ kernels were not built ({error}); the reference backend will serve",
+                f"bertfast: the C++ kernels were not built ({error}); "
+                "the reference backend will serve",
                 file=sys.stderr,
             )
 

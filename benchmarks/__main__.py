@@ -58,7 +58,8 @@ def main() -> int:
         return 0
     if options.device == "gpu" and not _has_gpu():
         print(
-            "error: no CUDA GPU that PyTorch can use is on this machine; `make bench` measures the CPU",
+            "error: no CUDA GPU that PyTorch can use is on this machine; "
+            "`make bench` measures the CPU",
             file=sys.stderr,
         )
         return 2

@@ -173,7 +173,8 @@ def page_text(records: list[dict[str, Any]]) -> str:
     parts = [INTRODUCTION, *(_section(record) for record in records)]
     if not any(record["machine"]["device"] == "cuda" for record in records):
         parts.append(
-            "\n## GPUs\n\nNothing was measured on a GPU yet. `make gpu` on a machine with one writes its section here.\n"
+            "\n## GPUs\n\nNothing was measured on a GPU yet. `make gpu` on a machine with one "
+            "writes its section here.\n"
         )
     return "".join(map(_wrapped, "".join(parts).splitlines(keepends=True)))
 
@@ -198,7 +199,8 @@ def _section(record: dict[str, Any]) -> str:
         ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
         f"; {machine['threads']} threads",
         f", with {', '.join(machine['instructions'])}" if machine["instructions"] else "",
-        f". Measured rates: {', '.join(_rate(name, value) for name, value in record['rates'].items())}.\n",
+        ". Measured rates: "
+        f"{', '.join(_rate(name, value) for name, value in record['rates'].items())}.\n",
     ]
     for figure in FIGURES:
         if figure.cases(record):

@@ -335,7 +335,8 @@ FIGURES = (
     ),
     Figure(
         "-roofline",
-        "Roofline: the useful FLOP/s of each case beneath this machine's measured copy bandwidth and matrix rates",
+        "Roofline: the useful FLOP/s of each case beneath this machine's measured copy bandwidth "
+        "and matrix rates",
         "not over",
         _draw_roofline,
         _placed,
@@ -363,7 +364,8 @@ FIGURES = (
     ),
     Figure(
         "-step-fill",
-        "The training step: time and peak memory against the share of non-padding in the padded batch",
+        "The training step: time and peak memory against the share of non-padding in the padded "
+        "batch",
         "step_over_fill",
         _draw_sweep("share of non-padding", log=False),
         _swept("step-fill"),

@@ -97,7 +97,8 @@ class EncoderConfig:
             self._check_choice("problem_type", PROBLEM_TYPES)
         if len(self.id2label) > MOST_LABELS:
             raise BertfastError(
-                f"config: there are {len(self.id2label)} labels; at most {MOST_LABELS} are supported"
+                f"config: there are {len(self.id2label)} labels; "
+                f"at most {MOST_LABELS} are supported"
             )
         if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise BertfastError("config: id2label must name the labels 0, 1, 2, ... without a gap")
@@ -129,7 +130,8 @@ class EncoderConfig:
         value = getattr(self, name)
         if value < least:
             raise BertfastError(
-                f"config: {self._label(name)} is {_shown(value)}; it must be a whole number of at least {least}"
+                f"config: {self._label(name)} is {_shown(value)}; it must be a whole number of at "
+                f"least {least}"
             )
         if value > most:
             raise BertfastError(
@@ -276,7 +278,8 @@ class EncoderConfig:
                     raise ValueError("label2id is not its inverse")
         except (AttributeError, TypeError, ValueError) as error:
             raise BertfastError(
-                f"config: id2label must map whole numbers to names, label2id the names to them ({error})"
+                "config: id2label must map whole numbers to names, "
+                f"label2id the names to them ({error})"
             ) from None
         count = labels["num_labels"]
         if count is not None:
@@ -286,7 +289,8 @@ class EncoderConfig:
                 or not 1 <= count <= MOST_LABELS
             ):
                 raise BertfastError(
-                    f"config: num_labels is {count!r}; it must be a whole number from 1 to {MOST_LABELS}"
+                    f"config: num_labels is {count!r}; it must be a whole number from 1 to "
+                    f"{MOST_LABELS}"
                 )
             if "id2label" not in kept and count != self.num_labels:
                 kept["id2label"] = {index: f"LABEL_{index}" for index in range(count)}
@@ -351,7 +355,8 @@ class EncoderConfig:
                 )
         if values.get("tie_word_embeddings") is False:
             raise BertfastError(
-                f"{source}: tie_word_embeddings is false; the MLM decoder is tied to the word embeddings here"
+                f"{source}: tie_word_embeddings is false; the MLM decoder is tied to the word "
+                "embeddings here"
             )
         known = {member.json_names.get(f.name, f.name): f.name for f in fields(member)}
         kept = {
@@ -673,11 +678,13 @@ class DebertaV2Config(EncoderConfig):
             self._check_choice(name, ACTIVATIONS)
         if self.conv_kernel_size and self.conv_kernel_size % 2 == 0:
             raise BertfastError(
-                f"config: conv_kernel_size is {self.conv_kernel_size}; it must be odd, or 0 for none"
+                f"config: conv_kernel_size is {self.conv_kernel_size}; it must be odd, "
+                "or 0 for none"
             )
         if self.hidden_size % self.conv_groups:
             raise BertfastError(
-                f"config: conv_groups is {self.conv_groups}; it must divide hidden_size, {self.hidden_size}"
+                f"config: conv_groups is {self.conv_groups}; it must divide hidden_size, "
+                f"{self.hidden_size}"
             )
         buckets, furthest = self.position_buckets, self.max_relative_distance
         if (
@@ -686,8 +693,9 @@ class DebertaV2Config(EncoderConfig):
             and not (buckets > 1 and furthest > buckets // 2)
         ):
             raise BertfastError(
-                f"config: position_buckets is {buckets} and the furthest distance {furthest} (max_relative_positions, or "
-                "max_position_embeddings); there must be 2 buckets at least, and distances beyond half of them"
+                f"config: position_buckets is {buckets} and the furthest distance {furthest} "
+                "(max_relative_positions, or max_position_embeddings); "
+                "there must be 2 buckets at least, and distances beyond half of them"
             )
 
     @classmethod
@@ -701,11 +709,13 @@ class DebertaV2Config(EncoderConfig):
         shape = cls(**kept)
         if size is not None and size != shape.head_dim:
             raise BertfastError(
-                f"config: attention_head_size is {size}; supported is hidden_size / num_attention_heads, {shape.head_dim}"
+                f"config: attention_head_size is {size}; "
+                f"supported is hidden_size / num_attention_heads, {shape.head_dim}"
             )
         if values.get("pooler_hidden_size", shape.hidden_size) != shape.hidden_size:
             raise BertfastError(
-                f"config: pooler_hidden_size is {values['pooler_hidden_size']}; supported is hidden_size, {shape.hidden_size}"
+                f"config: pooler_hidden_size is {values['pooler_hidden_size']}; "
+                f"supported is hidden_size, {shape.hidden_size}"
             )
         return shape
 
@@ -813,7 +823,8 @@ class ModernBertConfig(EncoderConfig):
             kinds
         ):
             raise BertfastError(
-                f"config: layer_types must name {' or '.join(kinds)} for each of the {self.num_hidden_layers} layers"
+                f"config: layer_types must name {' or '.join(kinds)} for each of the "
+                f"{self.num_hidden_layers} layers"
             )
         self._check_choice("classifier_activation", ACTIVATIONS)
         self._check_choice("classifier_pooling", POOLINGS)
@@ -822,8 +833,9 @@ class ModernBertConfig(EncoderConfig):
             self._check_positive(name)
         if self.head_dim % 2:
             raise BertfastError(
-                f"config: hidden_size {self.hidden_size} over num_attention_heads {self.num_attention_heads} is {self.head_dim}; "
-                "rotary positions turn pairs, so it must be even"
+                f"config: hidden_size {self.hidden_size} over num_attention_heads "
+                f"{self.num_attention_heads} is {self.head_dim}; rotary positions turn pairs, "
+                "so it must be even"
             )
 
     @classmethod
@@ -835,7 +847,8 @@ class ModernBertConfig(EncoderConfig):
         period = values.get("global_attn_every_n_layers", 3)
         if isinstance(period, bool) or not isinstance(period, int) or period < 1:
             raise BertfastError(
-                f"config: global_attn_every_n_layers is {period!r}; it must be a whole number of at least 1"
+                f"config: global_attn_every_n_layers is {period!r}; it must be a whole number of "
+                "at least 1"
             )
         if kept.get("layer_types"):
             kept["layer_types"] = _names("layer_types", kept["layer_types"])
@@ -853,7 +866,8 @@ class ModernBertConfig(EncoderConfig):
             own = rotary.get(kind) or {} if isinstance(rotary, dict) else rotary
             if not isinstance(own, dict):
                 raise BertfastError(
-                    f"config: rope_parameters is {rotary!r}; it must map each kind of layer to an object"
+                    f"config: rope_parameters is {rotary!r}; it must map each kind of layer to an "
+                    "object"
                 )
             if own.get("rope_type", "default") != "default":
                 raise BertfastError(

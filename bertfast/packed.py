@@ -121,7 +121,8 @@ class PackedBatch:
             shape = (self.num_tokens,) if ids is None else tuple(ids.shape)
             if shape != (self.num_tokens,) or self.input_ids.dim() != 1:
                 raise BertfastError(
-                    f"{name} has shape {shape} and input_ids {tuple(self.input_ids.shape)}; both must be (tokens,)"
+                    f"{name} has shape {shape} and input_ids {tuple(self.input_ids.shape)}; "
+                    "both must be (tokens,)"
                 )
         if (self.masked_positions is None) != (self.masked_labels is None):
             raise BertfastError("masked_positions and masked_labels go together; one is None")
@@ -129,14 +130,15 @@ class PackedBatch:
             labels = getattr(self, name)
             if labels is not None and labels.shape[:1] != (self.num_sequences,):
                 raise BertfastError(
-                    f"{name} has shape {tuple(labels.shape)} and there are {self.num_sequences} sequences; "
-                    "it must have an entry for each"
+                    f"{name} has shape {tuple(labels.shape)} and there are {self.num_sequences} "
+                    "sequences; it must have an entry for each"
                 )
         for group, size in zip(EXTRAS, self.sizes, strict=False):
             for name, x in getattr(self, group).items():
                 if x.shape[:1] != (size,):
                     raise BertfastError(
-                        f"{group}[{name!r}] has shape {tuple(x.shape)}; its first size must be {size}"
+                        f"{group}[{name!r}] has shape {tuple(x.shape)}; "
+                        f"its first size must be {size}"
                     )
 
     @property
@@ -216,12 +218,14 @@ class PackedBatch:
                 if have > most
             ]
             raise BertfastError(
-                f"the batch exceeds its budget: {', '.join(over)}; raise it, or make smaller batches"
+                f"the batch exceeds its budget: {', '.join(over)}; raise it, "
+                "or make smaller batches"
             )
         slack = [most - have for have, most in zip(self.sizes, budget, strict=True)]
         if slack[1] and self.labels is not None and self.labels.is_floating_point():
             raise BertfastError(
-                f"labels are {self.labels.dtype}, and a loss of theirs ignores no slack sequence; pad the tokens alone"
+                f"labels are {self.labels.dtype}, and a loss of theirs ignores no slack sequence; "
+                "pad the tokens alone"
             )
         filled = {
             **dict.fromkeys(("input_ids", "segment_ids", "position_ids"), (slack[0], 0)),
@@ -265,7 +269,8 @@ class PackedBatch:
             raise BertfastError("segments must have the lengths of the sequences")
         if labels is not None and len(labels) != len(lengths):
             raise BertfastError(
-                f"there are {len(labels)} labels and {len(lengths)} sequences; they must be the same"
+                f"there are {len(labels)} labels and {len(lengths)} sequences; "
+                "they must be the same"
             )
         flat = torch.tensor(
             [token for sequence in sequences for token in sequence], dtype=torch.int64
@@ -329,8 +334,9 @@ class Padding:
             return
         if tuple(mask.shape) != shape:
             raise BertfastError(
-                f"attention_mask has shape {tuple(mask.shape)} and the input {shape}; it must be (sequences, positions), "
-                "one entry a token: masks between pairs of tokens are not supported"
+                f"attention_mask has shape {tuple(mask.shape)} and the input {shape}; "
+                "it must be (sequences, positions), one entry a token: "
+                "masks between pairs of tokens are not supported"
             )
         real = mask.to(device) != 0
         rows = real.flatten().nonzero().squeeze(1)

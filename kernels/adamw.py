@@ -65,9 +65,11 @@ def _adamw_kernel(
 @torch.library.custom_op(
     "bertfast::adamw",
     mutates_args=("weights", "means", "squares", "copies"),
-    schema="(Tensor(a0!)[] weights, Tensor[] gradients, Tensor(a2!)[] means, Tensor(a3!)[] squares, "
-    "Tensor(a4!)[] copies, Tensor rates, float beta1, float beta2, float eps, float weight_decay, "
-    "str backend) -> ()",
+    schema=(
+        "(Tensor(a0!)[] weights, Tensor[] gradients, Tensor(a2!)[] means, Tensor(a3!)[] squares, "
+        "Tensor(a4!)[] copies, Tensor rates, float beta1, float beta2, float eps, "
+        "float weight_decay, str backend) -> ()"
+    ),
 )
 def _adamw(
     weights: list[Tensor],
@@ -130,13 +132,14 @@ def _check_launches(
     for tensors in (*updated, gradients):
         if len(tensors) != len(weights):
             raise ValueError(
-                f"there are {len(weights)} weights and {len(tensors)} of another list; there must be as many"
+                f"there are {len(weights)} weights and {len(tensors)} of another list; "
+                "there must be as many"
             )
         for x, w in zip(tensors, weights, strict=True):
             if x.numel() != w.numel() or x.device != weights[0].device:
                 raise ValueError(
-                    f"a tensor of {x.numel()} elements on {x.device} goes with a weight of {w.numel()} "
-                    f"on {w.device}; they must be the same"
+                    f"a tensor of {x.numel()} elements on {x.device} goes with a weight of "
+                    f"{w.numel()} on {w.device}; they must be the same"
                 )
     if not all(x.is_contiguous() for tensors in updated for x in tensors):
         raise ValueError("what is updated in place must be contiguous")
@@ -263,8 +266,8 @@ def _check_lists(
             check_device(label, tensor, "weights[0]", weights[0])
             if tensor.shape != weights[number].shape:
                 raise ValueError(
-                    f"{label} has shape {tuple(tensor.shape)} and weights[{number}] {tuple(weights[number].shape)}; "
-                    "they must be the same"
+                    f"{label} has shape {tuple(tensor.shape)} and weights[{number}] "
+                    f"{tuple(weights[number].shape)}; they must be the same"
                 )
             wanted = tensors[0].dtype if name in ("gradients", "copies") else torch.float32
             if tensor.dtype != wanted:

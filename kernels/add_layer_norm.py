@@ -454,7 +454,8 @@ def add_layer_norm(
         check_like("residual", residual, "x", x)
         if residual.shape != x.shape:
             raise ValueError(
-                f"residual has shape {tuple(residual.shape)} and x {tuple(x.shape)}; they must be the same"
+                f"residual has shape {tuple(residual.shape)} and x {tuple(x.shape)}; "
+                "they must be the same"
             )
     if rms and bias is not None:
         raise ValueError("an RMSNorm has no bias; give None")

@@ -285,7 +285,8 @@ def bias_gelu(
         check_device("bias", bias, "x", x)
         if bias.shape[0] != x.shape[-1]:
             raise ValueError(
-                f"bias has {bias.shape[0]} entries and x {x.shape[-1]} columns; they must be the same"
+                f"bias has {bias.shape[0]} entries and x {x.shape[-1]} columns; "
+                "they must be the same"
             )
     if approximate not in APPROXIMATIONS:
         raise ValueError(

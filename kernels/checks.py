@@ -128,7 +128,8 @@ def check_dropout(threshold: int, seed: Tensor, x: Tensor) -> None:
         raise ValueError(f"threshold is {threshold}; it must be from 0 to 65535")
     if seed.dtype != torch.int64 or seed.numel() != 1:
         raise TypeError(
-            f"seed is a {seed.dtype} tensor of shape {tuple(seed.shape)}; it must be int64 with one element"
+            f"seed is a {seed.dtype} tensor of shape {tuple(seed.shape)}; "
+            "it must be int64 with one element"
         )
     check_device("seed", seed, "the input", x)
 
@@ -155,7 +156,8 @@ def check_ids(name: str, ids: Tensor, owner: str, rows: int) -> None:
     low, high = (int(value) for value in ids.aminmax())
     if low < 0 or high >= rows:
         raise ValueError(
-            f"{name} holds {low if low < 0 else high}; {owner} has {rows} rows, so it must be from 0 to {rows - 1}"
+            f"{name} holds {low if low < 0 else high}; {owner} has {rows} rows, "
+            f"so it must be from 0 to {rows - 1}"
         )
 
 
@@ -195,11 +197,13 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
             raise ValueError(f"cu_seqlens falls from {start} to {end}; it must never fall")
         if end - start > max_seqlen:
             raise ValueError(
-                f"a sequence has {end - start} tokens and max_seqlen is {max_seqlen}; raise max_seqlen"
+                f"a sequence has {end - start} tokens and max_seqlen is {max_seqlen}; "
+                "raise max_seqlen"
             )
     if bounds[-1] > tokens:
         raise ValueError(
-            f"cu_seqlens ends at {bounds[-1]} and there are {tokens} tokens; it must not go beyond them"
+            f"cu_seqlens ends at {bounds[-1]} and there are {tokens} tokens; "
+            "it must not go beyond them"
         )
 
 
@@ -212,7 +216,8 @@ def check_norm(weight: Tensor, bias: Tensor | None, x: Tensor) -> None:
         check_device(name, parameter, "x", x)
         if parameter.shape[0] != x.shape[-1]:
             raise ValueError(
-                f"{name} has {parameter.shape[0]} entries and x {x.shape[-1]} columns; they must be the same"
+                f"{name} has {parameter.shape[0]} entries and x {x.shape[-1]} columns; "
+                "they must be the same"
             )
     if bias is not None:
         check_like("bias", bias, "weight", weight)

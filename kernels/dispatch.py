@@ -113,11 +113,13 @@ def reasons_against(
             capability = torch.cuda.get_device_capability(device)
             if capability < MINIMUM_CAPABILITY:
                 reasons.append(
-                    f"the GPU has compute capability {capability}, it takes {MINIMUM_CAPABILITY} or newer"
+                    f"the GPU has compute capability {capability}, it takes {MINIMUM_CAPABILITY} "
+                    "or newer"
                 )
         elif not INTERPRETED:
             reasons.append(
-                f"the input is on {device.type}, it takes cuda (or TRITON_INTERPRET=1 set before import, for tests)"
+                f"the input is on {device.type}, it takes cuda (or TRITON_INTERPRET=1 set before "
+                "import, for tests)"
             )
     else:
         if device.type != "cpu":

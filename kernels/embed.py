@@ -588,7 +588,8 @@ def embed(
         raise ValueError(f"eps is {eps}; it must be at least 0")
     if padding_idx is not None and not 0 <= padding_idx < word.shape[0]:
         raise ValueError(
-            f"padding_idx is {padding_idx}; word has {word.shape[0]} rows, so it must be from 0 to {word.shape[0] - 1}"
+            f"padding_idx is {padding_idx}; word has {word.shape[0]} rows, "
+            f"so it must be from 0 to {word.shape[0] - 1}"
         )
     threshold = dropout_threshold(dropout_p)
     seed = as_seed(seed, word.device)
@@ -633,7 +634,8 @@ def _check_table(kind: str, ids: Tensor, table: Tensor, input_ids: Tensor, word:
     check_device(f"{kind}_ids", ids, "word", word)
     if ids.shape != input_ids.shape:
         raise ValueError(
-            f"{kind}_ids has {ids.shape[0]} entries and input_ids {input_ids.shape[0]}; they must be the same"
+            f"{kind}_ids has {ids.shape[0]} entries and input_ids {input_ids.shape[0]}; "
+            "they must be the same"
         )
     check_tensor(name, table, ("size", "hidden"))
     check_like(name, table, "word", word)

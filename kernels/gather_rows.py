@@ -118,7 +118,8 @@ def _scatter_rows(dout: Tensor, index: Tensor, rows: int, backend: str) -> Tenso
         _check_launch(backend, dout, index, rows)
         if index.shape != dout.shape[:1]:
             raise ValueError(
-                f"index has {index.shape[0]} entries and dout {dout.shape[0]} rows; they must be the same"
+                f"index has {index.shape[0]} entries and dout {dout.shape[0]} rows; "
+                "they must be the same"
             )
         dx = torch.zeros(rows, dout.shape[1], dtype=dout.dtype, device=dout.device)
         _scatter_rows_triton(dout, index, dx)
@@ -188,7 +189,8 @@ def check_rows(name: str, index: Tensor, owner: str, rows: int, backend: str) ->
     low, high = (int(value) for value in index.aminmax())
     if low < -1 or high >= rows:
         raise ValueError(
-            f"{name} holds {low if low < -1 else high}; {owner} has {rows} rows, so it must be from -1 to {rows - 1}"
+            f"{name} holds {low if low < -1 else high}; {owner} has {rows} rows, "
+            f"so it must be from -1 to {rows - 1}"
         )
     times = torch.bincount(index + 1)[1:]
     if times.numel() and int(times.max()) > 1:

@@ -584,7 +584,8 @@ def _check_tensors(
     check_like("weight", weight, "hidden", hidden)
     if weight.shape[1] != hidden.shape[1]:
         raise ValueError(
-            f"weight has {weight.shape[1]} columns and hidden {hidden.shape[1]}; they must be the same"
+            f"weight has {weight.shape[1]} columns and hidden {hidden.shape[1]}; "
+            "they must be the same"
         )
     if weight.shape[0] == 0:
         raise ValueError("weight has no rows; the vocabulary must have at least one entry")
@@ -593,13 +594,15 @@ def _check_tensors(
         check_like("bias", bias, "hidden", hidden)
         if bias.shape[0] != weight.shape[0]:
             raise ValueError(
-                f"bias has {bias.shape[0]} entries and weight {weight.shape[0]} rows; they must be the same"
+                f"bias has {bias.shape[0]} entries and weight {weight.shape[0]} rows; "
+                "they must be the same"
             )
     check_integers("labels", labels, ("masked",), torch.int64)
     check_device("labels", labels, "hidden", hidden)
     if labels.shape[0] != hidden.shape[0]:
         raise ValueError(
-            f"there are {labels.shape[0]} labels and {hidden.shape[0]} rows of hidden; they must be the same"
+            f"there are {labels.shape[0]} labels and {hidden.shape[0]} rows of hidden; "
+            "they must be the same"
         )
     if not torch.compiler.is_compiling() and labels.device.type == "cpu":
         _check_labels(labels, weight.shape[0], ignore_index)
@@ -610,5 +613,6 @@ def _check_labels(labels: Tensor, vocab: int, ignore_index: int) -> None:
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise ValueError(
-            f"labels[{row}] is {int(labels[row])}; it must be from 0 to {vocab - 1}, or {ignore_index} to be ignored"
+            f"labels[{row}] is {int(labels[row])}; it must be from 0 to {vocab - 1}, "
+            f"or {ignore_index} to be ignored"
         )

@@ -256,7 +256,8 @@ def _check_tokens(name: str, x: Tensor, dtype: torch.dtype, input_ids: Tensor) -
     check_device(name, x, "input_ids", input_ids)
     if x.shape != input_ids.shape:
         raise ValueError(
-            f"{name} has {x.shape[0]} entries and there are {input_ids.shape[0]} tokens; they must be the same"
+            f"{name} has {x.shape[0]} entries and there are {input_ids.shape[0]} tokens; "
+            "they must be the same"
         )
 
 
@@ -266,7 +267,8 @@ def _check_shares(rate: float, mask_share: float, random_share: float) -> None:
             raise ValueError(f"{name} is {share}; it must be from 0 to 1")
     if round((mask_share + random_share) * WORD_RANGE) > WORD_RANGE:
         raise ValueError(
-            f"mask_share is {mask_share} and random_share {random_share}; their sum must be at most 1"
+            f"mask_share is {mask_share} and random_share {random_share}; "
+            "their sum must be at most 1"
         )
 
 

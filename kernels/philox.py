@@ -104,7 +104,8 @@ def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise TypeError(
-                f"seed is a {seed.dtype} tensor of shape {tuple(seed.shape)}; it must be int64 with one element"
+                f"seed is a {seed.dtype} tensor of shape {tuple(seed.shape)}; "
+                "it must be int64 with one element"
             )
         if seed.device != device:
             raise ValueError(

@@ -59,7 +59,8 @@ def check_positions(positions: RelativePositions, q: Tensor, max_seqlen: int) ->
     distances = max(2 * max_seqlen - 1, 0)
     if buckets.shape[0] != distances:
         raise ValueError(
-            f"positions.buckets holds {buckets.shape[0]} distances; max_seqlen {max_seqlen} has {distances}, from {1 - max_seqlen} to {max_seqlen - 1}"
+            f"positions.buckets holds {buckets.shape[0]} distances; max_seqlen {max_seqlen} has "
+            f"{distances}, from {1 - max_seqlen} to {max_seqlen - 1}"
         )
     counts = {}
     shapes = (
@@ -75,18 +76,21 @@ def check_positions(positions: RelativePositions, q: Tensor, max_seqlen: int) ->
         check_like(name, table, "q", q)
         if table.shape[:-1] != wanted:
             raise ValueError(
-                f"{name} has shape {tuple(table.shape)}; for q {tuple(q.shape)} it must be {(*wanted, 'buckets')}"
+                f"{name} has shape {tuple(table.shape)}; for q {tuple(q.shape)} it must be "
+                f"{(*wanted, 'buckets')}"
             )
         counts[name] = table.shape[-1]
     if len(set(counts.values())) > 1:
         raise ValueError(
-            f"the tables differ in buckets ({counts}); they share positions.buckets, so they must not"
+            f"the tables differ in buckets ({counts}); they share positions.buckets, "
+            "so they must not"
         )
     if counts and distances and not torch.compiler.is_compiling() and buckets.device.type == "cpu":
         low, high, count = int(buckets.min()), int(buckets.max()), next(iter(counts.values()))
         if low < 0 or high >= count:
             raise ValueError(
-                f"positions.buckets goes from {low} to {high} and the tables have {count} buckets; it must be from 0 to {count - 1}"
+                f"positions.buckets goes from {low} to {high} and the tables have {count} "
+                f"buckets; it must be from 0 to {count - 1}"
             )
 
 
@@ -136,7 +140,8 @@ def t5_buckets(max_seqlen: int, num_buckets: int = 32, max_distance: int = 128) 
     half, exact = num_buckets // 2, num_buckets // 4
     if exact < 1 or max_distance <= exact:
         raise ValueError(
-            f"num_buckets is {num_buckets} and max_distance {max_distance}; they must be at least 4, and above num_buckets // 4"
+            f"num_buckets is {num_buckets} and max_distance {max_distance}; "
+            "they must be at least 4, and above num_buckets // 4"
         )
     distance = _distances(max_seqlen)
     size = distance.abs()
@@ -167,7 +172,8 @@ def deberta_buckets(max_seqlen: int, position_buckets: int, max_position: int) -
         span, middle = position_buckets, position_buckets // 2
         if middle < 1 or max_position <= middle + 1:
             raise ValueError(
-                f"position_buckets is {position_buckets} and max_position {max_position}; they must be at least 2, and above position_buckets // 2 + 1"
+                f"position_buckets is {position_buckets} and max_position {max_position}; "
+                "they must be at least 2, and above position_buckets // 2 + 1"
             )
         # In float32 and in this order, as DeBERTa was trained: the boundaries fall where it rounds.
         ratio = (distance.abs().clamp(min=middle).float() / middle).log() / torch.tensor(

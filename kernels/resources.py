@@ -320,8 +320,9 @@ def main(arguments: list[str]) -> None:
         traits += [] if row.length is None else [f"length {row.length}"]
         shape = "" if row.head_dim is None else " ".join(["", str(row.head_dim), *traits])
         print(
-            f"sm_{row.capability} {row.dtype:>8} {row.kernel + shape:<44} {row.registers:>3} registers "
-            f"{row.spills:>4} B spilled {row.shared:>6} of {row.shared_limit} B shared  {', '.join(row.tensor_core) or 'no tensor core'}"
+            f"sm_{row.capability} {row.dtype:>8} {row.kernel + shape:<44} {row.registers:>3} "
+            f"registers {row.spills:>4} B spilled {row.shared:>6} of {row.shared_limit} B shared  "
+            f"{', '.join(row.tensor_core) or 'no tensor core'}"
         )
 
 

@@ -218,7 +218,8 @@ def rotary(
     check_device("position_ids", position_ids, "q", q)
     if position_ids.shape[0] != q.shape[0]:
         raise ValueError(
-            f"position_ids has {position_ids.shape[0]} entries and q {q.shape[0]} tokens; give one a token"
+            f"position_ids has {position_ids.shape[0]} entries and q {q.shape[0]} tokens; "
+            "give one a token"
         )
     for name, table in (("cos", cos), ("sin", sin)):
         check_tensor(name, table, ("positions", "head_dim // 2"))
@@ -229,7 +230,8 @@ def rotary(
             )
         if table.shape[1] != q.shape[2] // 2:
             raise ValueError(
-                f"{name} has {table.shape[1]} columns; q's head_dim is {q.shape[2]}, it must have half"
+                f"{name} has {table.shape[1]} columns; q's head_dim is {q.shape[2]}, "
+                "it must have half"
             )
     if sin.shape != cos.shape:
         raise ValueError(

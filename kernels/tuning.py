@@ -149,7 +149,8 @@ def read_cache(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         print(
-            f"bertfast: {path}: is no tuning cache and is ignored ({reason}); `bertfast tune` makes one",
+            f"bertfast: {path}: is no tuning cache and is ignored ({reason}); "
+            "`bertfast tune` makes one",
             file=sys.stderr,
         )
         return {}

@@ -23,7 +23,10 @@ from torch import Tensor
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUILD = REPOSITORY / "build" / "sanitize"
-FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1 -Wno-maybe-uninitialized"
+FLAGS = (
+    "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1 "
+    "-Wno-maybe-uninitialized"
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 THREADS = 2
 BUCKETS = 5

@@ -9,7 +9,10 @@ import bertfast
 
 
 def test_importing_the_package_loads_neither_torch_nor_transformers():
-    program = "import sys, bertfast; sys.exit(any(name in sys.modules for name in ('torch', 'triton', 'transformers')))"
+    program = (
+        "import sys, bertfast; sys.exit(any(name in sys.modules for name in ('torch', 'triton', "
+        "'transformers')))"
+    )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 

@@ -83,8 +83,8 @@ def test_equal_outcomes_are_counted_and_pass(source):
     result = suite("--source", source, "--models", "bert", "--with", "patches:leave")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout == (
-        "bert: 5 tests, 1 skipped, 1 fail as they are, 3 pass; of these 3 pass accelerated (5 models)\n"
-        "no tests passed as they are and not accelerated\n"
+        "bert: 5 tests, 1 skipped, 1 fail as they are, 3 pass; of these 3 pass accelerated (5 "
+        "models)\nno tests passed as they are and not accelerated\n"
     )
 
 

@@ -254,7 +254,8 @@ def tune(
         raise BertfastError(f"dtype is {dtype!r}; it must be bfloat16 or float32")
     if head_dim not in kernels.dispatch.HEAD_DIMS:
         raise BertfastError(
-            f"head-dim is {head_dim}; it must be one of {', '.join(map(str, kernels.dispatch.HEAD_DIMS))}"
+            f"head-dim is {head_dim}; "
+            f"it must be one of {', '.join(map(str, kernels.dispatch.HEAD_DIMS))}"
         )
     if hidden < 1:
         raise BertfastError(f"hidden is {hidden}; it must be at least 1")
@@ -279,7 +280,8 @@ def tune(
                     else f"{dict(found.options)}, shipped {dict(usual)}"
                 )
                 print(
-                    f"{problem.kernel} {key}: {found.usual_seconds * 1e3:.3f} -> {found.seconds * 1e3:.3f} ms, {chosen} "
-                    f"({len(problem.grid)} tried, {found.unusable} unusable)"
+                    f"{problem.kernel} {key}: {found.usual_seconds * 1e3:.3f} -> "
+                    f"{found.seconds * 1e3:.3f} ms, {chosen} ({len(problem.grid)} tried, "
+                    f"{found.unusable} unusable)"
                 )
     print(f"written to {tuning.cache_file()}")

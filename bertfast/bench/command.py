@@ -198,8 +198,9 @@ def show(case: dict[str, Any]) -> None:
     noisy = [name for name, side in case["sides"].items() if side["noisy"]]
     if noisy:
         console.print(
-            f"too noisy to conclude: the quartiles of {escape(', '.join(noisy))} lie more than {NOISE_BOUND:.0%} of the median "
-            "apart; stop what else runs here, or give it more --seconds"
+            f"too noisy to conclude: the quartiles of {escape(', '.join(noisy))} lie more than "
+            f"{NOISE_BOUND:.0%} of the median apart; stop what else runs here, "
+            "or give it more --seconds"
         )
     for name, why in case["missing"].items():
         console.print(f"not measured: {name}: {why}", markup=False)
@@ -212,6 +213,12 @@ def _share(case: dict[str, Any], ours: dict[str, Any]) -> str:
         return "floor: this machine's rate was not measured any more"
     if case["flops"]:
         share = floor["flops"] / found[f"matrix {case['dtype']}"] / ours["median"]
-        return f"floor: {floor['flops'] / 1e9:,.2f} GFLOP; {share:.0%} of the measured matrix rate is reached"
+        return (
+            f"floor: {floor['flops'] / 1e9:,.2f} GFLOP; {share:.0%} of the measured matrix rate "
+            "is reached"
+        )
     share = floor["bytes"] / found["copy"] / ours["median"]
-    return f"floor: {floor['bytes'] / 1e6:,.1f} MB; {share:.0%} of the measured copy bandwidth is reached"
+    return (
+        f"floor: {floor['bytes'] / 1e6:,.1f} MB; {share:.0%} of the measured copy bandwidth is "
+        "reached"
+    )

@@ -122,5 +122,8 @@ def full(sequences: int, length: int) -> Lengths:
 if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as text:
         paragraphs = measure(text, sys.argv[2])
-    source = "WikiText-2, validation file; bert-base-uncased's vocabulary; [CLS] and [SEP] counted; cut at 512"
+    source = (
+        "WikiText-2, validation file; bert-base-uncased's vocabulary; [CLS] and [SEP] counted; "
+        "cut at 512"
+    )
     HISTOGRAM.write_text(json.dumps({"source": source, "paragraphs": paragraphs}) + "\n")

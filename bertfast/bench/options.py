@@ -93,7 +93,8 @@ def check_text(text: Path | None, folder: Path | None) -> None:
     """Raises BertfastError where one is given without the other, or is not there."""
     if (text is None) != (folder is None):
         raise BertfastError(
-            "a text needs the folder of a model that has its tokenizer, and a folder a text: give both"
+            "a text needs the folder of a model that has its tokenizer, and a folder a text: "
+            "give both"
         )
     for path in (text, folder):
         if path is not None and not path.exists():

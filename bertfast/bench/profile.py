@@ -99,7 +99,10 @@ def profile(setup: Setup, trace: Path | None = None) -> dict[str, Any]:
         "machine": describe_machine(device),
         "versions": versions(),
         "rates": measured,
-        "model": f"{config.num_hidden_layers} layers of {config.hidden_size}, vocabulary {config.vocab_size:,}",
+        "model": (
+            f"{config.num_hidden_layers} layers of {config.hidden_size}, "
+            f"vocabulary {config.vocab_size:,}"
+        ),
         "batch": f"{lengths.name}: {len(lengths.values)} sequences, {lengths.tokens} tokens",
         "dtype": setup.dtype_name,
         "step_seconds": plain,
@@ -173,6 +176,7 @@ def show(found: dict[str, Any]) -> None:
     console.print(table)
     measured = found["rates"]
     console.print(
-        f"floor: useful FLOPs at the measured {measured['matrix ' + found['dtype']] / 1e9:,.0f} GFLOP/s, or bytes at the measured "
-        f"{measured['copy'] / 1e9:,.1f} GB/s, whichever takes longer; what has none need not be done"
+        f"floor: useful FLOPs at the measured {measured['matrix ' + found['dtype']] / 1e9:,.0f} "
+        f"GFLOP/s, or bytes at the measured {measured['copy'] / 1e9:,.1f} GB/s, "
+        "whichever takes longer; what has none need not be done"
     )

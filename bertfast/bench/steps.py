@@ -114,7 +114,10 @@ def case(setup: Setup, *, attentions: tuple[str, ...] = ("eager", "sdpa")) -> Ca
             "fill": lengths.fill,
             "tokens": lengths.tokens,
             "masked": masked,
-            "model": f"{config.num_hidden_layers} layers of {config.hidden_size}, vocabulary {config.vocab_size:,}",
+            "model": (
+                f"{config.num_hidden_layers} layers of {config.hidden_size}, "
+                f"vocabulary {config.vocab_size:,}"
+            ),
         },
         missing=missing,
     )

@@ -189,7 +189,7 @@ def check_agreement(sides: list[Side], tolerance: float) -> dict[str, float]:
         errors[side.name] = relative_error(side.probe(), expected)
         if not errors[side.name] <= tolerance:
             raise BertfastError(
-                f"{side.name} and {base.name} compute different things: relative error {errors[side.name]:.2e}, "
-                f"the bound is {tolerance:.0e}"
+                f"{side.name} and {base.name} compute different things: "
+                f"relative error {errors[side.name]:.2e}, the bound is {tolerance:.0e}"
             )
     return errors

@@ -147,9 +147,9 @@ def _refuse_numbers(counts: Mapping[str, _Count], source: str | Path) -> bool:
             source,
             counts,
             words[0],
-            f"is a word, and {quoted(numbers[0])} in line {counts[numbers[0]].line} a number; leave "
-            "out rows whose label is missing, and write all labels as words (as 'class 1') or all "
-            "as whole numbers",
+            f"is a word, and {quoted(numbers[0])} in line {counts[numbers[0]].line} a number; "
+            "leave out rows whose label is missing, and write all labels as words (as 'class 1') "
+            "or all as whole numbers",
         )
     if decimal:
         rows = sum(count.rows for count in counts.values())
@@ -201,10 +201,11 @@ def _refuse_too_many(counts: Mapping[str, _Count], source: str | Path, whole: bo
             source,
             counts,
             first,
-            f"is one of {classes} different whole numbers in {rows} rows: they look like targets of "
-            "a regression (which finetune does not serve yet), counts or ids. Numbers of more than "
-            f"{FEW_NUMBERS} classes run from 0 or 1 without a gap, over {ROWS_OF_A_NUMBER} rows "
-            "each on average; else write classes as words (as 'class 37')",
+            f"is one of {classes} different whole numbers in {rows} rows: "
+            "they look like targets of a regression (which finetune does not serve yet), "
+            f"counts or ids. Numbers of more than {FEW_NUMBERS} classes run from 0 or 1 without a "
+            f"gap, over {ROWS_OF_A_NUMBER} rows each on average; else write classes as words (as "
+            "'class 37')",
         )
     print(
         f"bertfast: {source}: the whole numbers {numbers[0]} to {numbers[-1]} are trained as "

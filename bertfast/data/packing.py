@@ -81,7 +81,8 @@ class Batches:
             raise BertfastError(f"seq-len is {seq_len}; it must be at least {self.added + 2}")
         if batch_tokens < seq_len:
             raise BertfastError(
-                f"batch-tokens is {batch_tokens} and seq-len {seq_len}; a batch must hold a whole sequence"
+                f"batch-tokens is {batch_tokens} and seq-len {seq_len}; "
+                "a batch must hold a whole sequence"
             )
         self.store, self.special, self.seed, self.device = (
             store,

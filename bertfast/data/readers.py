@@ -40,7 +40,8 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
             start = stream.read(8192)
             if b"\0" in start:
                 raise BertfastError(
-                    f"{path}: is a binary file (a zero byte at {start.index(0)}); text in UTF-8 is wanted"
+                    f"{path}: is a binary file (a zero byte at {start.index(0)}); "
+                    "text in UTF-8 is wanted"
                 )
             stream.seek(0)
             yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
@@ -115,7 +116,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict | None]]:
                 raise BertfastError(f"{path}, line {number}: is not JSON ({error})") from error
             if not isinstance(record, dict):
                 raise BertfastError(
-                    f"{path}, line {number}: is a {type(record).__name__}; each line must be a JSON object"
+                    f"{path}, line {number}: is a {type(record).__name__}; "
+                    "each line must be a JSON object"
                 )
             yield number, record
 
@@ -144,8 +146,8 @@ def _json_documents(path: Path, text_field: str) -> Iterator[list[str]]:
         text = record.get(text_field)
         if not isinstance(text, str):
             raise BertfastError(
-                f"{path}, line {number}: has no text in the field {text_field!r}; its fields are {', '.join(record)} "
-                "(--text-field names another)"
+                f"{path}, line {number}: has no text in the field {text_field!r}; "
+                f"its fields are {', '.join(record)} (--text-field names another)"
             )
         if lines := [line.strip() for line in text.splitlines() if line.strip()]:
             yield lines

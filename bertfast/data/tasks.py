@@ -89,8 +89,9 @@ def read_task(
         for name in needed:
             if name not in row:
                 raise BertfastError(
-                    f"{path}, line {line}: has no column {name!r}; its columns are {', '.join(map(repr, row))} "
-                    "(--text-column, --pair-column and --label-column name them; a table needs a header line)"
+                    f"{path}, line {line}: has no column {name!r}; "
+                    f"its columns are {', '.join(map(repr, row))} (--text-column, "
+                    "--pair-column and --label-column name them; a table needs a header line)"
                 )
         words = [
             None if name is None else _cell(row[name], path, line, name, "a text is advice")
@@ -129,7 +130,8 @@ def _cell(value: Any, path: Path, line: int, column: str, advice: str) -> str:
     if isinstance(value, list | dict):
         kind = "list" if isinstance(value, list) else "object"
         raise BertfastError(
-            f"{path}, line {line}: {column!r} holds a JSON {kind}, {quoted(json.dumps(value))}; {advice}"
+            f"{path}, line {line}: {column!r} holds a JSON {kind}, {quoted(json.dumps(value))}; "
+            f"{advice}"
         )
     text = "" if value is None else str(value)
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
@@ -162,7 +164,8 @@ def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
         if row and len(row) != len(header):
             raise BertfastError(
                 f"{path}, line {line}: has {len(row)} fields and the header {len(header)} "
-                f"({', '.join(map(repr, header))}); a table needs a header line with a name for each field"
+                f"({', '.join(map(repr, header))}); a table needs a header line with a name for "
+                "each field"
             )
         yield line, dict(zip(header, row, strict=True)) if row else None
 

@@ -37,5 +37,6 @@ def continuations(tokenizer: Tokenizer, vocab_size: int) -> NDArray[np.bool_]:
             ] = True
             return found[:vocab_size]
     raise BertfastError(
-        "the tokenizer's tokens do not say where words start (by ##, Ġ or ▁), so that no whole words can be masked; use --mask-unit token"
+        "the tokenizer's tokens do not say where words start (by ##, Ġ or ▁), "
+        "so that no whole words can be masked; use --mask-unit token"
     )

@@ -98,9 +98,9 @@ def accelerate(model: Any) -> Any:
     roots = _roots(model)
     if not roots:
         raise BertfastError(
-            f"accelerate takes a model of transformers (a torch.nn.Module), or an object that holds "
-            f"one; a {type(model).__name__} has none in its attributes. Pass the model itself, as in "
-            "accelerate(pipeline.model)"
+            "accelerate takes a model of transformers (a torch.nn.Module), "
+            f"or an object that holds one; a {type(model).__name__} has none in its attributes. "
+            "Pass the model itself, as in accelerate(pipeline.model)"
         )
     served, refused = 0, []
     named = [item for path, root in roots for item in root.named_modules(prefix=path)]

@@ -101,7 +101,8 @@ def attention(
     packing = reason or _packing(attention_mask, query)
     if isinstance(packing, str):
         _say(
-            f"{type(module).__name__}: bertfast leaves this attention to transformers' sdpa: {packing}"
+            f"{type(module).__name__}: bertfast leaves this attention to transformers' sdpa: "
+            f"{packing}"
         )
         return _sdpa(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
@@ -225,7 +226,10 @@ def _reason_against(
         if kwargs.get(name) is not None:
             return f"it takes a {name}"
     if value.shape != key.shape or key.shape[3] != head_dim or heads % key.shape[1]:
-        return f"its heads do not fit: query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+        return (
+            f"its heads do not fit: query {tuple(query.shape)}, key {tuple(key.shape)}, "
+            f"value {tuple(value.shape)}"
+        )
     if not query.dtype == key.dtype == value.dtype:
         return f"query, key and value are {query.dtype}, {key.dtype} and {value.dtype}"
     backend = "cpp" if query.device.type == "cpu" else "triton"
@@ -291,7 +295,10 @@ def _read(mask: Tensor, sequences: int, positions: int) -> Packing | str:
         or mask.shape[0] not in (1, sequences)
         or mask.shape[2:] not in ((1, positions), (positions,) * 2)
     ):
-        return f"a mask of shape {tuple(mask.shape)} for {sequences} sequences of {positions} positions"
+        return (
+            f"a mask of shape {tuple(mask.shape)} for {sequences} sequences of {positions} "
+            "positions"
+        )
     if mask.requires_grad:
         return "its mask is learned"
     by_key_alone = all(mask.shape[dim] == 1 or mask.stride(dim) == 0 for dim in (1, 2))

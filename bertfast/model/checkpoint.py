@@ -157,7 +157,8 @@ def load_weights(
             kept_shape = found[original].shape
             if tied.shape != kept_shape or not _equal(found[original].read(), tied.read()):
                 raise BertfastError(
-                    f"{folder}: {copy} is not tied to {original}; such checkpoints are not supported"
+                    f"{folder}: {copy} is not tied to {original}; "
+                    "such checkpoints are not supported"
                 )
     if on_meta:
         own = model.to_empty(device=torch.get_default_device()).state_dict()

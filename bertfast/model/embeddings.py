@@ -108,5 +108,6 @@ def _check_range(name: str, ids: Tensor, size: int, limit: str) -> None:
     low, high = (int(value) for value in ids.aminmax())
     if low < 0 or high >= size:
         raise BertfastError(
-            f"{name} hold {low if low < 0 else high}; {limit} is {size}, so they must be from 0 to {size - 1}"
+            f"{name} hold {low if low < 0 else high}; {limit} is {size}, "
+            f"so they must be from 0 to {size - 1}"
         )

@@ -354,7 +354,8 @@ class Encoder:
                 x is not None for x in (attention_mask, token_type_ids, position_ids, inputs_embeds)
             ):
                 raise BertfastError(
-                    "a PackedBatch carries its own segments, positions and boundaries; give nothing beside it"
+                    "a PackedBatch carries its own segments, positions and boundaries; "
+                    "give nothing beside it"
                 )
             given = batch.sizes
             # A compiled graph has its own shapes, and the sizes may be no numbers yet.
@@ -381,7 +382,8 @@ class Encoder:
         dims = 2 if input_ids is not None else 3
         if padded.dim() != dims:
             raise BertfastError(
-                f"the input has shape {tuple(padded.shape)}; it must be (sequences, positions{', hidden' * (dims - 2)})"
+                f"the input has shape {tuple(padded.shape)}; it must be (sequences, "
+                f"positions{', hidden' * (dims - 2)})"
             )
         shape = (padded.shape[0], padded.shape[1])
         limit = shape[1]
@@ -398,7 +400,8 @@ class Encoder:
         for name, ids in (("token_type_ids", token_type_ids), ("position_ids", position_ids)):
             if ids is not None and tuple(ids.shape) not in (shape, (1, shape[1])):
                 raise BertfastError(
-                    f"{name} has shape {tuple(ids.shape)} and the input {shape}; they must be the same"
+                    f"{name} has shape {tuple(ids.shape)} and the input {shape}; "
+                    "they must be the same"
                 )
         padding = Padding(shape, attention_mask, padded.device, slack=padded.device.type == "cpu")
         visible = None

@@ -448,6 +448,7 @@ def load(path: str | Path, **options: Any) -> PreTrainedModel:
     name = names[0] if isinstance(names, list) else names
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise BertfastError(
-            f"{path}: architecture {name} is not supported; supported are {', '.join(ARCHITECTURES)}"
+            f"{path}: architecture {name} is not supported; "
+            f"supported are {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[name].from_pretrained(path, config=config, **options)

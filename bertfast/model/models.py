@@ -113,7 +113,8 @@ class PreTrainedModel(nn.Module):
         super().__init__()
         if not isinstance(config, self.config_class):
             raise BertfastError(
-                f"{type(self).__name__} is built from a {self.config_class.__name__}; this is a {type(config).__name__}"
+                f"{type(self).__name__} is built from a {self.config_class.__name__}; "
+                f"this is a {type(config).__name__}"
             )
         self.config = config
 
@@ -293,7 +294,8 @@ def _packed_labels(encoded: Encoded, labels: Tensor) -> Tensor:
     assert encoded.padding is not None
     if tuple(labels.shape) != encoded.padding.shape:
         raise BertfastError(
-            f"labels have shape {tuple(labels.shape)} and the input {encoded.padding.shape}; they must be the same"
+            f"labels have shape {tuple(labels.shape)} and the input {encoded.padding.shape}; "
+            "they must be the same"
         )
     packed, rows = encoded.padding.pack(labels), encoded.padding.rows
     return packed if rows is None else packed.masked_fill(rows < 0, IGNORE_INDEX)
@@ -671,7 +673,8 @@ class ForMultipleChoice(_SequenceHead):
         if isinstance(input_ids, PackedBatch):
             if num_choices is None or num_choices < 1 or input_ids.num_sequences % num_choices:
                 raise BertfastError(
-                    f"num_choices is {num_choices} and the batch has {input_ids.num_sequences} sequences; it must divide them"
+                    f"num_choices is {num_choices} and the batch has {input_ids.num_sequences} "
+                    "sequences; it must divide them"
                 )
             encoded = self.base.encode(input_ids, seed=seed, every_row=every_row)
         else:

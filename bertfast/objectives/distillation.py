@@ -58,7 +58,8 @@ def distillation_loss(
     """
     if len(teacher_table) != len(table):
         raise BertfastError(
-            f"the teacher's vocabulary has {len(teacher_table)} entries and the student's {len(table)}; both must have the same"
+            f"the teacher's vocabulary has {len(teacher_table)} entries and the student's "
+            f"{len(table)}; both must have the same"
         )
     teacher = (
         teacher_rows.detach(),
@@ -131,8 +132,8 @@ def cosine_loss(hidden: Tensor, teacher_hidden: Tensor, batch: PackedBatch) -> T
     """
     if hidden.shape != teacher_hidden.shape:
         raise BertfastError(
-            f"the teacher's hidden states are {teacher_hidden.shape[1]} wide and the student's {hidden.shape[1]}; "
-            "the cosine loss needs the same"
+            f"the teacher's hidden states are {teacher_hidden.shape[1]} wide and the student's "
+            f"{hidden.shape[1]}; the cosine loss needs the same"
         )
     wide = torch.promote_types(hidden.dtype, torch.float32)
     real = torch.arange(batch.num_tokens, device=hidden.device) < batch.cu_seqlens[-1]

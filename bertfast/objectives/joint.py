@@ -146,8 +146,8 @@ class Distillation(nn.Module):
         super().__init__()
         if student.config.vocab_size != teacher.config.vocab_size:
             raise BertfastError(
-                f"the teacher has {teacher.config.vocab_size} words and the student {student.config.vocab_size}; "
-                "both must have the teacher's tokenizer"
+                f"the teacher has {teacher.config.vocab_size} words and the student "
+                f"{student.config.vocab_size}; both must have the teacher's tokenizer"
             )
         self.student = student
         object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False))

@@ -68,8 +68,8 @@ def sentence_pairs(
     count = len(documents) - 1
     if count < 2:
         raise BertfastError(
-            "the data is a single document, so no random next sentence can come from another; put blank lines between "
-            "documents, or use --objective mlm"
+            "the data is a single document, so no random next sentence can come from another; "
+            "put blank lines between documents, or use --objective mlm"
         )
     rows = []
     for document in range(count):

@@ -88,7 +88,8 @@ class Objective:
         """Raises BertfastError for options that do not fit."""
         if options.teacher is not None:
             raise BertfastError(
-                f"teacher is {options.teacher!r} and objective {self.name!r}; only --objective distill takes one"
+                f"teacher is {options.teacher!r} and objective {self.name!r}; "
+                "only --objective distill takes one"
             )
 
     def cut(
@@ -159,8 +160,9 @@ def wrong_member(setup: Setup, head: str) -> BertfastError:
         name for name, (cls, _) in PRESETS.items() if cls is ARCHITECTURES[head].config_class
     ]
     return BertfastError(
-        f"objective is {setup.options.objective!r}, whose head is {head}'s, and {setup.options.model} is a "
-        f"{setup.shape.model_type} model; take one of {', '.join(fitting)}, or another --objective"
+        f"objective is {setup.options.objective!r}, whose head is {head}'s, "
+        f"and {setup.options.model} is a {setup.shape.model_type} model; "
+        f"take one of {', '.join(fitting)}, or another --objective"
     )
 
 
@@ -239,7 +241,8 @@ class Distil(Objective):
     def check(self, options: Any) -> None:
         if not options.teacher:
             raise BertfastError(
-                "objective is 'distill', which needs a teacher: the folder of a model; give --teacher"
+                "objective is 'distill', which needs a teacher: the folder of a model; "
+                "give --teacher"
             )
         if not Path(options.teacher).is_dir():
             raise BertfastError(f"teacher is {options.teacher!r}; it must be a model's folder")
@@ -250,7 +253,8 @@ class Distil(Objective):
         teacher, words = setup.other_model(options.teacher)
         if not isinstance(teacher, MaskedLMModel):
             raise BertfastError(
-                f"{options.teacher}: is a {type(teacher).__name__}, which has no masked-LM head to learn from"
+                f"{options.teacher}: is a {type(teacher).__name__}, which has no masked-LM head "
+                "to learn from"
             )
         if words.get_vocab() != setup.tokenizer.get_vocab():
             raise BertfastError(
@@ -260,7 +264,8 @@ class Distil(Objective):
         both = Distillation(model, teacher)
         if options.starts_random and not start_from_teacher(model, teacher):
             setup.say(
-                f"{options.model} is wider or deeper than its teacher, or of other shapes; it starts from random weights"
+                f"{options.model} is wider or deeper than its teacher, or of other shapes; "
+                "it starts from random weights"
             )
         if setup.shape.hidden_size != teacher.config.hidden_size:
             setup.say("the widths differ, so the cosine loss is left out")

@@ -61,6 +61,7 @@ def ordered_pairs(
             start = end
     if not rows:
         raise BertfastError(
-            "no document of the data has two tokens, so there is no pair to put in order; use --objective mlm"
+            "no document of the data has two tokens, so there is no pair to put in order; "
+            "use --objective mlm"
         )
     return Spans.of(rows)

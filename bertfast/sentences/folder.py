@@ -136,7 +136,8 @@ def _read_modules(folder: Path) -> list[Module]:
         return [Module("Transformer", folder)]
     if isinstance(listed, list) and len(listed) > MODULES:
         raise BertfastError(
-            f"{folder / 'modules.json'}: lists {len(listed)} modules; at most {MODULES} are supported"
+            f"{folder / 'modules.json'}: lists {len(listed)} modules; "
+            f"at most {MODULES} are supported"
         )
     try:
         modules = [(str(entry["type"]), folder / entry["path"]) for entry in listed]
@@ -153,7 +154,8 @@ def _read_modules(folder: Path) -> list[Module]:
             raise BertfastError(f"{folder / 'modules.json'}: {path} is outside of the folder")
         if not kind.startswith("sentence_transformers."):
             raise BertfastError(
-                f"{folder}: the module {kind} is code of its own; sentence-transformers' are supported"
+                f"{folder}: the module {kind} is code of its own; "
+                "sentence-transformers' are supported"
             )
     kinds = [kind.rpartition(".")[2] for kind, _ in modules]
     for kind, (name, _), needed in zip(kinds, modules, ("Transformer", "Pooling"), strict=False):
@@ -217,8 +219,8 @@ def read_steps(
             steps.append(Normalize() if kind == "Normalize" else read_dense(path, settings))
         elif kind != "Dropout":  # which does nothing but in training
             raise BertfastError(
-                f"{path}: the module {kind} is not supported; past a Transformer and a Pooling, Dense "
-                "and Normalize are"
+                f"{path}: the module {kind} is not supported; past a Transformer and a Pooling, "
+                "Dense and Normalize are"
             )
     return pooling, include_prompt, steps
 

@@ -217,7 +217,8 @@ def infer_task(examples: Sequence[Any], source: str | Path) -> Task:
     if not found:
         return TASKS[DEFAULT]
     print(
-        f"bertfast: {source}: the task is {found[0].name} ({found[0].summary}); --task names another",
+        f"bertfast: {source}: the task is {found[0].name} ({found[0].summary}); "
+        "--task names another",
         file=sys.stderr,
     )
     return found[0]
@@ -234,6 +235,6 @@ def task_of(model: PreTrainedModel, folder: str | Path) -> Task:
             return task
     kind = model.config.problem_type
     raise BertfastError(
-        f"{folder}: is a {type(model).__name__}{f' for {kind}' if kind else ''}, which has no head of "
-        f"a task ({', '.join(TASKS)}); fine-tune it first (bertfast finetune)"
+        f"{folder}: is a {type(model).__name__}{f' for {kind}' if kind else ''}, "
+        f"which has no head of a task ({', '.join(TASKS)}); fine-tune it first (bertfast finetune)"
     )

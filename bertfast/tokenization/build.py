@@ -105,5 +105,6 @@ def _require(names: Sequence[str], vocabulary: dict[str, int], source: str) -> N
     missing = [token for token in names if token not in vocabulary]
     if missing:
         raise BertfastError(
-            f"{source}: has no {', '.join(missing)}; its special tokens are to be {', '.join(names)}"
+            f"{source}: has no {', '.join(missing)}; its special tokens are to be "
+            f"{', '.join(names)}"
         )

@@ -88,8 +88,8 @@ def _read(folder: Path, settings: dict[str, Any], names: dict[str, str]) -> Toke
         if os.path.lexists(folder / name):
             return _read_sentencepiece(folder / name, tokenizer_class(folder))
     raise BertfastError(
-        f"{folder}: holds neither tokenizer.json nor vocab.txt, vocab.json or a SentencePiece model "
-        f"({', '.join(SENTENCEPIECE_FILES)})"
+        f"{folder}: holds neither tokenizer.json nor vocab.txt, vocab.json or a SentencePiece "
+        f"model ({', '.join(SENTENCEPIECE_FILES)})"
     )
 
 
@@ -236,8 +236,8 @@ def check_tokenizer_fits(
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= config.vocab_size:
         raise BertfastError(
-            f"{source} gives ids up to {largest} and the model has {config.vocab_size} word embeddings; "
-            "use the tokenizer that the model was trained with"
+            f"{source} gives ids up to {largest} and the model has {config.vocab_size} word "
+            "embeddings; use the tokenizer that the model was trained with"
         )
     word = tokenizer.id_to_token(config.pad_token_id) if config.pad_token_id is not None else None
     added = tokenizer.get_added_tokens_decoder()
@@ -247,7 +247,7 @@ def check_tokenizer_fits(
         and word not in (*SPECIAL_TOKENS, *ROBERTA_TOKENS)
     ):
         print(
-            f"bertfast: {source} gives {word!r} the id {config.pad_token_id}, which the model keeps for padding "
-            "(pad_token_id); is it the model's own tokenizer?",
+            f"bertfast: {source} gives {word!r} the id {config.pad_token_id}, "
+            "which the model keeps for padding (pad_token_id); is it the model's own tokenizer?",
             file=sys.stderr,
         )

@@ -85,7 +85,8 @@ def check_patterns(tokenizer: Tokenizer, source: object) -> None:
                 growth *= max(len(value), 1)
         if growth > GROWTH:
             raise BertfastError(
-                f"{source}: its normalizer makes up to {growth:.3g} characters of one; at most {GROWTH} are supported"
+                f"{source}: its normalizer makes up to {growth:.3g} characters of one; "
+                f"at most {GROWTH} are supported"
             )
 
 

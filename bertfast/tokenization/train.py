@@ -160,7 +160,8 @@ def _in_order(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
 def _require_size(vocab_size: int) -> None:
     if vocab_size <= len(SPECIAL_TOKENS):
         raise BertfastError(
-            f"vocab-size is {vocab_size}; it must be above {len(SPECIAL_TOKENS)}, the special tokens"
+            f"vocab-size is {vocab_size}; it must be above {len(SPECIAL_TOKENS)}, "
+            "the special tokens"
         )
 
 

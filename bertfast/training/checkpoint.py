@@ -74,8 +74,8 @@ def optimizer_state(
                 values[name][kind] = value
             else:
                 raise BertfastError(
-                    f"the optimizer {type(optimizer).__name__} keeps {kind} as a {type(value).__name__}; "
-                    "a checkpoint holds tensors, numbers and text"
+                    f"the optimizer {type(optimizer).__name__} keeps {kind} as a "
+                    f"{type(value).__name__}; a checkpoint holds tensors, numbers and text"
                 )
     groups = [
         {key: value for key, value in group.items() if key != "params" and _is_plain(value)}
@@ -116,7 +116,8 @@ def restore_optimizer(
     absent = [name for name in names.values() if values is None and name not in found]
     if foreign or absent:
         raise BertfastError(
-            f"the training state {'has' if foreign else 'lacks'} {(foreign or absent)[0]}; it belongs to another model"
+            f"the training state {'has' if foreign else 'lacks'} {(foreign or absent)[0]}; "
+            "it belongs to another model"
         )
     state_dict = optimizer.state_dict()
     state_dict["state"] = {}
@@ -185,7 +186,8 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise BertfastError(
-            f"{folder}: the checkpoint cannot be written ({error}); earlier checkpoints are untouched"
+            f"{folder}: the checkpoint cannot be written ({error}); "
+            "earlier checkpoints are untouched"
         ) from error
     show(run, folder)
     for old in checkpoints(run)[:-keep]:

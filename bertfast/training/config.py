@@ -113,7 +113,8 @@ class PretrainConfig:
         ):
             if getattr(self, name) not in choices:
                 raise BertfastError(
-                    f"{name.replace('_', '-')} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}"
+                    f"{name.replace('_', '-')} is {getattr(self, name)!r}; "
+                    f"it must be one of {', '.join(choices)}"
                 )
         _number("generator_size", self.generator_size, above=0)
         if self.generator_size > 1:
@@ -125,15 +126,18 @@ class PretrainConfig:
             )
         if self.cuda_graph and self.accumulation > 1:
             raise BertfastError(
-                f"cuda-graph is on and accumulation {self.accumulation}; a graph holds an update of one batch"
+                f"cuda-graph is on and accumulation {self.accumulation}; "
+                "a graph holds an update of one batch"
             )
         if not self.starts_random and not Path(self.model).is_dir():
             raise BertfastError(
-                f"model is {self.model!r}; it must be a preset ({', '.join(PRESETS)}), a config.json or a model's folder"
+                f"model is {self.model!r}; it must be a preset ({', '.join(PRESETS)}), "
+                "a config.json or a model's folder"
             )
         if self.batch_tokens < self.seq_len:
             raise BertfastError(
-                f"batch-tokens is {self.batch_tokens} and seq-len {self.seq_len}; a batch must hold a whole sequence"
+                f"batch-tokens is {self.batch_tokens} and seq-len {self.seq_len}; "
+                "a batch must hold a whole sequence"
             )
 
     @property

@@ -35,7 +35,8 @@ class MaskFiller:
         model = load(folder)
         if not isinstance(model, MaskedLMModel):
             raise BertfastError(
-                f"{folder}: is a {type(model).__name__}, which has no masked-LM head to fill a mask with"
+                f"{folder}: is a {type(model).__name__}, which has no masked-LM head to fill a "
+                "mask with"
             )
         self.model = model
         self.tokenizer: Tokenizer = load_tokenizer(folder)

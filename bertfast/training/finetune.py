@@ -93,7 +93,8 @@ class FinetuneConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
                 raise BertfastError(
-                    f"{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {least}, below 2^63"
+                    f"{name.replace('_', '-')} is {value!r}; it must be a whole number of at "
+                    f"least {least}, below 2^63"
                 )
         if self.lr is None:
             object.__setattr__(self, "lr", 1e-2 if self.freeze_encoder else 5e-5)
@@ -111,7 +112,8 @@ class FinetuneConfig:
             )
         if self.freeze_encoder and self.from_scratch:
             raise BertfastError(
-                "freeze-encoder and from-scratch together would train a classifier on a random encoder"
+                "freeze-encoder and from-scratch together would train a classifier on a random "
+                "encoder"
             )
 
 
@@ -192,7 +194,8 @@ def finetune(
         new = load_weights(net, config.model, new_head_ok=True)
         if new:
             print(
-                f"bertfast: {config.model} does not have {', '.join(new)}; trained from random weights",
+                f"bertfast: {config.model} does not have {', '.join(new)}; "
+                "trained from random weights",
                 file=sys.stderr,
             )
         if config.freeze_encoder:
@@ -276,8 +279,8 @@ class _Data:
         self.truncated = sum(item.truncated for item in self.inputs)
         if self.truncated:
             print(
-                f"bertfast: {source}: {self.truncated} of {len(self.inputs)} inputs were longer than "
-                f"{max_length} tokens and were cut",
+                f"bertfast: {source}: {self.truncated} of {len(self.inputs)} inputs were longer "
+                f"than {max_length} tokens and were cut",
                 file=sys.stderr,
             )
 

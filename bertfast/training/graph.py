@@ -100,7 +100,8 @@ class GraphedStep:
                     self.result = self._step()
             except RuntimeError as error:
                 raise BertfastError(
-                    f"the step cannot be captured as a CUDA graph ({error}); run it without (--no-cuda-graph)"
+                    f"the step cannot be captured as a CUDA graph ({error}); "
+                    "run it without (--no-cuda-graph)"
                 ) from error
             self.graph = graph
             graph.replay()

@@ -83,7 +83,8 @@ def _event_writer(folder: Path, start_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         print(
-            "bertfast: tensorboard is not installed, so no events are written (pip install 'bertfast[train]')",
+            "bertfast: tensorboard is not installed, so no events are written (pip install "
+            "'bertfast[train]')",
             file=sys.stderr,
         )
         return None

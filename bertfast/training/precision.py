@@ -27,7 +27,8 @@ def say_what_it_saves(precision: str, device: torch.device) -> None:
 @functools.cache
 def _say_bf16_saves_memory() -> None:
     print(
-        "bertfast: this CPU does not multiply bfloat16; --precision bf16 saves memory here, not time",
+        "bertfast: this CPU does not multiply bfloat16; --precision bf16 saves memory here, "
+        "not time",
         file=sys.stderr,
         flush=True,
     )
@@ -81,7 +82,8 @@ class Masters(nn.Module):
             for parameter in group["params"]:
                 if parameter.requires_grad and parameter not in self.by_parameter:
                     raise BertfastError(
-                        f"the optimizer has a parameter of shape {tuple(parameter.shape)} that the model has not"
+                        f"the optimizer has a parameter of shape {tuple(parameter.shape)} that "
+                        "the model has not"
                     )
             kept = [p for p in group["params"] if p in self.by_parameter]
             group["params"] = [self.by_parameter[p] for p in kept]

@@ -51,8 +51,8 @@ class Predictor:
             model = self.task.load(folder)
         else:
             raise BertfastError(
-                f"{folder}: was trained for the task {name!r}, and registered are {', '.join(TASKS)}; "
-                "import the file that registers it first"
+                f"{folder}: was trained for the task {name!r}, "
+                f"and registered are {', '.join(TASKS)}; import the file that registers it first"
             )
         if not self.task.serves(model):
             raise BertfastError(

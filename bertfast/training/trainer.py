@@ -327,8 +327,8 @@ class Trainer:
             f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
         )
         raise BertfastError(
-            f"step {values.step}: the loss is {loss} and the gradient norm {norm}; stopped, {where}. "
-            "A lower --lr or a longer --warmup may help"
+            f"step {values.step}: the loss is {loss} and the gradient norm {norm}; stopped, "
+            f"{where}. A lower --lr or a longer --warmup may help"
         )
 
     def _scored(self, done: int) -> dict[str, float] | None:
@@ -443,8 +443,9 @@ class Trainer:
         changed = [name for name, digest in saved.items() if self.inputs.get(name) != digest]
         if changed:
             raise BertfastError(
-                f"{self.run}: the {' and the '.join(changed)} changed since {folder} was written, so the run cannot "
-                "go on as it was; put back what it was, or start a new run with another --out"
+                f"{self.run}: the {' and the '.join(changed)} changed since {folder} was written, "
+                "so the run cannot go on as it was; put back what it was, "
+                "or start a new run with another --out"
             )
         own = {
             key.removeprefix(f"{UNSAVED}."): state.moments.pop(key)
@@ -460,7 +461,8 @@ class Trainer:
                 for name, weight in weights.items():
                     if name not in kept or kept[name].shape != weight.shape:
                         raise BertfastError(
-                            f"{folder}: has no weight {name} of shape {tuple(weight.shape)}; it is another model's"
+                            f"{folder}: has no weight {name} of shape {tuple(weight.shape)}; "
+                            "it is another model's"
                         )
                     weight.copy_(kept[name])
         self.masters.refresh()

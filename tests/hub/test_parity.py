@@ -397,7 +397,8 @@ def test_outputs_and_gradients_equal_those_of_transformers(backend, side, name):
     ours, theirs = pair(ARCHITECTURES[name])
     if side == "left" and reads_first_token(ours):
         pytest.skip(
-            "under left padding the first real token is read, where transformers reads a padding token"
+            "under left padding the first real token is read, where transformers reads a padding "
+            "token"
         )
     compare(backend, ours, theirs, side)
 

@@ -28,7 +28,10 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-DROP = "import torch; from bertfast import kernels; print(kernels.dropout(torch.ones(64), 0.5).sum().item())"
+DROP = (
+    "import torch; from bertfast import kernels; print(kernels.dropout(torch.ones(64), "
+    "0.5).sum().item())"
+)
 
 
 def test_the_reference_takes_what_no_other_backend_can():

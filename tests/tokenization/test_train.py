@@ -65,8 +65,9 @@ def test_a_rerun_learns_the_same_tokenizer(train):
 def test_another_process_learns_the_same_scores():
     # A process of its own has its own hash keys; rare characters, many ties.
     script = "import sys, hashlib; from bertfast.tokenization import train_unigram; " + (
-        "words = [a + b for a in 'abcdefgh' for b in 'ijklmnop']; texts = [' '.join(words), 'é ß ø å 1 2 3 quick quicker'] * 4; "
-        "print(hashlib.sha256(train_unigram(texts, 60).to_str().encode()).hexdigest())"
+        "words = [a + b for a in 'abcdefgh' for b in 'ijklmnop']; texts = [' '.join(words), "
+        "'é ß ø å 1 2 3 quick quicker'] * 4; print(hashlib.sha256(train_unigram(texts, "
+        "60).to_str().encode()).hexdigest())"
     )
     printed = {
         subprocess.run(

@@ -281,7 +281,8 @@ def test_runs_killed_at_any_moment_go_on_bit_for_bit(
     command = [
         *(sys.executable, "-m", "bertfast"),
         *shlex.split(
-            f"pretrain --data {place}/corpus.txt --tokenizer {place}/model --model {place}/model {options}"
+            f"pretrain --data {place}/corpus.txt --tokenizer {place}/model --model {place}/model "
+            f"{options}"
         ),
         *("--out", str(tmp_path / "killed")),
     ]
