@@ -74,7 +74,9 @@ class Results:
         return self.settings.results / f"{self.record['machine']['slug']}.json"
 
     def seconds_left(self, group: str, kind: str) -> float:
-        """What the group's time leaves after a case of this kind: at 0 or below none is to start."""
+        """What the group's time leaves after a case of this kind: at 0 or below none is to
+        start.
+        """
         end = self.started + ENDS[group] * self.settings.seconds
         return end - time.monotonic() - self.longest.get(kind, FIRST_GUESS[group])
 

@@ -1,4 +1,6 @@
-"""What a run was asked for; passed from ``python -m benchmarks`` to pytest through the environment."""
+"""What a run was asked for; passed from ``python -m benchmarks`` to pytest through the
+environment.
+"""
 
 from __future__ import annotations
 

@@ -358,7 +358,9 @@ class Padding:
         return self.rows % self.shape[1]
 
     def pack(self, padded: Tensor) -> Tensor:
-        """(sequences, positions, ...) to (tokens, ...): the real tokens alone, and zeros for slack."""
+        """(sequences, positions, ...) to (tokens, ...): the real tokens alone, and zeros for
+        slack.
+        """
         return padded.flatten(0, 1) if self.rows is None else kernels.pack(padded, self.rows)
 
     def unpack(self, packed: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Use the kernels without a model: attention over sequences of unlike lengths, with its gradients."""
+"""Use the kernels without a model: attention over sequences of unlike lengths, with its
+gradients.
+"""
 
 import torch
 

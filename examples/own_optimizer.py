@@ -1,4 +1,6 @@
-"""Train with an optimizer, a schedule and a callback of your own, with checkpoints to resume from."""
+"""Train with an optimizer, a schedule and a callback of your own, with checkpoints to resume
+from.
+"""
 
 import math
 import tempfile

@@ -20,7 +20,9 @@ def moments(s, real, columns, eps, RMS: tl.constexpr):
 
 @triton.jit
 def norm_backward(normal, dy, weight, rstd, columns, RMS: tl.constexpr):
-    """The gradient of the norm's input; ``normal`` and ``dy`` are zero where there is no element."""
+    """The gradient of the norm's input; ``normal`` and ``dy`` are zero where there is no
+    element.
+    """
     weighted = dy * weight
     along = tl.sum(weighted * normal, 1) / columns
     ds = weighted - normal * along[:, None]

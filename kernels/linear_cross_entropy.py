@@ -169,7 +169,9 @@ def _gradient_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """A tile of the gradient of sum(scale * loss) with respect to the logits, which are made again."""
+    """A tile of the gradient of sum(scale * loss) with respect to the logits, which are made
+    again.
+    """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     ids = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     logits = _logits_tile(
@@ -201,7 +203,9 @@ def _gradient_kernel(
 
 
 def _tile_options(kernel: str, hidden: Tensor, bias: Tensor | None) -> dict[str, Any]:
-    """Constants and launch options of a kernel; float32 is exact unless PyTorch is told otherwise."""
+    """Constants and launch options of a kernel; float32 is exact unless PyTorch is told
+    otherwise.
+    """
     exact = hidden.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
     return {
         "HAS_BIAS": bias is not None,

@@ -90,7 +90,9 @@ def dropout_threshold(p: float) -> int:
 
 
 def keep_scale(threshold: int) -> float:
-    """What a kept element is multiplied by, so that the expectation stays: one over the share kept."""
+    """What a kept element is multiplied by, so that the expectation stays: one over the share
+    kept.
+    """
     return LANE_RANGE / (LANE_RANGE - threshold)
 
 

@@ -182,7 +182,9 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 def scatter_rows(x: Tensor, index: Tensor, rows: int) -> Tensor:
-    """``rows`` rows of zeros with x's put at the index, -1 nowhere; see `bertfast.kernels.unpack`."""
+    """``rows`` rows of zeros with x's put at the index, -1 nowhere; see
+    `bertfast.kernels.unpack`.
+    """
     return x.new_zeros(rows + 1, x.shape[1]).index_copy(0, index + 1, x)[1:]
 
 

@@ -21,5 +21,7 @@ def run_on_one_thread() -> None:
 
 
 def num_threads() -> int:
-    """What `run_on_one_thread` said, or else PyTorch's number, which is one of the whole process."""
+    """What `run_on_one_thread` said, or else PyTorch's number, which is one of the whole
+    process.
+    """
     return 1 if getattr(_own, "alone", False) else torch.get_num_threads()

@@ -90,7 +90,9 @@ def missing_backend(name: str, dtype: torch.dtype = torch.float32) -> str:
 
 
 def forced(backend: str, dtype: torch.dtype = torch.float32):  # type: ignore[no-untyped-def]
-    """A context in which every op runs on ``backend``; skips the test, saying why, where it cannot."""
+    """A context in which every op runs on ``backend``; skips the test, saying why, where it
+    cannot.
+    """
     from bertfast import kernels
 
     reason = missing_backend(backend, dtype)

@@ -203,7 +203,9 @@ def test_every_block_runs(
 def run_line(
     line: str, where: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One line of shell: ``bertfast`` in this process, ``make`` without doing it, ``pip`` looked up."""
+    """One line of shell: ``bertfast`` in this process, ``make`` without doing it, ``pip`` looked
+    up.
+    """
     words = shlex.split(smaller(line), comments=True)
     if not words:
         return

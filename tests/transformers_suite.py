@@ -165,14 +165,16 @@ def find_suite(source: Path | None, models: list[str]) -> tuple[Path, dict[str, 
         source = Path(spec.origin).parents[2]  # of a checkout that is installed editable
         if not (source / "tests" / "models").is_dir():
             raise SuiteError(
-                "the installed transformers has no tests beside it; give a checkout of it with --source DIR"
+                "the installed transformers has no tests beside it; "
+                "give a checkout of it with --source DIR"
             )
     root = source.resolve()
     if root.name == "tests" and not (root / "tests").is_dir():
         root = root.parent
     if not (root / "tests" / "models").is_dir():
         raise SuiteError(
-            f"{source}: holds no tests/models; --source takes a checkout or unpacked source of transformers"
+            f"{source}: holds no tests/models; --source takes a checkout or unpacked source of "
+            "transformers"
         )
     files = {
         model: root / "tests" / "models" / model / f"test_modeling_{model}.py" for model in models
@@ -267,7 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
             lines = compare(plain, accelerated)
             counts = Counter(outcome for outcome, _ in plain.values())
             print(
-                f"{model}: {len(plain)} tests, {counts['skipped']} skipped, {counts['failed']} fail as they are, {counts['passed']} pass; "
+                f"{model}: {len(plain)} tests, {counts['skipped']} skipped, "
+                f"{counts['failed']} fail as they are, {counts['passed']} pass; "
                 f"of these {counts['passed'] - len(lines)} pass accelerated ({count} models)",
                 flush=True,
             )
@@ -278,7 +281,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{differences or 'no'} test{'' if differences == 1 else 's'} passed as they are and not accelerated"
+        f"{differences or 'no'} test{'' if differences == 1 else 's'} passed as they are and not "
+        "accelerated"
     )
     return 1 if differences else 0
 

@@ -117,7 +117,9 @@ def make_task(found: list[Docstring]) -> Task:
 
 
 def _dev_files(items: list[Docstring]) -> set[str]:
-    """Files, in order of their names' hashes, each that fits into ``DEV_SHARE`` of the docstrings."""
+    """Files, in order of their names' hashes, each that fits into ``DEV_SHARE`` of the
+    docstrings.
+    """
     counts: dict[str, int] = {}
     for item in items:
         counts[item.file] = counts.get(item.file, 0) + 1

@@ -60,7 +60,9 @@ def embedding_cases(text: Path | None, folder: Path | None) -> list[Callable[[Se
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Within it SIGTERM raises KeyboardInterrupt as SIGINT does; the list gets the signal's number."""
+    """Within it SIGTERM raises KeyboardInterrupt as SIGINT does; the list gets the signal's
+    number.
+    """
     got: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield got  # where Python lets no one set a handler

@@ -87,7 +87,9 @@ def layer_norm(tokens: int, hidden: int, itemsize: int) -> Floor:
 
 
 def bias_gelu(tokens: int, features: int, itemsize: int, gated: bool = False) -> Floor:
-    """x in, the result out; x and dout in, dx out. Gated, x and dx are twice as wide as the result."""
+    """x in, the result out; x and dout in, dx out. Gated, x and dx are twice as wide as the
+    result.
+    """
     return Floor(
         (16 if gated else 14) * tokens * features,
         (8 if gated else 5) * tokens * features * itemsize,

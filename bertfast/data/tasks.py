@@ -113,7 +113,9 @@ def read_task(
 
 
 def is_task_file(path: Path) -> bool:
-    """Whether the name says that the file has columns: .tsv, .csv or JSON lines, gzip of them too."""
+    """Whether the name says that the file has columns: .tsv, .csv or JSON lines, gzip of them
+    too.
+    """
     return is_json(path) or _suffix(path) in TABLE_SUFFIXES
 
 

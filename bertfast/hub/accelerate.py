@@ -171,7 +171,9 @@ def _roots(model: Any) -> list[tuple[str, nn.Module]]:
 
 
 def _attributes(holder: Any) -> list[tuple[str, Any]]:
-    """What an object holds, pydantic's private attributes too; of a list or dictionary the items."""
+    """What an object holds, pydantic's private attributes too; of a list or dictionary the
+    items.
+    """
     if isinstance(holder, Mapping):
         return [(str(name), value) for name, value in holder.items()]
     if isinstance(holder, list | tuple):

@@ -212,7 +212,9 @@ def _reason_against(
     causal: bool,
     kwargs: dict[str, Any],
 ) -> str:
-    """Why the packed attention cannot serve this call, the mask's values aside; empty when it can."""
+    """Why the packed attention cannot serve this call, the mask's values aside; empty when it
+    can.
+    """
     sequences, heads, positions, head_dim = query.shape
     if key.shape[2] != positions or key.shape[0] != sequences:
         return (

@@ -104,7 +104,9 @@ class TokenClassifierOutput(ModelOutput):
 
 @dataclass
 class QuestionAnsweringModelOutput(ModelOutput):
-    """Of a model for spans; logits (sequences, positions), the lowest finite number at the padding."""
+    """Of a model for spans; logits (sequences, positions), the lowest finite number at the
+    padding.
+    """
 
     loss: Tensor | None = None
     start_logits: Tensor | None = None

@@ -68,7 +68,9 @@ class ReplacedTokenDetection(nn.Module):
         base.encoder_run = Encoder(base.config, base)
 
     def forward(self, batch: PackedBatch, *, seed: int | Tensor) -> ReplacedTokenOutput:
-        """One batch with masked positions; the generator's samples are drawn under the same seed."""
+        """One batch with masked positions; the generator's samples are drawn under the same
+        seed.
+        """
         generator, seed = self.generator, as_seed(seed, batch.input_ids.device)
         encoded = generator.encode_masked(batch, seed)
         batch = encoded.batch
@@ -228,7 +230,9 @@ def start_from_teacher(student: MaskedLMModel, teacher: MaskedLMModel) -> bool:
 
 
 def _shared_parameters(mine: Submodules, theirs: Submodules) -> list[tuple[str, Tensor, Tensor]]:
-    """(name of the module, the student's parameter, the teacher's) of the modules that both have."""
+    """(name of the module, the student's parameter, the teacher's) of the modules that both
+    have.
+    """
     found = []
     for name in mine.names():
         own, other = getattr(mine, name), getattr(theirs, name)

@@ -110,7 +110,9 @@ def mask_tokens(
 
 
 def span_lengths(words: Tensor) -> Tensor:
-    """Lengths of spans from Philox words: geometric with p = 0.2, given that they are 10 at most."""
+    """Lengths of spans from Philox words: geometric with p = 0.2, given that they are 10 at
+    most.
+    """
     at_most = [1 - (1 - SPAN_P) ** length for length in range(1, MAX_SPAN + 1)]
     bounds = [round(share / at_most[-1] * WORD_RANGE) for share in at_most[:-1]]
     return torch.bucketize(words, torch.tensor(bounds, device=words.device), right=True) + 1

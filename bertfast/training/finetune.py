@@ -119,7 +119,9 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """The folder that was made, its task, the best epoch's dev scores, and every epoch's numbers."""
+    """The folder that was made, its task, the best epoch's dev scores, and every epoch's
+    numbers.
+    """
 
     out: Path
     task: str

@@ -56,7 +56,9 @@ class Batches(Protocol):
     """Where batches come from; a list of `PackedBatch` serves too."""
 
     def iterate(self, start: int = 0) -> Iterator[tuple[int, PackedBatch]]:
-        """(epoch, batch) of number ``start`` and every later one; the same from wherever it starts."""
+        """(epoch, batch) of number ``start`` and every later one; the same from wherever it
+        starts.
+        """
 
 
 class Callback:

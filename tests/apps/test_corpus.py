@@ -1,4 +1,6 @@
-"""The demo's text: what is taken from this Python, and that nothing of the test side is trained on."""
+"""The demo's text: what is taken from this Python, and that nothing of the test side is trained
+on.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`bertfast tune`: it keeps the fastest candidate that computes what the shipped options compute."""
+"""`bertfast tune`: it keeps the fastest candidate that computes what the shipped options
+compute.
+"""
 
 from __future__ import annotations
 

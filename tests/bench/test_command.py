@@ -1,4 +1,6 @@
-"""`bertfast bench` and `bertfast profile` measure on the user's lengths, and say when they cannot."""
+"""`bertfast bench` and `bertfast profile` measure on the user's lengths, and say when they
+cannot.
+"""
 
 from __future__ import annotations
 

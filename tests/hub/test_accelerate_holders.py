@@ -34,7 +34,9 @@ class Holder:
 
 
 class Private:
-    """A pydantic model's private attributes, where langchain's HuggingFaceEmbeddings has _client."""
+    """A pydantic model's private attributes, where langchain's HuggingFaceEmbeddings has
+    _client.
+    """
 
     def __init__(self, **attributes: object) -> None:
         object.__setattr__(self, "__pydantic_private__", attributes)

@@ -64,7 +64,9 @@ def place(tmp_path: Path) -> Path:
 def fails(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
-    """Runs a command in ``place`` that must fail and change nothing there; returns what it printed."""
+    """Runs a command in ``place`` that must fail and change nothing there; returns what it
+    printed.
+    """
     monkeypatch.chdir(place)
 
     def files() -> dict[str, bytes]:

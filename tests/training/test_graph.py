@@ -89,7 +89,9 @@ def batch(number: int) -> PackedBatch:
 def trained(
     cls: type, precision: str, step: Callable[..., Any]
 ) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    """What ``step(model, masters, optimizer)`` returns for each batch, and the weights after them."""
+    """What ``step(model, masters, optimizer)`` returns for each batch, and the weights after
+    them.
+    """
     torch.manual_seed(0)
     model = cls(CONFIG).to(DEVICE).train()
     masters = Masters(model, precision)

@@ -1,4 +1,6 @@
-"""Two models in one run: ELECTRA's generator and discriminator, DistilBERT's student and teacher."""
+"""Two models in one run: ELECTRA's generator and discriminator, DistilBERT's student and
+teacher.
+"""
 
 import dataclasses
 import json

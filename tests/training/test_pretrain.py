@@ -1,4 +1,6 @@
-"""Pretraining: what it learns, what it leaves, and that a stopped run goes on to the same losses."""
+"""Pretraining: what it learns, what it leaves, and that a stopped run goes on to the same
+losses.
+"""
 
 from __future__ import annotations
 
