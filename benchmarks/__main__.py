@@ -19,12 +19,18 @@ GPU_SECONDS, GPU_TEST_SECONDS, GPU_MARGIN = 520.0, 240.0, 45.0
 CPU_SECONDS = 1740.0
 
 EXAMPLES = """examples:
-  python -m benchmarks cpu                     every case on the CPU; writes benchmarks/results and docs/performance.md
-  python -m benchmarks cpu --only attention    the cases of one op (any expression of pytest's -k), written under build/
-  python -m benchmarks cpu --only embed --update   an op anew, in the place of its cases in the JSON that is there
-  python -m benchmarks gpu                     kernel tests, then every case on the GPU, in under nine minutes
-  python -m benchmarks cpu --quick             tiny shapes: does everything run? its figures mean nothing
-  python -m benchmarks page                    tables and plots again, from the JSON that is there
+  python -m benchmarks cpu
+      every case on the CPU; writes benchmarks/results and docs/performance.md
+  python -m benchmarks cpu --only attention
+      the cases of one op (any expression of pytest's -k), written under build/
+  python -m benchmarks cpu --only embed --update
+      an op anew, in the place of its cases in the JSON that is there
+  python -m benchmarks gpu
+      kernel tests, then every case on the GPU, in under nine minutes
+  python -m benchmarks cpu --quick
+      tiny shapes: does everything run? its figures mean nothing
+  python -m benchmarks page
+      tables and plots again, from the JSON that is there
 """
 
 

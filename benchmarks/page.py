@@ -28,19 +28,37 @@ WHAT = {
 }
 INTRODUCTION = f"""# Performance
 
-`python -m benchmarks page` writes this page from the JSON files under `benchmarks/results/`. No number on it was typed.
+`python -m benchmarks page` writes this page from the JSON files under `benchmarks/results/`. No
+number on it was typed.
 
-A ratio is the other side's time over ours, **above 1 where bertfast is faster**. It is the median over rounds in which all sides run in turn in one process. A check before it shows that they compute the same thing. `~` marks a case in which a side's quartiles lie more than {NOISE_BOUND:.0%} of its median apart: do not conclude from it.
+A ratio is the other side's time over ours, **above 1 where bertfast is faster**. It is the median
+over rounds in which all sides run in turn in one process. A check before it shows that they compute
+the same thing. `~` marks a case in which a side's quartiles lie more than {NOISE_BOUND:.0%} of its
+median apart: do not conclude from it.
 
-All sides have the good of a C library that keeps freed memory (`bertfast/training/memory.py`), as `bertfast pretrain` sets it. Times are forward and backward together; a step adds the optimizer. Dropout's bits are each side's own, so sides are compared without dropout and timed with it.
+All sides have the good of a C library that keeps freed memory (`bertfast/training/memory.py`), as
+`bertfast pretrain` sets it. Times are forward and backward together; a step adds the optimizer.
+Dropout's bits are each side's own, so sides are compared without dropout and timed with it.
 
-The *share* column says how near the case is to what cannot be avoided. For products it is a rate: the useful FLOPs over the time, beside the measured rate of this machine's matrix products. Useful are real tokens, pairs of tokens in one sequence and masked positions; a recomputation counts for nothing. For memory-bound ops it is the time of a copy of the bytes that must be read and written (`bertfast/bench/floors.py`) over ours. The matrix rate is the best that PyTorch's own products reached here in the same dtype, not the chip's peak. A small product that stays in the caches can exceed it.
+The *share* column says how near the case is to what cannot be avoided. For products it is a rate:
+the useful FLOPs over the time, beside the measured rate of this machine's matrix products. Useful
+are real tokens, pairs of tokens in one sequence and masked positions; a recomputation counts for
+nothing. For memory-bound ops it is the time of a copy of the bytes that must be read and written
+(`bertfast/bench/floors.py`) over ours. The matrix rate is the best that PyTorch's own products
+reached here in the same dtype, not the chip's peak. A small product that stays in the caches can
+exceed it.
 
-*Peak* is the memory that a call holds at most beyond what was held before it, ours and then the fastest peer's. PyTorch's allocator measures it on a GPU. On a CPU the process's resident pages do, which are exact to about a MiB.
+*Peak* is the memory that a call holds at most beyond what was held before it, ours and then the
+fastest peer's. PyTorch's allocator measures it on a GPU. On a CPU the process's resident pages do,
+which are exact to about a MiB.
 
 ## To reproduce
 
-`make bench` measures everything on a CPU in about half an hour, `make gpu` on a GPU in under nine. Each checks its results, and writes this page, its plots and their JSON. Below each table and plot stands the command that measures it alone; that one writes under `build/benchmarks/`. `bertfast bench --lengths FILE` measures an op or the step on your own lengths. `bertfast profile` shows where a step's time goes. Run nothing else meanwhile: noise is marked, not removed.
+`make bench` measures everything on a CPU in about half an hour, `make gpu` on a GPU in under nine.
+Each checks its results, and writes this page, its plots and their JSON. Below each table and plot
+stands the command that measures it alone; that one writes under `build/benchmarks/`. `bertfast
+bench --lengths FILE` measures an op or the step on your own lengths. `bertfast profile` shows where
+a step's time goes. Run nothing else meanwhile: noise is marked, not removed.
 """
 COLUMNS = 100
 

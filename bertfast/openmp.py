@@ -1,5 +1,5 @@
-"""How OpenMP's threads wait: they spin while a process has the processors to itself, and sleep while
-others want them.
+"""How OpenMP's threads wait: they spin while a process has the processors to itself, and sleep
+while others want them.
 
 A thread that has done its part of a parallel region spins before it sleeps: 300,000 turns with
 libgomp, which PyTorch ships on Linux. Two processes then take the processor from one another: a

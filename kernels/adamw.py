@@ -112,8 +112,8 @@ def _adamw(
     for number, (w, g, m, v) in enumerate(zip(weights, gradients, means, squares, strict=True)):
         if w.numel():
             _adamw_kernel[(triton.cdiv(w.numel(), tuned["BLOCK"]),)](
-                w, g, m, v, copies[number] if copies else w, rates, w.numel(), beta1, beta2, eps, weight_decay,
-                COPY=bool(copies), **tuned,
+                w, g, m, v, copies[number] if copies else w, rates, w.numel(), beta1, beta2, eps,
+                weight_decay, COPY=bool(copies), **tuned,
             )  # fmt: skip
 
 

@@ -209,10 +209,12 @@ def _forward_triton(
     tuned = tuning.options("add_layer_norm.forward", x.dtype, x.device, columns)
     if rows:
         _norm_forward_kernel[(triton.cdiv(rows, tuned["ROWS"]),)](
-            x, x if residual is None else residual, weight, weight if bias is None else bias, out, summed, mean, rstd,
-            seed, rows, hidden, eps, threshold, keep_scale(threshold), RESIDUAL=residual is not None,
-            BIAS=bias is not None, PRENORM=prenorm, RMS=rms, DROPOUT=threshold > 0, ALIGNED=hidden % 8 == 0,
-            COLUMNS=columns, **tuned,
+            x, x if residual is None else residual, weight, weight if bias is None else bias, out,
+            summed, mean, rstd,
+            seed, rows, hidden, eps, threshold, keep_scale(threshold),
+            RESIDUAL=residual is not None,
+            BIAS=bias is not None, PRENORM=prenorm, RMS=rms, DROPOUT=threshold > 0,
+            ALIGNED=hidden % 8 == 0, COLUMNS=columns, **tuned,
         )  # fmt: skip
 
 
@@ -237,8 +239,10 @@ def _backward_triton(
     partial = torch.empty(min(rows, tuned.pop("PROGRAMS")), 2, hidden, device=x.device)
     if rows:
         _norm_backward_kernel[(partial.shape[0],)](
-            dout, dout if dsummed is None else dsummed, x, x if residual is None else residual, weight, mean, rstd, dx,
-            dresidual, partial, seed, rows, hidden, threshold, keep_scale(threshold), RESIDUAL=residual is not None,
+            dout, dout if dsummed is None else dsummed, x, x if residual is None else residual,
+            weight, mean, rstd, dx,
+            dresidual, partial, seed, rows, hidden, threshold, keep_scale(threshold),
+            RESIDUAL=residual is not None,
             PRENORM=dsummed is not None, RMS=rms, DROPOUT=threshold > 0, ALIGNED=hidden % 8 == 0,
             COLUMNS=columns, **tuned,
         )  # fmt: skip

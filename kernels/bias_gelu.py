@@ -136,9 +136,10 @@ def _forward_triton(x: Tensor, bias: Tensor | None, tanh: bool, gated: bool, out
     rows = out.numel() // features
     tuned = tuning.options("bias_gelu.forward", x.dtype, x.device)
     if rows:
-        _gelu_forward_kernel[(triton.cdiv(rows, tuned["ROWS"]), triton.cdiv(features, tuned["COLUMNS"]))](
-            x, x if bias is None else bias, out, rows, features, BIAS=bias is not None, TANH=tanh, GATED=gated,
-            **tuned,
+        grid = (triton.cdiv(rows, tuned["ROWS"]), triton.cdiv(features, tuned["COLUMNS"]))
+        _gelu_forward_kernel[grid](
+            x, x if bias is None else bias, out, rows, features, BIAS=bias is not None, TANH=tanh,
+            GATED=gated, **tuned,
         )  # fmt: skip
 
 
@@ -152,8 +153,8 @@ def _backward_triton(
     partial = torch.empty(blocks, dbias.shape[0], device=x.device)
     if rows:
         _gelu_backward_kernel[(blocks, triton.cdiv(features, tuned["COLUMNS"]))](
-            dout, x, x if bias is None else bias, dx, partial, rows, features, BIAS=bias is not None, TANH=tanh,
-            GATED=gated, ROWS=BACKWARD_ROWS, **tuned,
+            dout, x, x if bias is None else bias, dx, partial, rows, features,
+            BIAS=bias is not None, TANH=tanh, GATED=gated, ROWS=BACKWARD_ROWS, **tuned,
         )  # fmt: skip
     dbias.copy_(partial.sum(0))
 

@@ -102,8 +102,8 @@ def _embed_forward_kernel(
     inside = column < hidden
     real = inside[None, :]
     s = _load_embeddings(
-        word_ptr, position_ptr, segment_ptr, input_ids_ptr, position_ids_ptr, segment_ids_ptr, token, hidden, column, real,
-        POSITION, SEGMENT,
+        word_ptr, position_ptr, segment_ptr, input_ids_ptr, position_ids_ptr, segment_ids_ptr,
+        token, hidden, column, real, POSITION, SEGMENT,
     )  # fmt: skip
     mean, rstd = moments(s, real, hidden, eps, False)
     out = (s - mean[:, None]) * rstd[:, None]
@@ -156,8 +156,8 @@ def _embed_backward_kernel(
     dbias = tl.zeros((1, COLUMNS), tl.float32)
     for token in range(program, tokens, programs):
         s = _load_embeddings(
-            word_ptr, position_ptr, segment_ptr, input_ids_ptr, position_ids_ptr, segment_ids_ptr, token, hidden, column,
-            real, POSITION, SEGMENT,
+            word_ptr, position_ptr, segment_ptr, input_ids_ptr, position_ids_ptr, segment_ids_ptr,
+            token, hidden, column, real, POSITION, SEGMENT,
         )  # fmt: skip
         mean, rstd = (
             tl.load(mean_ptr + token + tl.arange(0, 1)),
@@ -241,7 +241,8 @@ def _forward_triton(
     tokens, hidden = out.shape
     if tokens:
         _embed_forward_kernel[(tokens,)](
-            *_or_first(tables), *_or_first(ids), *_or_first([weight, bias]), out, mean, rstd, seed, hidden, eps, threshold,
+            *_or_first(tables), *_or_first(ids), *_or_first([weight, bias]), out, mean, rstd, seed,
+            hidden, eps, threshold,
             keep_scale(threshold), BIAS=bias is not None, **_constants(tables, hidden, threshold),
         )  # fmt: skip
 
@@ -262,7 +263,8 @@ def _backward_triton(
     partial = torch.empty(min(tokens, PROGRAMS), 2, hidden, device=dout.device)
     if tokens:
         _embed_backward_kernel[(partial.shape[0],)](
-            dout, *_or_first(tables), *_or_first(ids), weight, mean, rstd, dsum, partial, seed, tokens, hidden, threshold,
+            dout, *_or_first(tables), *_or_first(ids), weight, mean, rstd, dsum, partial, seed,
+            tokens, hidden, threshold,
             keep_scale(threshold), **_constants(tables, hidden, threshold),
         )  # fmt: skip
     return partial.sum(0)
@@ -464,7 +466,8 @@ def _sum_rows(rows: Tensor, ids: Tensor, size: int, dtype: torch.dtype, backend:
 
 @register_fake(_embed)
 def _(
-    input_ids, position_ids, segment_ids, word, position, segment, weight, bias, seed, eps, threshold, padding_idx, sparse_grad, backend
+    input_ids, position_ids, segment_ids, word, position, segment, weight, bias, seed, eps,
+    threshold, padding_idx, sparse_grad, backend
 ):  # fmt: skip
     return _outputs(input_ids, word)
 

@@ -235,8 +235,8 @@ def _forward_triton(
     best = torch.empty(splits, rows, dtype=torch.int32, device=hidden.device)
     if rows:
         _statistics_kernel[(triton.cdiv(rows, tiles["BLOCK_M"]), splits)](
-            hidden, weight, hidden if bias is None else bias, labels, top, exponentials, total, at_label, best,
-            rows, vocab, hidden.shape[1], **tiles,
+            hidden, weight, hidden if bias is None else bias, labels, top, exponentials, total,
+            at_label, best, rows, vocab, hidden.shape[1], **tiles,
         )  # fmt: skip
     counted = labels != ignore_index
     # Of equal maxima the first split's wins, and in it the lowest id.
@@ -274,8 +274,10 @@ def _backward_triton(
         part = hidden[block]
         rows = part.shape[0]
         dlogits = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device)
-        _gradient_kernel[(triton.cdiv(rows, tiles["BLOCK_M"]), triton.cdiv(vocab, tiles["BLOCK_V"]))](
-            part, weight, hidden if bias is None else bias, labels[block], lse[block], grad_scale[block], dlogits,
+        grid = (triton.cdiv(rows, tiles["BLOCK_M"]), triton.cdiv(vocab, tiles["BLOCK_V"]))
+        _gradient_kernel[grid](
+            part, weight, hidden if bias is None else bias, labels[block], lse[block],
+            grad_scale[block], dlogits,
             rows, vocab, hidden.shape[1], ignore_index, label_smoothing, z_loss, **tiles,
         )  # fmt: skip
         torch.mm(dlogits, weight, out=dhidden[block])

@@ -113,8 +113,8 @@ def _rotary_triton(
         columns = triton.next_power_of_2(head_dim // 2)
         rows = max(1, ELEMENTS // columns)
         _rotary_kernel[(triton.cdiv(tokens * heads, rows),)](
-            q, k, q_out, k_out, position_ids, cos, sin, tokens * heads, heads, head_dim // 2, *q.stride()[:2],
-            *k.stride()[:2], INVERSE=inverse, ROWS=rows, COLUMNS=columns,
+            q, k, q_out, k_out, position_ids, cos, sin, tokens * heads, heads, head_dim // 2,
+            *q.stride()[:2], *k.stride()[:2], INVERSE=inverse, ROWS=rows, COLUMNS=columns,
         )  # fmt: skip
 
 

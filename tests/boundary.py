@@ -1,8 +1,8 @@
 """Calls of every function of the C++ extension and of every private op, right and wrong.
 
 `test_boundary.py` runs this file in a process of its own, in which a crash is a failure, and
-`sanitize.py` runs its calls under the sanitizers. Every tensor of a call ends where its memory ends:
-the page behind it can be neither read nor written.
+`sanitize.py` runs its calls under the sanitizers. Every tensor of a call ends where its memory
+ends: the page behind it can be neither read nor written.
 
     python tests/boundary.py extension|cpp|triton|faults [EXAMPLES]
 """
@@ -260,7 +260,8 @@ def op_call(name: str, dtype: torch.dtype, backend: str) -> Call:
     if name in ("linear_cross_entropy", "linear_cross_entropy_backward"):
         tensors = {
             "hidden": x, "weight": _normal(VOCAB, hidden, dtype=dtype),
-            "bias": _normal(VOCAB, dtype=dtype), "labels": torch.tensor([0, VOCAB - 1, -100, 3, 4, 5]),
+            "bias": _normal(VOCAB, dtype=dtype),
+            "labels": torch.tensor([0, VOCAB - 1, -100, 3, 4, 5]),
         }  # fmt: skip
         options = {
             "ignore_index": -100,
@@ -360,7 +361,9 @@ TENSOR_FAULTS: dict[str, Callable[[Tensor, int, Tensor], Any]] = {
     "wide value": lambda x, n, _: _values(x, (2**62, -(2**62), 2**31 - 1, -(2**31))[n % 4]),
     "shared": lambda _x, _n, other: other,
     "requires grad": lambda x, _n, _: guarded(x).requires_grad_(),
-    "offset": lambda x, n, _: guarded(torch.cat([x, x], n % x.dim())).narrow(n % x.dim(), 1, x.shape[n % x.dim()]),
+    "offset": lambda x, n, _: guarded(torch.cat([x, x], n % x.dim())).narrow(
+        n % x.dim(), 1, x.shape[n % x.dim()]
+    ),
     "list": lambda x, _n, _: x.tolist(),
     "address": lambda x, _n, _: x.data_ptr(),
     "numpy": lambda x, _n, _: x.numpy(),

@@ -24,8 +24,8 @@ ATTRIBUTES = {
     register_at_fork sched_getaffinity sched_setaffinity sched_yield sendfile setegid seteuid setgid
     setpgid setpriority setsid setuid statvfs sync sysconf sysconf_names tcgetpgrp ttyname uname
     wait3 wait4 writev""",
-    signal: """SIGALRM SIGCHLD SIGCONT SIGHUP SIGKILL SIGPIPE SIGQUIT SIGSTOP SIGTSTP SIGUSR1 SIGUSR2
-    alarm getitimer pause pthread_kill pthread_sigmask setitimer sigpending sigwait""",
+    signal: """SIGALRM SIGCHLD SIGCONT SIGHUP SIGKILL SIGPIPE SIGQUIT SIGSTOP SIGTSTP SIGUSR1
+    SIGUSR2 alarm getitimer pause pthread_kill pthread_sigmask setitimer sigpending sigwait""",
 }
 # These ask what system they are on when they are imported, and must get the true answer.
 THEIRS = """accelerate filelock huggingface_hub matplotlib.pyplot multiprocessing.reduction

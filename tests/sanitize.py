@@ -130,8 +130,9 @@ def attention(
     absent = dict.fromkeys(shapes)
     buckets = a.below(BUCKETS, max(2 * longest - 1, 0), torch.int32) if tables else None
     call = {
-        "q": q, "k": k, "v": v, "out": out, "lse": lse, "cu_seqlens": cu_seqlens, "buckets": buckets,
-        **absent, **{name: a.values(*shape) for name, shape in wanted.items()}, "max_seqlen": longest,
+        "q": q, "k": k, "v": v, "out": out, "lse": lse, "cu_seqlens": cu_seqlens,
+        "buckets": buckets, **absent,
+        **{name: a.values(*shape) for name, shape in wanted.items()}, "max_seqlen": longest,
         "window": window, "scale": 0.25, "threshold": threshold, "seed": -7, "threads": THREADS,
     }  # fmt: skip
     ext.attention_forward(**call)

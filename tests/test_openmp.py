@@ -286,7 +286,8 @@ child = os.fork()
 if not child:
     state = bertfast.kernels.dispatch._C.spin_state()
     torch.set_num_threads(1)
-    os._exit(0 if state == {"watching": False, "sleeping": False, "switches": 0} and not op() else 1)
+    alone = state == {"watching": False, "sleeping": False, "switches": 0}
+    os._exit(0 if alone and not op() else 1)
 assert os.waitpid(child, 0)[1] == 0
 """
     python("-c", run)

@@ -17,7 +17,9 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.testing_utils import slow
 
-CONFIG = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+CONFIG = dict(
+    vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+)
 
 
 class BertModelTest(unittest.TestCase):

@@ -209,7 +209,8 @@ def run_suite(root: Path, file: Path, options: list[str]) -> tuple[Outcomes, int
         ]
         process = subprocess.run(
             [sys.executable, "-m", "pytest", *plugin, *options, str(file.relative_to(root))],
-            cwd=root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+            cwd=root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            check=False,
         )  # fmt: skip
         lines = written.read_text(encoding="utf-8").splitlines() if written.exists() else []
     outcomes: Outcomes = {}
@@ -250,7 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("-k", metavar="EXPRESSION", help="only tests that match, as pytest's -k")
     parser.add_argument(
-        "--with", dest="function", default=ACCELERATE, metavar="MODULE:FUNCTION", help="what every model goes through; default: %(default)s"
+        "--with", dest="function", default=ACCELERATE, metavar="MODULE:FUNCTION",
+        help="what every model goes through; default: %(default)s"
     )  # fmt: skip
     options = parser.parse_args(arguments)
     selection = ["-k", options.k] if options.k else []

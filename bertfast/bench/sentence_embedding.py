@@ -81,7 +81,9 @@ def case(
         facts={
             "fill": fill,
             "tokens": lengths.tokens,
-            "model": f"{config.num_hidden_layers} layers of {config.hidden_size}, batches of {BATCH}",
+            "model": (
+                f"{config.num_hidden_layers} layers of {config.hidden_size}, batches of {BATCH}"
+            ),
         },
         missing=missing,
     )

@@ -76,10 +76,10 @@ def accelerate(model: Any) -> Any:
     inference and training; returns the model.
 
     Served are BERT (MiniLM too), RoBERTa, XLM-RoBERTa, CamemBERT, MPNet, ALBERT, DistilBERT,
-    ELECTRA, DeBERTa v2 and v3 and ModernBERT, wherever their base models stand below ``model``: in one with a task head, a
-    `peft.PeftModel`, a `sentence_transformers.SentenceTransformer`. Parameters, their names and
-    what `save_pretrained` writes stay as they are, so an optimizer that holds the parameters keeps
-    working. `restore` undoes it.
+    ELECTRA, DeBERTa v2 and v3 and ModernBERT, wherever their base models stand below ``model``: in
+    one with a task head, a `peft.PeftModel`, a `sentence_transformers.SentenceTransformer`.
+    Parameters, their names and what `save_pretrained` writes stay as they are, so an optimizer that
+    holds the parameters keeps working. `restore` undoes it.
 
     Outputs are those of the original but at padding, where they are zeros, unless a head or its
     loss reads them. A call that cannot be served (attention weights are wanted, masks between pairs

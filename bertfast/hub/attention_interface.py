@@ -93,7 +93,8 @@ def attention(
     for name in ("s_aux", "softcap"):
         if kwargs.get(name) is not None:
             raise BertfastError(
-                f"{type(module).__name__} asks for {name}, which neither bertfast's attention nor torch's computes; "
+                f"{type(module).__name__} asks for {name}, "
+                "which neither bertfast's attention nor torch's computes; "
                 'load the model with attn_implementation="eager"'
             )
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)

@@ -1,4 +1,4 @@
-"""The tensors of a folder's weights: safetensors, shards of it, or a ``.bin`` that holds nothing else.
+"""The tensors of a folder's weights: safetensors, its shards, or a ``.bin`` of nothing else.
 
 Headers are read first, so that weights which do not fit are refused before any is read.
 """

@@ -24,8 +24,8 @@ def wordpiece_tokenizer(
     names: Sequence[str] = SPECIAL_TOKENS,
     as_roberta: bool = False,
 ) -> Tokenizer:
-    """BERT's tokenizer over this vocabulary, or MPNet's. Devlin et al., section 3, and the released code's
-    normalisation.
+    """BERT's tokenizer over this vocabulary, or MPNet's. Devlin et al., section 3, and the released
+    code's normalisation.
 
     Args:
         vocabulary: token to id.

@@ -25,7 +25,8 @@ DEEPEST = 50  # groups within one another
 WAYS = 64  # in which the bounded repetitions of an alternative may be combined
 GROWTH = 1024  # characters that a normalizer may make of one
 FEW = 8  # repetitions of a range that is still a bounded one
-# Of GPT-4, Llama 3, Qwen 2 and GPT-4o: spaces before a line's end, and words that begin in capitals.
+# Of GPT-4, Llama 3, Qwen 2 and GPT-4o: spaces before a line's end, and words that begin in
+# capitals.
 KNOWN = (
     r"\s*[\r\n]+",
     r"\s*[\r\n]",

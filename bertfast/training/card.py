@@ -91,11 +91,12 @@ def task_card(
     from transformers import pipeline
     pipeline("{task.pipeline}", ".")("some text")
 """
+    kind_of_task = f"{task.name} ({task.summary or 'a task of its own'})"
     return model_card(
         metadata,
         f"""# {markdown(_name(config.out))}
 
-A model for {task.name} ({task.summary or "a task of its own"}) with {len(labels)} output(s) ({names}{more}),
+A model for {kind_of_task} with {len(labels)} output(s) ({names}{more}),
 trained with bertfast {how}, starting from {start}.
 
 - training data: {markdown(Path(config.train).name)}, {summary["train_examples"]} examples

@@ -163,7 +163,8 @@ def finetune(
     Raises:
         BertfastError: an option, a file or a folder cannot be used, or the loss became NaN; ``out``
             is as it was.
-        Interrupted: after a checkpoint, on SIGINT or SIGTERM; the same call with ``resume`` goes on.
+        Interrupted: after a checkpoint, on SIGINT or SIGTERM; the same call with ``resume`` goes
+            on.
     """
     config = FinetuneConfig(
         model=str(model), train=str(train), dev=str(dev), out=str(out), **options
@@ -477,7 +478,8 @@ def _fill_folder(
         (folder / name).write_text(text, encoding="utf-8")
 
 
-PREDICT_SCRIPT = '''"""Predicts with the model in this folder: python predict.py "some text" "another"."""
+PREDICT_SCRIPT = '''\
+"""Predicts with the model in this folder: python predict.py "some text" "another"."""
 
 import sys
 from pathlib import Path

@@ -447,7 +447,10 @@ def test_torch_compile_takes_what_is_left_to_sdpa_too():
 )
 def test_either_order_of_imports_registers_it(imports):
     program = f"""{imports}
-config = transformers.ViTConfig(image_size=8, patch_size=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+config = transformers.ViTConfig(
+    image_size=8, patch_size=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+    intermediate_size=8,
+)
 model = transformers.AutoModel.from_config(config, attn_implementation="bertfast")
 assert model.config._attn_implementation == "bertfast"
 assert type(transformers.modeling_utils.__spec__.loader).__module__ != "bertfast.registration"

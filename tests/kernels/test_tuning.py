@@ -71,7 +71,8 @@ def test_every_head_size_has_options_of_its_own():
 
 @pytest.mark.parametrize(
     ("capability", "file"),
-    [((8, 0), 80), ((8, 6), 80), ((8, 9), 80), ((9, 0), 90), ((10, 0), 100), ((10, 3), 100), ((12, 0), 80), ((7, 5), 80)],
+    [((8, 0), 80), ((8, 6), 80), ((8, 9), 80), ((9, 0), 90), ((10, 0), 100), ((10, 3), 100),
+     ((12, 0), 80), ((7, 5), 80)],
 )  # fmt: skip
 def test_a_gpu_takes_the_options_of_its_generation_or_the_least_demanding(
     gpu, capability, file, monkeypatch
@@ -157,7 +158,8 @@ ENTRY = {"Some GPU": {KERNEL: {"source": "x", "options": {"half 64": {"BLOCK_M":
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", "\x00\x01", "null", '{"a": 1}', '{"a": {"b": []}}', json.dumps(ENTRY).replace('"x"', "7"),
+        "", "{", "[]", "\x00\x01", "null", '{"a": 1}', '{"a": {"b": []}}',
+        json.dumps(ENTRY).replace('"x"', "7"),
         json.dumps(ENTRY).replace("64}", "0}"), json.dumps(ENTRY).replace("64}", '"64"}'),
         json.dumps(ENTRY).replace("64}", "true}"), json.dumps(ENTRY)[:-5],
     ],

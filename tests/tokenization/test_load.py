@@ -316,11 +316,33 @@ def test_a_trained_mpnet_tokenizer_is_read_by_transformers(tmp_path):
 
 
 SENTENCEPIECE = {
-    "albert": ("spiece.model", {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "control_symbols": "[CLS],[SEP]", "user_defined_symbols": "[MASK]"}),
-    "deberta-v2": ("spm.model", {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}),
+    "albert": (
+        "spiece.model",
+        {
+            "pad_id": 0,
+            "unk_id": 1,
+            "bos_id": -1,
+            "eos_id": -1,
+            "control_symbols": "[CLS],[SEP]",
+            "user_defined_symbols": "[MASK]",
+        },
+    ),
+    "deberta-v2": (
+        "spm.model",
+        {
+            "pad_id": 0,
+            "bos_id": 1,
+            "eos_id": 2,
+            "unk_id": 3,
+            "pad_piece": "[PAD]",
+            "bos_piece": "[CLS]",
+            "eos_piece": "[SEP]",
+            "unk_piece": "[UNK]",
+        },
+    ),
     "xlm-roberta": ("sentencepiece.bpe.model", {}),
     "camembert": ("sentencepiece.bpe.model", {}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", params=SENTENCEPIECE)
@@ -332,9 +354,13 @@ def sentencepiece_folder(request, tmp_path_factory):
     name, options = SENTENCEPIECE[request.param]
     (folder / "corpus.txt").write_text("\n".join(CORPUS))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "corpus.txt"), model_prefix=str(folder / "model"), vocab_size=80, hard_vocab_limit=False,
-        minloglevel=2, **options,
-    )  # fmt: skip
+        input=str(folder / "corpus.txt"),
+        model_prefix=str(folder / "model"),
+        vocab_size=80,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
     (folder / "model.model").rename(folder / name)
     (folder / "config.json").write_text(json.dumps({"model_type": request.param}))
     return folder

@@ -225,8 +225,8 @@ def test_the_command_refuses_in_one_line(tmp_path, monkeypatch, capfd, options, 
 def test_the_command_trains_each_kind(tmp_path, monkeypatch, capfd, kind):
     (tmp_path / "text.txt").write_text("\n".join(TEXTS))
     done = run_cli(
-        monkeypatch, capfd, "tokenizer", "--data", tmp_path / "text.txt", "--out", tmp_path / "tok", "--type", kind,
-        "--vocab-size", 330,
+        monkeypatch, capfd, "tokenizer", "--data", tmp_path / "text.txt", "--out", tmp_path / "tok",
+        "--type", kind, "--vocab-size", 330,
     )  # fmt: skip
     assert done.code == 0
     assert load_tokenizer(tmp_path / "tok").to_str() == TRAINERS[kind](TEXTS, 330).to_str()

@@ -220,7 +220,8 @@ for line in sys.stdin:
             step += 1
             tensor = torch.full((100_000,), float(step))
             weights = {"": {"w": tensor}, "part": {"v": tensor + 2}}
-            save_checkpoint(run, step, {"config.json": "{}"}, weights, {"m.w": tensor + 1}, {"tokens": 10 * step})
+            moments, values = {"m.w": tensor + 1}, {"tokens": 10 * step}
+            save_checkpoint(run, step, {"config.json": "{}"}, weights, moments, values)
             print(step, flush=True)
     os.waitpid(child, 0)
     print("dead", flush=True)

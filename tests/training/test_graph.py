@@ -43,7 +43,8 @@ pretraining = importlib.import_module("bertfast.training.pretrain")
 module = importlib.import_module("bertfast.training.trainer")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 CONFIG = BertConfig(
-    vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=16
+    vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+    intermediate_size=64, max_position_embeddings=16
 )  # fmt: skip
 
 
@@ -67,7 +68,8 @@ STEPS = (
 )  # on a GPU some are launched one by one, one is captured, and the rest are replays
 CLIP, RATE = 0.5, 3e-3
 PRETRAIN: dict[str, Any] = {
-    "steps": 12, "batch_tokens": 128, "seq_len": 24, "lr": 1e-3, "warmup": 2, "checkpoint_every": 4, "log_every": 1
+    "steps": 12, "batch_tokens": 128, "seq_len": 24, "lr": 1e-3, "warmup": 2, "checkpoint_every": 4,
+    "log_every": 1
 }  # fmt: skip
 
 

@@ -44,7 +44,8 @@ from bertfast.training.pretrain import Interrupted, PretrainResult
 
 module = importlib.import_module("bertfast.training.trainer")
 OPTIONS: dict[str, Any] = {
-    "steps": 12, "batch_tokens": 128, "seq_len": 24, "lr": 1e-3, "warmup": 2, "checkpoint_every": 4, "log_every": 3
+    "steps": 12, "batch_tokens": 128, "seq_len": 24, "lr": 1e-3, "warmup": 2, "checkpoint_every": 4,
+    "log_every": 3
 }  # fmt: skip
 # Of the numbers of a line only these depend on the clock.
 CLOCKED = ("tokens_per_second", "seconds")
