@@ -108,7 +108,11 @@ def reasons_against(
     reasons = []
     if backend == "triton":
         if not HAS_TRITON:
-            reasons.append("triton is not installed")
+            reasons.append(
+                "triton is not installed (pip install 'bertfast[gpu]')"
+                if device.type == "cuda"
+                else "triton is not installed, and only a GPU needs it"
+            )
         elif device.type == "cuda":
             capability = torch.cuda.get_device_capability(device)
             if capability < MINIMUM_CAPABILITY:

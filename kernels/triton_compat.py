@@ -1,5 +1,5 @@
-"""Triton where it is installed, and a stand-in that lets the op files import where it is not
-(macOS, Windows).
+"""Triton where it is installed, and a stand-in that lets the op files import where it is not: on
+a machine without a GPU, or one of macOS or Windows.
 """
 
 from __future__ import annotations

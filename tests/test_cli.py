@@ -195,7 +195,7 @@ def test_doctor_gives_each_op_and_dtype_a_backend_and_the_others_reasons(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     facts = json.loads(run_cli(monkeypatch, capfd, "doctor", "--json").out)
-    parts = {"machine", "openmp", "versions", "instruction_sets", "products", "ops"}
+    parts = {"machine", "openmp", "versions", "missing", "instruction_sets", "products", "ops"}
     assert set(facts) == parts
     assert facts["versions"]["bertfast"] == bertfast.__version__
     cpu = {(row["op"], row["dtype"]): row for row in facts["ops"] if row["device"] == "cpu"}

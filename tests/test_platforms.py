@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,43 @@ def test_doctor_runs(place: str) -> None:
     done = command(place, "doctor")
     assert done.returncode == 0, done.stderr
     assert "which backend each op takes" in done.stdout
+
+
+NO_GPU = "triton is not installed, and only a GPU needs it"
+NEEDED = "triton is not installed (pip install 'bertfast[gpu]')"
+
+
+def test_doctor_says_that_a_cpu_needs_no_triton_and_how_a_gpu_has_it() -> None:
+    facts = json.loads(command("without triton", "doctor", "--json").stdout)
+    assert facts["versions"]["triton"] is None
+    assert {row["reasons"]["triton"] for row in facts["ops"] if row["device"] == "cpu"} == {NO_GPU}
+    program = """
+import torch
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_name = lambda: "a GPU"
+from bertfast.apps import doctor
+facts = doctor.report()
+print(facts["missing"]["triton"])
+print({row["reasons"]["triton"] for row in facts["ops"] if row["device"] == "cuda"})
+"""
+    shown = there("without triton", program)
+    assert shown.returncode == 0, shown.stderr
+    said, reasons = shown.stdout.splitlines()
+    assert said == "pip install 'bertfast[gpu]', for the kernels on the GPU"
+    assert reasons == repr({NEEDED})
+
+
+def test_what_else_is_not_installed_is_named_with_its_extra() -> None:
+    program = "import elsewhere; elsewhere.without('transformers', 'tensorboard')\n"
+    done = there("without triton", program + "from bertfast.cli import main; main()", "doctor")
+    assert done.returncode == 0, done.stderr
+    for extra in ("hf", "train"):
+        assert f"'bertfast[{extra}]'" in done.stdout
+
+
+def test_core_dependencies_bring_neither_triton_nor_cuda() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert not any("triton" in line or "nvidia" in line for line in project["dependencies"])
 
 
 @pytest.mark.parametrize("place", PLACES)

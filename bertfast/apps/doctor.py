@@ -13,8 +13,14 @@ import torch
 
 from bertfast import __version__, openmp, processor
 from bertfast.kernels import dispatch, products
+from bertfast.kernels.triton_compat import HAS_TRITON
 
 PACKAGES = ("torch", "triton", "numpy", "tokenizers", "safetensors", "transformers", "tensorboard")
+# What is there only with an extra, and what for.
+EXTRAS = {
+    "transformers": ("hf", "models of transformers in place"),
+    "tensorboard": ("train", "TensorBoard's events"),
+}
 HEAD_DIM = 64  # of the attention that is asked about
 
 
@@ -34,6 +40,7 @@ def report() -> dict[str, Any]:
         "openmp": _openmp(),
         "versions": {"bertfast": __version__, "python": platform.python_version()}
         | {name: _version(name) for name in PACKAGES},
+        "missing": _missing(),
         "instruction_sets": {"missing": missing} if missing else dispatch._C.capabilities(),
         "products": products.describe(),
         "ops": [
@@ -62,6 +69,19 @@ def _openmp() -> dict[str, Any]:
         "waiting set by": found["set_by"],
         "to do": found["advice"],
     }
+
+
+def _missing() -> dict[str, str]:
+    """What is not there, and what to do to have it."""
+    found = {}
+    if torch.cuda.is_available() and not HAS_TRITON:
+        found["triton"] = "pip install 'bertfast[gpu]', for the kernels on the GPU"
+    if dispatch.NO_EXTENSION:
+        found["C++ kernels"] = "install a C++ compiler such as g++, then bertfast again"
+    for package, (extra, purpose) in EXTRAS.items():
+        if _version(package) is None:
+            found[package] = f"pip install 'bertfast[{extra}]', for {purpose}"
+    return found
 
 
 def usable_cores() -> int:
@@ -97,18 +117,19 @@ def _version(package: str) -> str | None:
 def show(facts: dict[str, Any]) -> None:
     """Prints the facts as tables."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     table = Table(title="bertfast doctor", show_header=False, title_justify="left")
-    for part in ("machine", "openmp", "versions", "instruction_sets", "products"):
+    for part in ("machine", "openmp", "versions", "missing", "instruction_sets", "products"):
         for name, value in facts[part].items():
             shown = (
                 ", ".join(value)
                 if isinstance(value, list)
                 else ("not there" if value is None else str(value))
             )
-            table.add_row(part.replace("_", " "), name, shown)
+            table.add_row(part.replace("_", " "), name, escape(shown))
         table.add_section()
     console.print(table)
     table = Table(
@@ -120,7 +141,7 @@ def show(facts: dict[str, Any]) -> None:
     for heading in ("device", "dtypes", "takes", "others"):
         table.add_column(heading, overflow="fold")
     for (device, dtypes, backend, others), ops in _alike(facts["ops"]).items():
-        table.add_row("\n".join(ops), device, "\n".join(dtypes), backend, others)
+        table.add_row("\n".join(ops), device, "\n".join(dtypes), backend, escape(others))
     console.print(table)
 
 

@@ -249,16 +249,18 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The Triton kernels, and no look at values that are only looked at on the CPU; the interpreter
     itself is the GPU.
     """
-    from triton.runtime.interpreter import GridExecutor
-
-    launch = GridExecutor.__call__
+    interpreter = pytest.importorskip(
+        "triton.runtime.interpreter", reason="Triton is not installed"
+    )
+    executor = interpreter.GridExecutor
+    launch = executor.__call__
 
     def unseen(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _disable_current_modes():
             return launch(self, *args, **kwargs)
 
     with forced("triton"), monkeypatch.context() as patched, NoHost():
-        patched.setattr(GridExecutor, "__call__", unseen)
+        patched.setattr(executor, "__call__", unseen)
         patched.setattr(torch.compiler, "is_compiling", lambda: True)
         yield
 
