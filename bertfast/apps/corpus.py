@@ -1,5 +1,7 @@
-"""English that every Python ships: the help topics and the standard library's docstrings, read
-without importing it.
+"""English that every Python ships, read without importing it, and the gaps made in it.
+
+The text is the help topics, and the standard library's docstrings and comments. The task is to tell
+which preposition stood in a gap.
 """
 
 from __future__ import annotations
@@ -8,11 +10,11 @@ import ast
 import hashlib
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Folders whose docstrings are not prose about a library: tests, generated codecs, bundled wheels.
+# Folders whose text is not prose about a library: tests, generated codecs, bundled wheels.
 LEFT_OUT = (
     "test",
     "tests",
@@ -25,37 +27,83 @@ LEFT_OUT = (
     "_vendor",
 )
 MIN_WORDS = 5
-DEV_SHARE = 0.35  # of a part's docstrings, at most
-MIN_DEV, MIN_TRAIN_FILES = 15, 2
-MAX_CLASSES = 12
+PREPOSITIONS = ("by", "for", "from", "in", "of", "on", "to", "with")
+GAP = "[MASK]"
+WINDOW = 12  # words on each side of a gap, at most
+MARGIN = 3  # words on each side of a gap, at least
+SHARES = {"test": 0.12, "dev": 0.08}  # of the documents; the rest are "train"
 
 
 @dataclass(frozen=True)
-class Docstring:
-    """A docstring, the file it is in (relative to the library), and the part of the library that
-    the file belongs to.
-    """
+class Document:
+    """A help topic, or what a file of the library says, paragraph by paragraph."""
+
+    name: str
+    paragraphs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Words around a gap, `GAP` in its place, and the preposition that stood there."""
 
     text: str
-    file: str
-    part: str
+    word: str
 
 
 @dataclass(frozen=True)
 class Task:
-    """Which part of the library a docstring comes from, split by source file."""
+    """Gaps by side, and the documents of the training side, which alone are pretrained on.
 
-    labels: list[str]
-    train: list[Docstring]
-    dev: list[Docstring]
-
-
-def docstrings() -> list[Docstring]:
-    """Every docstring of the standard library of ``MIN_WORDS`` words at least, in order of file;
-    repeated ones once.
+    Each side has the same number of gaps of each preposition, in turn.
     """
+
+    train: list[Gap]
+    dev: list[Gap]
+    test: list[Gap]
+    documents: list[Document]
+    held_out: list[Document]
+
+
+def documents() -> list[Document]:
+    """The help topics and the library's files. A paragraph of several documents is in the first
+    alone.
+    """
+    seen: set[str] = set()
+    found = []
+    for name, texts in [*_help_topics(), *_files()]:
+        paragraphs = [part for text in texts for part in _paragraphs(text) if part not in seen]
+        unique = tuple(dict.fromkeys(paragraphs))
+        seen.update(unique)
+        if unique:
+            found.append(Document(name, unique))
+    return found
+
+
+def make_task(found: Sequence[Document]) -> Task:
+    """Whole documents go to one side or another.
+
+    A document's side and the order of gaps come from hashes, so that they are the same on every
+    machine and for every seed.
+    """
+    sides: dict[str, list[Document]] = {"train": [], "dev": [], "test": []}
+    for document in found:
+        sides[_side(document.name)].append(document)
+    seen: set[tuple[str, ...]] = set()
+    gaps = {side: _balanced(_gaps(sides[side], seen)) for side in sides}
+    return Task(**gaps, documents=sides["train"], held_out=sides["dev"] + sides["test"])
+
+
+def _help_topics() -> Iterator[tuple[str, list[str]]]:
+    """The language reference as ``help()`` prints it."""
+    from pydoc_data.topics import topics
+
+    for name, text in sorted(topics.items()):
+        yield f"help/{name}", [text]
+
+
+def _files() -> Iterator[tuple[str, list[str]]]:
+    """The name of each file of the library, and its docstrings and comments in order."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    found, seen = [], set()
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         if (
@@ -64,95 +112,78 @@ def docstrings() -> list[Docstring]:
         ):
             continue
         try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            source = path.read_text(encoding="utf-8")
+            tree = ast.parse(source)
         except (OSError, SyntaxError, UnicodeDecodeError, ValueError):
             continue  # templates and bad-input samples
-        nodes = [
-            node
-            for node in ast.walk(tree)
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        ]
-        # In the order of the file, a class before its methods: neighbours belong together for next
-        # sentence prediction.
-        for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
-            text = ast.get_docstring(node) or ""
-            if len(text.split()) >= MIN_WORDS and text not in seen:
-                seen.add(text)
-                found.append(Docstring(text, "/".join(parts), parts[0].removesuffix(".py")))
-    return found
+        texts = sorted(_texts(tree, source.splitlines()))
+        yield "/".join(parts), [text for _, text in texts if len(text.split()) >= MIN_WORDS]
 
 
-def help_topics() -> list[str]:
-    """The language reference as ``help()`` prints it."""
-    from pydoc_data.topics import topics
-
-    return [text for _, text in sorted(topics.items())]
-
-
-def make_task(found: list[Docstring]) -> Task:
-    """The packages with the most docstrings in enough files become labels; whole files go to one
-    side or the other.
-
-    A file's side is decided by a hash of its name, so that it is the same on every machine and for
-    every seed.
-    """
-    by_part: dict[str, list[Docstring]] = {}
-    for item in found:
-        if "/" in item.file:  # a package, with several files
-            by_part.setdefault(item.part, []).append(item)
-    sides: dict[str, tuple[list[Docstring], list[Docstring]]] = {}
-    for part, items in by_part.items():
-        dev_files = _dev_files(items)
-        train = [item for item in items if item.file not in dev_files]
-        dev = [item for item in items if item.file in dev_files]
-        if len(dev) >= MIN_DEV and len({item.file for item in train}) >= MIN_TRAIN_FILES:
-            sides[part] = train, dev
-    largest = sorted(sides, key=lambda part: (-len(sides[part][0]), part))[:MAX_CLASSES]
-    labels = sorted(largest)
-    return Task(
-        labels,
-        [item for part in labels for item in sides[part][0]],
-        [item for part in labels for item in sides[part][1]],
-    )
+def _texts(tree: ast.Module, lines: list[str]) -> Iterator[tuple[int, str]]:
+    """(line, text) of each docstring, and of each run of comment lines."""
+    in_string: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield getattr(node, "lineno", 0), ast.get_docstring(node) or ""
+        elif isinstance(node, (ast.Constant, ast.JoinedStr)):
+            in_string.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    comment: list[str] = []
+    for number, line in enumerate([*lines, ""], 1):
+        bare = line.strip()
+        if bare.startswith("#") and number not in in_string:
+            comment.append(bare.lstrip("#!:"))
+        elif comment:
+            yield number - len(comment), "\n".join(comment)
+            comment = []
 
 
-def _dev_files(items: list[Docstring]) -> set[str]:
-    """Files, in order of their names' hashes, each that fits into ``DEV_SHARE`` of the
-    docstrings.
-    """
-    counts: dict[str, int] = {}
-    for item in items:
-        counts[item.file] = counts.get(item.file, 0) + 1
-    chosen, total = set(), 0
-    for file in sorted(counts, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
-        # One file holds most of some small parts (urllib/request.py): it is for training, or
-        # nothing would be left to train on.
-        if total + counts[file] <= DEV_SHARE * len(items):
-            chosen.add(file)
-            total += counts[file]
-    return chosen
-
-
-def pretraining_documents(found: list[Docstring], held_out: set[str]) -> Iterator[str]:
-    """The help topics, and the docstrings of each file that is not held out as one document, lines
-    joined to paragraphs.
-    """
-    yield from filter(None, map(_paragraphs, help_topics()))
-    by_file: dict[str, list[str]] = {}
-    for item in found:
-        if item.file not in held_out:
-            by_file.setdefault(item.file, []).append(_paragraphs(item.text))
-    yield from ("\n".join(texts) for texts in by_file.values())
-
-
-def _paragraphs(text: str) -> str:
-    """A line for each paragraph, with no blank line: blank lines stand between documents. Rules
-    under headings go.
-    """
+def _paragraphs(text: str) -> list[str]:
+    """The text's paragraphs, each as one line. Rules under headings go."""
     blocks: list[list[str]] = [[]]
     for line in text.splitlines():
         if not line.strip():
             blocks.append([])
         elif any(character.isalnum() for character in line):
             blocks[-1] += line.split()
-    return "\n".join(" ".join(words) for words in blocks if words)
+    return [" ".join(words) for words in blocks if words]
+
+
+def _side(name: str) -> str:
+    place = _hash(name) / 2**256
+    for side, share in SHARES.items():
+        if place < share:
+            return side
+        place -= share
+    return "train"
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest())
+
+
+def _gaps(found: Iterable[Document], seen: set[tuple[str, ...]]) -> dict[str, list[Gap]]:
+    """The gaps of each preposition.
+
+    Args:
+        found: documents.
+        seen: the nearest words of gaps that were made before, with which no other is made; added
+            to. So a phrase that the library repeats is on one side alone.
+    """
+    gaps: dict[str, list[Gap]] = {word: [] for word in PREPOSITIONS}
+    for words in (paragraph.split() for document in found for paragraph in document.paragraphs):
+        for place in range(MARGIN, len(words) - MARGIN):
+            if words[place] not in gaps:
+                continue
+            before, after = words[max(0, place - WINDOW) : place], words[place + 1 :][:WINDOW]
+            nearest = (*before[-MARGIN:], *after[:MARGIN])
+            if nearest not in seen and GAP not in before + after:
+                seen.add(nearest)
+                gaps[words[place]].append(Gap(" ".join([*before, GAP, *after]), words[place]))
+    return gaps
+
+
+def _balanced(gaps: dict[str, list[Gap]]) -> list[Gap]:
+    """As many gaps of each preposition as there are of the rarest, one of each in turn."""
+    ordered = [sorted(own, key=lambda gap: _hash(gap.text)) for own in gaps.values()]
+    return [gap for row in zip(*ordered, strict=False) for gap in row]

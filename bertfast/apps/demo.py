@@ -1,5 +1,5 @@
-"""``bertfast demo``: the whole way from text to a fine-tuned classifier, with its comparison and
-its report.
+"""``bertfast demo``: from text to a fine-tuned model, and what pretraining is worth at few labels
+and at many.
 """
 
 from __future__ import annotations
@@ -11,63 +11,82 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from bertfast import __version__, processor
-from bertfast.apps import corpus
+from bertfast.apps import corpus, gap
+from bertfast.apps.corpus import PREPOSITIONS, Gap
 from bertfast.apps.plot import plot
-from bertfast.apps.report import runs_of, write_report
-from bertfast.config import BertConfig
+from bertfast.apps.report import draw_learning_curve, in_words, write_report
+from bertfast.config import ModernBertConfig
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.errors import BertfastError
 from bertfast.files import make_folder
-from bertfast.model import BertForPreTraining
-from bertfast.packed import PackedBatch
+from bertfast.model import load
+from bertfast.model.models import ForTokenClassification
+from bertfast.packed import IGNORE_INDEX, PackedBatch
 from bertfast.tokenization import SpecialIds, load_tokenizer, save_tokenizer, train_wordpiece
 from bertfast.training.fill import MaskFiller
-from bertfast.training.finetune import finetune
 from bertfast.training.metrics import read_metrics
 from bertfast.training.optimizer import build_optimizer, clip_at_next_step
 from bertfast.training.pretrain import pretrain
 
 MARKER = "demo.json"
-VOCAB_SIZE = 3000
-# Positions are learned one by one: so little text teaches a few of them well, and 128 hardly at
-# all.
-SEQ_LEN, BATCH_TOKENS = 32, 2048
+VOCAB_SIZE = 4096
+# Rotary positions: they need not be learned, which little text hardly does.
+SHAPE: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.05,
+}
+SEQ_LEN, BATCH_TOKENS = 64, 2048
 PRETRAIN: dict[str, Any] = {
-    "model": "bert-tiny",
-    "steps": 3500,
-    "warmup": 100,
-    "lr": 2e-3,
-    "checkpoint_every": 500,
+    "objective": "mlm",
+    "steps": 900,
+    "warmup": 60,
+    "lr": 4e-3,
+    "checkpoint_every": 450,
     "log_every": 10,
 }
 PICTURE_EVERY = 15.0  # seconds, while it pretrains
-# The same for the pretrained and the not-pretrained encoder; of 2e-4, 5e-4 and 1e-3 the last is the
-# best for either.
-FINETUNE = {"epochs": 10, "lr": 1e-3, "batch_size": 32, "max_length": 96}
-# one run from random weights may end ten points from the next (docs/results.md): the mean is
-# compared
-RESTARTS = 3
-FROZEN = {"epochs": 30, "lr": 1e-2, "batch_size": 32, "max_length": 96}
+ALL = 1 << 30
+# Labels, and for each number of them how often it is drawn anew and how long the encoders train.
+# Both encoders have the same settings.
+POINTS: dict[int, dict[str, int]] = {
+    64: {"runs": 3, "steps": 60, "batch_size": 16},
+    256: {"runs": 3, "steps": 60, "batch_size": 32},
+    1024: {"runs": 2, "steps": 80, "batch_size": 32},
+    ALL: {"runs": 1, "steps": 150, "batch_size": 64},
+}
+LR = 1e-3
+METHODS = TFIDF, SCRATCH, PRETRAINED = (
+    "TF-IDF + logistic regression",
+    "encoder from random weights",
+    "pretrained encoder",
+)
+NGRAMS = ((1, 2), (2, 2))  # words; the better on the dev side is taken
 SENTENCES = (
     "Return a [MASK] of all the items.",
-    "If the file does not exist, an exception is [MASK].",
-    "This method is called [MASK] the connection is closed.",
-    "The default [MASK] is None.",
-    "Raise ValueError if the [MASK] is not valid.",
+    "Return a list [MASK] strings.",
+    "It must [MASK] called before the file is closed.",
+    "Raise ValueError [MASK] the value is not valid.",
+    "The default value [MASK] None.",
 )
+SHOWN = 8  # held-out gaps in the report
 TIMED_BATCHES = 5
-MIN_LABELS = 8
+MIN_LABELS = 2048  # more than the curve's other points have
 
 
 def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
@@ -108,18 +127,19 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, Any]:
     (out / MARKER).write_text(json.dumps(facts), encoding="utf-8")
 
     console.rule("1  text that this Python ships")
-    task, texts = _corpus(out, console, facts)
+    task = _corpus(out, console, facts)
     console.rule("2  WordPiece vocabulary")
-    tokenizer = train_wordpiece((line for text in texts for line in text.split("\n")), VOCAB_SIZE)
+    lines = (line for document in task.documents for line in document.paragraphs)
+    tokenizer = train_wordpiece(lines, VOCAB_SIZE)
     save_tokenizer(tokenizer, out / "tokenizer")
     console.print(f"{tokenizer.get_vocab_size():,} entries")
 
-    console.rule("3  pretraining: masked words and next sentences")
+    console.rule("3  pretraining: masked words")
     run = out / "pretrained"
     facts["pretraining"] = _pretrain(out, run, seed, started, console)
 
-    console.rule("4  fine-tuning: which part of the library is a docstring from?")
-    facts["methods"] = _compare(out, run, task, seed, console)
+    console.rule("4  which preposition stood here? at few labels and at many")
+    facts["labels"], facts["shown"] = _compare(out, run, task, seed, console)
 
     console.rule("5  a training step beside eager PyTorch")
     facts["steps"] = _time_steps(run, console)
@@ -142,37 +162,34 @@ def _claim(out: Path) -> None:
     make_folder(out)
 
 
-def _corpus(out: Path, console: Console, facts: dict[str, Any]) -> tuple[corpus.Task, list[str]]:
-    found = corpus.docstrings()
-    task = corpus.make_task(found)
-    if len(task.labels) < MIN_LABELS:
+def _corpus(out: Path, console: Console, facts: dict[str, Any]) -> corpus.Task:
+    task = corpus.make_task(corpus.documents())
+    if len(task.train) < MIN_LABELS:
         raise BertfastError(
-            f"this Python ships docstrings for {len(task.labels)} parts of its standard library, and the demo needs {MIN_LABELS}; "
-            "its sources seem to be left out"
+            f"the text that this Python ships has {len(task.train)} gaps to train on, and the demo "
+            f"needs {MIN_LABELS}; its sources seem to be left out"
         )
-    held_out = {item.file for item in task.dev}
-    texts = list(corpus.pretraining_documents(found, held_out))
+    texts = ["\n".join(document.paragraphs) for document in task.documents]
     (out / "corpus.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
-    for name, items in (("train", task.train), ("dev", task.dev)):
+    for name, gaps in (("train", task.train), ("dev", task.dev), ("test", task.test)):
         with open(out / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
-            writer.writerows((item.text, item.part) for item in items)
-    counts = {
+            writer.writerows((item.text, item.word) for item in gaps)
+    facts["corpus"] = {
         "megabytes": sum(len(text.encode()) for text in texts) / 1e6,
-        "documents": len(texts),
-        "labels": task.labels,
+        "documents": len(task.documents),
+        "held_out": len(task.held_out),
+        "words": list(PREPOSITIONS),
         "train": len(task.train),
         "dev": len(task.dev),
-        "train_files": len({item.file for item in task.train}),
-        "dev_files": len(held_out),
+        "test": len(task.test),
     }
-    facts["corpus"] = counts
     console.print(
-        f"{counts['megabytes']:.2f} MB in {counts['documents']} documents: the help topics, and the docstrings of every file but the "
-        f"{counts['dev_files']} that the classifier is tested on"
+        f"{facts['corpus']['megabytes']:.2f} MB in {len(task.documents)} documents: help topics, "
+        f"docstrings and comments; {len(task.held_out)} other documents are held out"
     )
-    return task, texts
+    return task
 
 
 def _pretrain(out: Path, run: Path, seed: int, started: float, console: Console) -> dict[str, Any]:
@@ -198,10 +215,14 @@ def _pretrain(out: Path, run: Path, seed: int, started: float, console: Console)
             said = f"first picture after {first:.0f} s, redrawn as it goes on: {picture}"
             console.print(escape(said), soft_wrap=True)
 
+    shape = out / "shape.json"
+    config = ModernBertConfig(vocab_size=VOCAB_SIZE, pad_token_id=0, **SHAPE)
+    shape.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
     result = pretrain(
         [str(out / "corpus.txt")],
         str(out / "tokenizer"),
         str(run),
+        model=str(shape),
         seq_len=SEQ_LEN,
         batch_tokens=BATCH_TOKENS,
         seed=seed,
@@ -223,112 +244,127 @@ def _pretrain(out: Path, run: Path, seed: int, started: float, console: Console)
 
 def _compare(
     out: Path, run: Path, task: corpus.Task, seed: int, console: Console
-) -> list[dict[str, Any]]:
-    """Accuracy of each method on the held-out files, with a 95 % interval."""
-    train, dev = str(out / "train.csv"), str(out / "dev.csv")
-    rows = [_row("most frequent part", [_majority(task)], task, 0.0)]
-
-    def timed(name: str, accuracies: Callable[[], list[float]]) -> None:
-        start = time.monotonic()
-        rows.append(_row(name, accuracies(), task, time.monotonic() - start))
-        console.print(f"{name}: {rows[-1]['accuracy']:.3f}")
-
-    timed("TF-IDF + logistic regression", lambda: [_tfidf(task)])
-    encoders: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
-        ("frozen pretrained encoder", "frozen", 1, {"freeze_encoder": True, **FROZEN}),
-        (
-            "not pretrained, fine-tuned",
-            "from-scratch",
-            RESTARTS,
-            {"from_scratch": True, **FINETUNE},
-        ),
-        ("pretrained, fine-tuned", "classifier", RESTARTS, FINETUNE),
-    )
-    for name, folder, runs, options in encoders:
-        # The first run's model is the one that is kept under the plain name, whatever the others
-        # reach.
-        targets = [
-            out / folder,
-            *(out / "restarts" / f"{folder}-{number}" for number in range(1, runs)),
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Each method's accuracies at each number of labels, and what each said of the first held-out
+    gaps after its last run.
+    """
+    tokenizer = load_tokenizer(run)
+    test = gap.Gaps(task.test, tokenizer, PREPOSITIONS)
+    answers = [item.word for item in task.test]
+    most_runs = max(point["runs"] for point in POINTS.values())
+    rows: list[dict[str, Any]] = []
+    said: dict[str, list[str]] = {}
+    models: dict[str, ForTokenClassification] = {}
+    for wanted, point in POINTS.items():
+        labels = min(wanted, len(task.train))
+        now: list[dict[str, Any]] = [
+            {"name": name, "labels": labels, "runs": [], "seconds": 0.0} for name in METHODS
         ]
-        timed(name, partial(_finetuned, run, train, dev, targets, seed * RESTARTS, options))
-    return rows
-
-
-def _finetuned(
-    run: Path, train: str, dev: str, targets: list[Path], first_seed: int, options: dict[str, Any]
-) -> list[float]:
-    """The accuracy of a run into each folder, every one with a seed of its own."""
-    return [
-        finetune(str(run), train, dev, str(target), seed=first_seed + number, **options).accuracy
-        for number, target in enumerate(targets)
-    ]
-
-
-def _row(name: str, accuracies: list[float], task: corpus.Task, seconds: float) -> dict[str, Any]:
-    accuracy = statistics.mean(accuracies)
-    low, high = wilson(accuracy, len(task.dev))
-    return {
-        "name": name,
-        "accuracy": accuracy,
-        "low": low,
-        "high": high,
-        "runs": accuracies,
-        "seconds": seconds,
-    }
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % score interval of a share of ``count`` cases (Wilson, 1927)."""
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = (
-        z * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
+        for number in range(point["runs"]):
+            own_seed = seed * most_runs + number
+            drawn = _draw(task.train, labels, own_seed)
+            encoded = gap.Gaps(drawn, tokenizer, PREPOSITIONS)
+            for row in now:
+                name, start = row["name"], time.monotonic()
+                if name == TFIDF:
+                    said[name] = _tfidf(drawn, task.dev, task.test)
+                else:
+                    models[name] = gap.train(
+                        gap.new_model(run, PREPOSITIONS, own_seed, from_scratch=name == SCRATCH),
+                        encoded,
+                        out / "runs" / f"{name}, {labels} labels, {number}",
+                        steps=point["steps"],
+                        batch_size=point["batch_size"],
+                        lr=LR,
+                        seed=own_seed,
+                    )
+                    said[name] = [PREPOSITIONS[word] for word in gap.predict(models[name], test)]
+                row["seconds"] += time.monotonic() - start
+                right = sum(
+                    word == answer for word, answer in zip(said[name], answers, strict=True)
+                )
+                row["runs"].append(right / len(answers))
+        rows += [{**row, "accuracy": statistics.mean(row["runs"])} for row in now]
+        draw_learning_curve(out / "labels.svg", rows, 1 / len(PREPOSITIONS))
+        shown = ", ".join(f"{row['name']} {row['accuracy']:.3f}" for row in rows[-len(now) :])
+        console.print(f"{labels:,} labels: {shown}", soft_wrap=True)
+    shutil.rmtree(out / "runs")
+    kept = models[PRETRAINED]
+    kept.save_pretrained(out / "gap")
+    save_tokenizer(
+        tokenizer, out / "gap", kept.config.max_length, SpecialIds(tokenizer), segments=False
     )
-    return centre - half, centre + half
+    examples = [
+        {**asdict(item), **{name: said[name][number] for name in METHODS}}
+        for number, item in enumerate(task.test[:SHOWN])
+    ]
+    return rows, examples
 
 
-def _majority(task: corpus.Task) -> float:
-    most = max(task.labels, key=lambda label: sum(item.part == label for item in task.train))
-    return sum(item.part == most for item in task.dev) / len(task.dev)
+def _draw(gaps: Sequence[Gap], labels: int, seed: int) -> list[Gap]:
+    """So many gaps, as many of each preposition, drawn by the seed."""
+    kinds = len(PREPOSITIONS)
+    chosen = np.random.default_rng(seed).permutation(len(gaps) // kinds)[: labels // kinds]
+    return [gaps[row * kinds + kind] for row in chosen.tolist() for kind in range(kinds)]
 
 
-def _tfidf(task: corpus.Task) -> float:
+def _tfidf(train: Sequence[Gap], dev: Sequence[Gap], test: Sequence[Gap]) -> list[str]:
+    """What it says of the test side; the gap is a word of the n-grams."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-        LogisticRegression(C=10, max_iter=1000),
+    texts, words = [item.text for item in train], [item.word for item in train]
+    fitted = [
+        make_pipeline(
+            TfidfVectorizer(
+                ngram_range=ngrams,
+                sublinear_tf=True,
+                lowercase=False,
+                token_pattern=r"\[MASK\]|\w+|[^\w\s]",
+            ),
+            LogisticRegression(C=10, max_iter=300),
+        ).fit(texts, words)
+        for ngrams in NGRAMS
+    ]
+    best = max(
+        fitted,
+        key=lambda model: model.score([item.text for item in dev], [item.word for item in dev]),
     )
-    model.fit([item.text for item in task.train], [item.part for item in task.train])
-    return float(model.score([item.text for item in task.dev], [item.part for item in task.dev]))
+    return [str(word) for word in best.predict([item.text for item in test])]
 
 
 def _time_steps(run: Path, console: Console) -> dict[str, Any]:
     """Median seconds of forward, backward and update on the same batches: ours packed, transformers
     eager and padded.
     """
-    tokenizer = load_tokenizer(run)
-    config = BertConfig.from_json_file(run / "config.json")
+    tokenizer, ours = load_tokenizer(run), load(run).train()
     store = TokenStore.open(run / "tokens")
     batches = Batches(
-        store, SpecialIds(tokenizer), config.vocab_size, SEQ_LEN, BATCH_TOKENS
+        store,
+        SpecialIds(tokenizer),
+        ours.config.vocab_size,
+        SEQ_LEN,
+        BATCH_TOKENS,
+        PRETRAIN["objective"],
     ).iterate()
     chosen = [next(batches)[1] for _ in range(TIMED_BATCHES + 1)]
     sides: dict[str, Callable[[PackedBatch], None]] = {}
-    ours = BertForPreTraining(config).train()
     sides["bertfast, packed"] = _stepper(ours, lambda batch: ours(batch).loss)
     try:
         import transformers
     except ImportError:
         console.print(
-            "transformers is not installed, so there is nothing to compare with (pip install 'bertfast[hf]')"
+            "transformers is not installed, so there is nothing to compare with "
+            "(pip install 'bertfast[hf]')"
         )
     else:
-        shape = transformers.BertConfig(**config.to_dict())
-        shape._attn_implementation = "eager"
-        theirs = transformers.BertForPreTraining(shape).train()
+        # It warns of ids of special tokens that no loss reads, and draws a bar for each file.
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        theirs = transformers.AutoModelForMaskedLM.from_pretrained(
+            run, attn_implementation="eager"
+        ).train()
         sides["transformers, eager"] = _stepper(theirs, lambda batch: theirs(**_padded(batch)).loss)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number, batch in enumerate(chosen):  # in turn, so that a slower moment meets both
@@ -344,7 +380,7 @@ def _time_steps(run: Path, console: Console) -> dict[str, Any]:
     for name, seconds in medians.items():
         console.print(f"{name}: {seconds * 1e3:.0f} ms")
     tokens = statistics.mean(batch.num_tokens for batch in chosen[1:])
-    cells = statistics.mean(batch.num_sequences * SEQ_LEN for batch in chosen[1:])
+    cells = statistics.mean(batch.num_sequences * batch.max_seqlen for batch in chosen[1:])
     return {
         "medians": medians,
         "times": times,
@@ -374,10 +410,9 @@ def _padded(batch: PackedBatch) -> dict[str, torch.Tensor]:
     """
     lengths = batch.cu_seqlens.diff().long()
     real = torch.arange(int(lengths.max())) < lengths[:, None]
-    labels = torch.full_like(batch.input_ids, -100)
+    labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
     assert batch.masked_positions is not None
     assert batch.masked_labels is not None
-    assert batch.pair_labels is not None
     labels[batch.masked_positions] = batch.masked_labels
 
     def spread(values: torch.Tensor, fill: int) -> torch.Tensor:
@@ -386,9 +421,7 @@ def _padded(batch: PackedBatch) -> dict[str, torch.Tensor]:
     return {
         "input_ids": spread(batch.input_ids, 0),
         "attention_mask": real.long(),
-        "token_type_ids": spread(batch.segment_ids, 0),
-        "labels": spread(labels, -100),
-        "next_sentence_label": batch.pair_labels,
+        "labels": spread(labels, IGNORE_INDEX),
     }
 
 
@@ -409,17 +442,16 @@ def _fills(run: Path) -> list[dict[str, Any]]:
 
 
 def _show(console: Console, out: Path, facts: dict[str, Any]) -> None:
-    table = Table(
-        title=f"held-out accuracy, {len(facts['corpus']['labels'])} parts, {facts['corpus']['dev']} docstrings"
-    )
-    for heading in ("method", "accuracy", "95 % interval", "runs", "seconds"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
-    for row in facts["methods"]:
-        interval = f"{row['low']:.3f} to {row['high']:.3f}"
-        table.add_row(
-            row["name"], f"{row['accuracy']:.3f}", interval, runs_of(row), f"{row['seconds']:.0f}"
-        )
+    labels = sorted({row["labels"] for row in facts["labels"]})
+    table = Table(title=f"accuracy on {facts['corpus']['test']:,} held-out gaps, by labels")
+    table.add_column("method")
+    for number in labels:
+        table.add_column(f"{number:,}", justify="right")
+    for name in METHODS:
+        own = {row["labels"]: row["accuracy"] for row in facts["labels"] if row["name"] == name}
+        table.add_row(name, *(f"{own[number]:.3f}" for number in labels))
     console.print(table)
+    console.print(in_words(facts))
     table = Table(title="masks filled in by the pretrained encoder")
     table.add_column("sentence")
     table.add_column("likeliest words")
@@ -428,12 +460,11 @@ def _show(console: Console, out: Path, facts: dict[str, Any]) -> None:
     console.print(table)
     if facts["steps"]["ratio"]:
         console.print(
-            f"a training step takes {facts['steps']['ratio']:.1f} times less than transformers' eager one, padded"
+            f"a training step takes {facts['steps']['ratio']:.1f} times less than transformers' "
+            f"eager one, padded"
         )
     console.print(escape(f"report: {out / 'report.html'}"))
-    console.print(
-        escape(f"model:  {out / 'classifier'}    (bertfast predict {out / 'classifier'} -)")
-    )
+    console.print(escape(f"model:  {out / 'gap'}    (transformers loads it)"))
     console.print(f"{facts['seconds']:.0f} s in all")
 
 

@@ -10,15 +10,19 @@ from typing import Any
 
 from bertfast.escape import html as escape
 
-INK, QUIET, STRONG, GRID = "#1f2933", "#9fb3c8", "#2463a6", "#e4e7eb"
+INK, QUIET, STRONG, OTHER, GRID = "#1f2933", "#9fb3c8", "#2463a6", "#c05621", "#e4e7eb"
 
 STYLE = """
-body { font: 16px/1.55 system-ui, sans-serif; color: #1f2933; max-width: 46rem; margin: 2.5rem auto; padding: 0 1rem; }
+body { font: 16px/1.55 system-ui, sans-serif; color: #1f2933; max-width: 46rem; }
+body { margin: 2.5rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #e4e7eb; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #e4e7eb; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 1rem 0; } figcaption, .quiet { color: #52606d; font-size: .9rem; } svg { width: 100%; height: auto; }
-code, pre { font: .88rem/1.5 ui-monospace, monospace; background: #f5f7fa; border-radius: 4px; padding: .1rem .3rem; }
+figure { margin: 1rem 0; } svg { width: 100%; height: auto; }
+figcaption, .quiet { color: #52606d; font-size: .9rem; }
+code, pre { font: .88rem/1.5 ui-monospace, monospace; background: #f5f7fa; }
+code, pre { border-radius: 4px; padding: .1rem .3rem; }
 pre { padding: .7rem 1rem; overflow-x: auto; }
 """
 
@@ -30,22 +34,28 @@ def write_report(path: Path, facts: dict[str, Any]) -> None:
         path: of the HTML file.
         facts: as `bertfast.apps.demo.run_demo` returns them.
     """
-    corpus, methods, steps, last = (
+    corpus, rows, steps, last = (
         facts["corpus"],
-        facts["methods"],
+        facts["labels"],
         facts["steps"],
         facts["pretraining"]["last"],
     )
-    by_name = {row["name"]: row for row in methods}
-    gain = (
-        by_name["pretrained, fine-tuned"]["accuracy"]
-        - by_name["not pretrained, fine-tuned"]["accuracy"]
-    )
-    rows = "".join(
-        f"<tr><td>{escape(row['name'])}</td><td class=number>{row['accuracy']:.3f}</td>"
-        f"<td class=number>{row['low']:.3f} to {row['high']:.3f}</td><td class=number>{runs_of(row)}</td>"
+    table = "".join(
+        f"<tr><td class=number>{row['labels']:,}</td><td>{escape(row['name'])}</td>"
+        f"<td class=number>{row['accuracy']:.3f}</td><td class=number>{_runs(row)}</td>"
         f"<td class=number>{row['seconds']:.0f}</td></tr>"
-        for row in methods
+        for row in rows
+    )
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    examples = "".join(
+        f"<tr><td>{escape(row['text'])}</td><td>{escape(row['word'])}</td>"
+        + "".join(
+            f"<td>{'<b>' * right}{escape(row[name])}{'</b>' * right}</td>"
+            for name in names
+            for right in (row[name] == row["word"],)
+        )
+        + "</tr>"
+        for row in facts["shown"]
     )
     fills = "".join(
         f"<tr><td>{escape(row['sentence'])}</td><td>"
@@ -58,35 +68,59 @@ def write_report(path: Path, facts: dict[str, Any]) -> None:
     machine = facts["machine"]
     if steps["ratio"]:
         speed = (
-            f"On the same batches a training step of the packed encoder takes <b>{steps['ratio']:.1f} times less</b> than transformers' "
-            f"eager BertForPreTraining, which pads: {steps['fill_rate']:.0%} of its cells are real tokens. Medians of "
-            f"{len(next(iter(steps['times'].values())))} steps each, taken in turn: forward, backward, clipping and AdamW."
+            f"On the same batches a training step of the packed encoder takes "
+            f"<b>{steps['ratio']:.1f} times less</b> than transformers' eager one, which pads: "
+            f"{steps['fill_rate']:.0%} of its cells are real tokens. Medians of "
+            f"{len(next(iter(steps['times'].values())))} steps each, taken in turn: forward, "
+            f"backward, clipping and AdamW."
         )
     else:
         speed = "transformers is not installed, so its step was not measured."
+    folder, again = path.parent, facts["seed"] + 1
+    other, pretrained = (
+        escape(shlex.quote(str(name))) for name in (f"{folder}-seed-{again}", folder / "pretrained")
+    )
+    words, most_labels = corpus["words"], max(row["labels"] for row in rows)
+    curve = facts["pretraining"]["curve"]
     page = f"""<!doctype html>
-<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width"><title>bertfast demo</title>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
+<title>bertfast demo</title>
 <style>{STYLE}</style>
 <h1>bertfast demo</h1>
-<p class=quiet>{escape(machine["processor"])}, {machine["threads"]} threads, Python {machine["python"]}, bertfast {facts["bertfast"]},
-seed {facts["seed"]}, {facts["seconds"]:.0f} s in all</p>
-<p>A BERT was pretrained from nothing on the {corpus["megabytes"]:.2f} MB of English that this Python ships, then fine-tuned to tell which of
-{len(corpus["labels"])} parts of the standard library a docstring comes from. Pretraining is worth
-<b>{gain * 100:+.1f} points</b> of accuracy on files that neither training has seen.</p>
+<p class=quiet>{escape(machine["processor"])}, {machine["threads"]} threads,
+Python {machine["python"]}, bertfast {facts["bertfast"]}, seed {facts["seed"]},
+{facts["seconds"]:.0f} s in all</p>
+<p>An encoder was pretrained from nothing on the {corpus["megabytes"]:.2f} MB of English that this
+Python ships. Then it learned to tell which of {len(words)} prepositions
+({escape(", ".join(words))}) stood in a gap.</p>
+<p><b>{escape(in_words(facts))}</b></p>
 
-<h2>Accuracy on held-out files</h2>
-<figure>{_svg(lambda axes: _accuracy(axes, methods), 2.6)}<figcaption>Bars are 95 % intervals over the {corpus["dev"]} held-out docstrings
-(they do not cover the choice of files or of seed).</figcaption></figure>
-<table><tr><th>method<th class=number>accuracy<th class=number>95 % interval<th class=number>runs<th class=number>seconds</tr>{rows}</table>
-<p class=quiet>{corpus["train"]} docstrings of {corpus["train_files"]} files to train on, {corpus["dev"]} of {corpus["dev_files"]} other files to test on. The pretrained and
-the not-pretrained encoder have the same shape, settings, seeds and number of updates; their accuracy is the mean of the runs shown. The best epoch was chosen on the held-out docstrings for
-every encoder alike, so the encoders' scores are a little optimistic beside TF-IDF's. Parts:
-{escape(", ".join(corpus["labels"]))}.</p>
+<h2>Accuracy against labels</h2>
+<figure>{_svg(lambda axes: _labels(axes, rows, 1 / len(words)), 3.4)}
+<figcaption>Accuracy on {corpus["test"]:,} gaps of documents that no training has seen. A band goes
+from the lowest run to the highest; each run draws other labels and other weights. The dotted line
+is chance. With {corpus["test"]:,} gaps the 95 % interval of one accuracy is
+{_half_interval(corpus["test"]):.1f} points to either side at most.</figcaption></figure>
+<table><tr><th class=number>labels<th>method<th class=number>accuracy<th class=number>runs
+<th class=number>seconds</tr>{table}</table>
+<p>Order and context decide here, so TF-IDF gets the gap as a word of its n-grams ("list [MASK]",
+"[MASK] the"). Of word 1-2-grams and 2-grams alone it takes the better on {corpus["dev"]}
+development gaps. Both encoders have the same shape, settings, labels and number of updates.</p>
+<p class=quiet>What the comparison does not say: the hidden word is what pretraining predicts, so
+its text holds answers of this very kind, without anyone's labels. The encoder can use them, and
+TF-IDF cannot. No document is on two sides. Gaps with the same words around them are made once.
+Every preposition is equally frequent.</p>
+
+<h2>The first held-out gaps</h2>
+<table><tr><th>text<th>word{"".join(f"<th>{escape(name)}" for name in names)}</tr>{examples}</table>
+<p class=quiet>Each method after its last run, with {most_labels:,} labels; what is right is
+bold.</p>
 
 <h2>Pretraining</h2>
-<figure>{_svg(lambda axes: _curve(axes, facts["pretraining"]["curve"]), 3.0)}<figcaption>{last["tokens"]:,} tokens in {last["seconds"]:.0f} s
-({last["tokens"] / last["seconds"]:,.0f} a second); at the end the loss is {last["loss"]:.3f} and {last["mlm_accuracy"]:.1%} of the hidden words are
-guessed.</figcaption></figure>
+<figure>{_svg(lambda axes: _curve(axes, curve), 3.0)}
+<figcaption>{last["tokens"]:,} tokens in {last["seconds"]:.0f} s
+({last["tokens"] / last["seconds"]:,.0f} a second); at the end the loss is {last["loss"]:.3f} and
+{last["mlm_accuracy"]:.1%} of the hidden words are guessed.</figcaption></figure>
 
 <h2>Step time against eager PyTorch</h2>
 <figure>{_svg(lambda axes: _steps(axes, steps["medians"]), 1.6)}</figure>
@@ -96,18 +130,65 @@ guessed.</figcaption></figure>
 <table><tr><th>sentence<th>likeliest words</tr>{fills}</table>
 
 <h2>Again, and on</h2>
-<pre>bertfast demo --seed {facts["seed"] + 1} --out {escape(shlex.quote(f"{path.parent}-seed-{facts['seed'] + 1}"))}
-echo "Return a coroutine that waits for the event." | bertfast predict {escape(shlex.quote(str(path.parent / "classifier")))} -
-bertfast fill {escape(shlex.quote(str(path.parent / "pretrained")))} "Return the [MASK] of the file."</pre>
+<pre>bertfast demo --seed {again} --out {other}
+bertfast fill {pretrained} "Return the [MASK] of the file."</pre>
+<p>The pretrained encoder with {most_labels:,} labels is in <code>{escape(folder / "gap")}</code>, a
+folder that transformers loads:</p>
+<pre>import transformers
+
+gap = transformers.pipeline("token-classification", {escape(repr(str(folder / "gap")))})
+text = "The return value depends [MASK] the mode of the file."
+print([word for word in gap(text) if word["word"] == "[MASK]"])</pre>
 <p class=quiet>The numbers are in demo.json beside this page.</p>
 </html>
 """
     path.write_text(page, encoding="utf-8")
 
 
-def runs_of(row: dict[str, Any]) -> str:
-    """The accuracy of each run, where a method was run more than once."""
+def in_words(facts: dict[str, Any]) -> str:
+    """What the curve says: the last method's lead or lag at the fewest labels and at the most, and
+    every number of labels at which another is ahead of it.
+    """
+    by_place = {(row["labels"], row["name"]): row["accuracy"] for row in facts["labels"]}
+    numbers = sorted({labels for labels, _ in by_place})
+    *others, ours = dict.fromkeys(row["name"] for row in facts["labels"])
+    sentences = []
+    for labels in (numbers[0], numbers[-1]):
+        own = by_place[labels, ours]
+        gains = (
+            f"{(own - by_place[labels, name]) * 100:+.1f} points beside {name}" for name in others
+        )
+        sentences.append(
+            f"With {labels:,} labels the {ours} reaches {own:.3f}: {' and '.join(gains)}."
+        )
+    for name in others:
+        ahead = [
+            f"{labels:,}" for labels in numbers if by_place[labels, name] > by_place[labels, ours]
+        ]
+        where = f"at {', '.join(ahead)} labels" if ahead else "nowhere"
+        sentences.append(f"{name} is ahead of it {where}.")
+    return " ".join(sentences)
+
+
+def draw_learning_curve(path: Path, rows: list[dict[str, Any]], chance: float) -> None:
+    """Writes the picture of accuracy against labels.
+
+    Args:
+        path: of the SVG file.
+        rows: a method's accuracies at a number of labels each.
+        chance: the accuracy of a guess.
+    """
+    path.write_text(_svg(lambda axes: _labels(axes, rows, chance), 3.4), encoding="utf-8")
+
+
+def _runs(row: dict[str, Any]) -> str:
+    """The accuracy of each run, where there are several."""
     return " ".join(f"{accuracy:.3f}" for accuracy in row["runs"]) if len(row["runs"]) > 1 else ""
+
+
+def _half_interval(count: int) -> float:
+    """Points that the 95 % interval of a share of ``count`` cases has to either side, at most."""
+    return 100 * 1.96 * (0.25 / count) ** 0.5
 
 
 def _svg(draw: Callable[[Any], None], height: float) -> str:
@@ -136,31 +217,29 @@ def _svg(draw: Callable[[Any], None], height: float) -> str:
     return text[text.index("<svg") :]
 
 
-def _accuracy(axes: Any, methods: list[dict[str, Any]]) -> None:
-    names = [row["name"] for row in methods]
-    values = [row["accuracy"] for row in methods]
-    errors = [
-        [row["accuracy"] - row["low"] for row in methods],
-        [row["high"] - row["accuracy"] for row in methods],
-    ]
-    colours = [STRONG if name == "pretrained, fine-tuned" else QUIET for name in names]
-    axes.barh(
-        names,
-        values,
-        color=colours,
-        xerr=errors,
-        error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
-    )
-    for place, row in enumerate(methods):
-        axes.text(row["high"] + 0.012, place, f"{row['accuracy']:.3f}", va="center")
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("accuracy")
+def _labels(axes: Any, rows: list[dict[str, Any]], chance: float) -> None:
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    for name, colour, marker in zip(names, (OTHER, QUIET, STRONG), "s^o", strict=False):
+        own = [row for row in rows if row["name"] == name]
+        labels = [row["labels"] for row in own]
+        lows, highs = ([side(row["runs"]) for row in own] for side in (min, max))
+        axes.fill_between(labels, lows, highs, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(labels, [row["accuracy"] for row in own], marker, ls="-", c=colour, label=name)
+    axes.axhline(chance, color=QUIET, linestyle=":")
+    axes.set_xscale("log")
+    numbers = sorted({row["labels"] for row in rows})
+    axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("labels")
+    axes.set_ylabel("accuracy")
+    axes.grid(axis="y", color=GRID)
+    axes.legend(frameon=False, loc="upper left")
 
 
 def _curve(axes: Any, curve: list[dict[str, Any]]) -> None:
     steps = [line["step"] for line in curve]
-    axes.plot(steps, [line["mlm_loss"] for line in curve], color=STRONG, label="masked words")
-    axes.plot(steps, [line["nsp_loss"] for line in curve], color=QUIET, label="next sentence")
+    axes.plot(steps, [line["mlm_loss"] for line in curve], color=STRONG, label="loss")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.set_ylim(bottom=0)
@@ -171,7 +250,7 @@ def _curve(axes: Any, curve: list[dict[str, Any]]) -> None:
         [line["mlm_accuracy"] for line in curve],
         color=STRONG,
         linestyle=":",
-        label="masked words, accuracy",
+        label="accuracy",
     )
     other.set_ylabel("accuracy")
     other.set_ylim(0, 1)
