@@ -24,7 +24,7 @@ ROWS_OF_A_CLASS = 2  # on average, where there are more of them
 NAMED = 10  # labels that an error lists; the rest it counts
 SHOWN = 60  # characters of a label that an error quotes
 SEPARATORS = ",;|"
-ONE_A_ROW = "finetune takes one label a row (several a row are not served yet)"
+ONE_A_ROW = "finetune takes one label a row, or a JSON list of them in a .jsonl file"
 MISSING = ("nan", "na", "n/a", "<na>", "#n/a", "none", "null", "nil", "undefined")
 
 # int() takes no more than 4300 digits.
@@ -158,7 +158,7 @@ def _refuse_numbers(counts: Mapping[str, _Count], source: str | Path) -> bool:
             counts,
             decimal[0],
             f"is no whole number: the labels look like targets of a regression ({len(counts)} "
-            f"different numbers in {rows} rows), which finetune does not serve yet; classes are "
+            f"different numbers in {rows} rows), which --task regression trains on; classes are "
             "words or whole numbers (write 1 for 1.0, and leave out rows without a label)",
         )
     return True
@@ -202,7 +202,7 @@ def _refuse_too_many(counts: Mapping[str, _Count], source: str | Path, whole: bo
             counts,
             first,
             f"is one of {classes} different whole numbers in {rows} rows: "
-            "they look like targets of a regression (which finetune does not serve yet), "
+            "they look like targets of a regression (--task regression), "
             f"counts or ids. Numbers of more than {FEW_NUMBERS} classes run from 0 or 1 without a "
             f"gap, over {ROWS_OF_A_NUMBER} rows each on average; else write classes as words (as "
             "'class 37')",

@@ -190,7 +190,7 @@ def test_labels_that_name_no_classes(
 ) -> None:
     rows = [(f"the film number {row}", label.format(row / 7)) for row in range(30)]
     write_table(place / "train.tsv", rows)
-    assert said in fails(*finetune()).errors[0]
+    assert said in fails(*finetune(task="classification")).errors[0]
     assert not (place / "out").exists()
 
 

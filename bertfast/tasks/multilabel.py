@@ -1,0 +1,134 @@
+"""Any number of labels for a text or a pair of texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bertfast.config import EncoderConfig
+from bertfast.data.labels import class_names, listed, quoted
+from bertfast.errors import BertfastError
+from bertfast.escape import one_line
+from bertfast.model import PreTrainedModel
+
+from .registry import Task, register_task
+
+LEAST = 0.5  # probability from which on a label is given
+
+
+@register_task
+class MultiLabel(Task):
+    """JSON lists of words or whole numbers as labels, which may be empty; each label is a question
+    of its own.
+    """
+
+    name, summary = "multilabel", "any of several labels"
+    scores: ClassVar = {
+        "micro_f1": "micro F1",
+        "macro_f1": "macro F1",
+        "exact": "share of rows with every label right",
+    }
+    pipeline = "text-classification"
+
+    def fits(self, examples: Sequence[Any]) -> bool:
+        """Whether every label is a list."""
+        return bool(examples) and all(isinstance(row.label, tuple) for row in examples)
+
+    def configure(
+        self, config: EncoderConfig, examples: Sequence[Any], source: str | Path
+    ) -> EncoderConfig:
+        pairs = [(row.line, label) for row in examples for label in _labels(row, source)]
+        if not pairs:
+            raise BertfastError(f"{source}: no row has a label; every list is empty")
+        names = class_names(pairs, source)
+        return replace(config.with_labels(names), problem_type="multi_label_classification")
+
+    def targets(
+        self, examples: Sequence[Any], config: EncoderConfig, source: str | Path
+    ) -> list[list[float]]:
+        known, found = config.label2id, []
+        for example in examples:
+            row = [0.0] * len(known)
+            for label in _labels(example, source):
+                if label not in known:
+                    raise BertfastError(
+                        f"{source}, line {example.line}: the label {quoted(label)} was not seen in "
+                        f"training; known are {listed(known)}"
+                    )
+                row[known[label]] = 1.0
+            found.append(row)
+        return found
+
+    def score(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> dict[str, float]:
+        given = (torch.stack(list(outputs)).sigmoid() >= LEAST).numpy()
+        return score(given, np.array([item.target for item in inputs], bool))
+
+    def predict(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> list[dict[str, Any]]:
+        """``labels``, those of a probability of a half at least, and ``probabilities``, of all."""
+        made = []
+        for output in outputs:
+            values = output.sigmoid().tolist()
+            named = {config.id2label[index]: value for index, value in enumerate(values)}
+            labels = [name for name, value in named.items() if value >= LEAST]
+            made.append({"labels": labels, "probabilities": named})
+        return made
+
+    def shown(self, prediction: dict[str, Any]) -> str:
+        return ", ".join(map(one_line, prediction["labels"])) or "-"
+
+    def files(self, config: EncoderConfig) -> dict[str, str]:
+        names = list(config.id2label.values())
+        return {"labels.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n"}
+
+    def serves(self, model: PreTrainedModel) -> bool:
+        return super().serves(model) and model.config.problem_type == "multi_label_classification"
+
+
+def _labels(example: Any, source: str | Path) -> tuple[str, ...]:
+    """The example's labels, each once.
+
+    Raises:
+        BertfastError: it has no list, or an empty label in it.
+    """
+    labels = example.label
+    if not isinstance(labels, tuple) or "" in labels:
+        raise BertfastError(
+            f"{source}, line {example.line}: the label is {quoted(labels)}; a JSON list of labels is "
+            'wanted, as ["a", "b"], in a .jsonl file'
+        )
+    return tuple(dict.fromkeys(labels))
+
+
+def score(given: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    """F1 of all decisions together (micro), its mean over labels (macro; 0 for one that occurs
+    nowhere, as in scikit-learn), and the share of rows with every label right.
+
+    Args:
+        given, wanted: (rows, labels) bool.
+    """
+    both, either = (given & wanted).sum(0), given.sum(0) + wanted.sum(0)
+    f1 = 2 * both / np.maximum(either, 1)
+    return {
+        "micro_f1": float(2 * both.sum() / max(either.sum(), 1)),
+        "macro_f1": float(f1.mean()),
+        "exact": float((given == wanted).all(1).mean()),
+    }
