@@ -107,7 +107,11 @@ class BuildKernels(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["bertfast", "bertfast.*"]), "bertfast.kernels"],
+    packages=[
+        *find_packages(include=["bertfast", "bertfast.*"]),
+        "bertfast.kernels",
+        *(f"bertfast.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir={"bertfast.kernels": "kernels"},
     ext_modules=[
         Extension(

@@ -7,13 +7,12 @@ backend can.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .philox import flat_lanes, keep_scale, philox_lanes, token_words
+from .padded_attention import PaddedForm, no_autocast
+from .philox import flat_lanes, keep_scale, token_words
 from .positions import RelativePositions
 
 
@@ -28,90 +27,27 @@ def attention(
     threshold: int,
     window: int = -1,
     positions: RelativePositions | None = None,
-    columns: Tensor | None = None,
-    visible: Tensor | None = None,
-    blind: bool = False,
 ) -> Tensor:
     """softmax(scale Q Kᵀ + terms of the positions) V of each sequence by itself, a window of -1
     being none; see `bertfast.kernels.attention`.
-
-    For what no packed batch needs: with ``columns``, (tokens,) int64, distances are those of these,
-    not of places in a sequence, so that tokens may have been left out; with ``visible``, (tokens,)
-    bool, the others are seen by no one, though they see unless ``blind``. One that sees nothing
-    gets the mean.
     """
-    tokens, heads = q.shape[:2]
-    sequences = cu_seqlens.shape[0] - 1
-    token = torch.arange(tokens, device=q.device)
-    if tokens == 0 or sequences == 0 or max_seqlen == 0:
-        tables = [x.sum() for x in positions.tables if x is not None] if positions else []
-        return torch.where(
-            token[:, None, None] < 0, q + k + v + sum(tables), 0.0
-        )  # zeros, with every input in the graph
-
-    # To the padded form (sequences, positions, heads, head_dim), zeros where there is no token.
+    form = PaddedForm(cu_seqlens, q.shape[0], max_seqlen)
+    if form.empty:
+        return form.zeros(q, k, v, positions)
     dtype = torch.promote_types(q.dtype, torch.float32)
-    starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-    position = torch.arange(max_seqlen, device=q.device)
-    real = position < (ends - starts)[:, None]
-    row = torch.where(real, starts[:, None] + position, 0)
-    q_pad, k_pad, v_pad = (
-        torch.where(real[..., None, None], x[row], 0.0).to(dtype) for x in (q, k, v)
-    )
-
-    with _no_autocast(q):
+    q_pad, k_pad, v_pad = (form.padded(x).to(dtype) for x in (q, k, v))
+    with no_autocast(q):
         scores = torch.einsum("bihd,bjhd->bhij", q_pad, k_pad) * scale
-    column = position if columns is None else torch.where(real, columns[row], 0)
-    distance = (column[..., :, None] - column[..., None, :]).view(-1, 1, max_seqlen, max_seqlen)
+    distance = (form.position[:, None] - form.position)[None, None]
     if positions is not None:
-        scores = scores + _position_scores(positions, row, real, distance, dtype)
-    seen = real[:, None, None, :]
+        scores = scores + form.position_scores(positions, distance, dtype)
+    seen = form.real[:, None, None, :]
     if window >= 0:
         seen = seen & (distance.abs() <= window)
-    if visible is not None:
-        seen = seen & visible[row][:, None, None, :]
-        if blind:
-            seen = seen & visible[row][:, None, :, None]
-    lowest = torch.finfo(dtype).min
-    # Where a token that sees nothing gets the mean, that mean has a gradient.
-    mean = visible is not None and not blind
-    hidden = scores.new_zeros(seen.shape).masked_fill(~seen, lowest)
-    scores = scores + hidden if mean else scores.masked_fill(~seen, lowest)
-    probabilities = scores.softmax(-1)
-    if threshold:
-        head = torch.arange(heads, device=q.device)
-        lanes = philox_lanes(seed, max_seqlen, row[:, None, :], head[:, None])
-        probabilities = torch.where(lanes >= threshold, probabilities * keep_scale(threshold), 0.0)
-    with _no_autocast(q):
-        out_pad = torch.einsum("bhij,bjhd->bihd", probabilities, v_pad).to(q.dtype)
-
-    sequence = torch.searchsorted(ends, token, right=True).clamp(max=sequences - 1)
-    out = out_pad[sequence, (token - starts[sequence]).clamp(0, max_seqlen - 1)]
-    return torch.where((token < ends[-1])[:, None, None], out, 0.0)
-
-
-def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Products in the dtype of their factors; the meta device knows no autocast."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-
-
-def _position_scores(
-    positions: RelativePositions, row: Tensor, real: Tensor, distance: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """What relative positions add to the scores; broadcasts to (sequences, heads, queries, keys).
-    ``row`` and ``real`` are (sequences, positions), ``distance`` is (sequences or 1, 1, positions,
-    positions)."""
-    bucket = positions.buckets.long()[distance + positions.buckets.shape[0] // 2]
-    terms = torch.zeros((), dtype=dtype, device=row.device)
-    if positions.bias is not None:
-        terms = terms + positions.bias.to(dtype)[:, bucket.squeeze(1)].transpose(0, 1)
-    for table, by_query in ((positions.query_scores, True), (positions.key_scores, False)):
-        if table is not None:
-            padded = torch.where(real[..., None, None], table[row], 0.0).to(dtype).transpose(1, 2)
-            index = (bucket if by_query else bucket.mT).expand(*padded.shape[:2], -1, -1)
-            picked = padded.gather(3, index)
-            terms = terms + (picked if by_query else picked.mT)
-    return terms
+    probabilities = scores.masked_fill(~seen, torch.finfo(dtype).min).softmax(-1)
+    probabilities = form.dropped(probabilities, seed, threshold)
+    with no_autocast(q):
+        return form.packed(torch.einsum("bhij,bjhd->bihd", probabilities, v_pad).to(q.dtype))
 
 
 def dropout(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
@@ -215,7 +151,7 @@ def linear_cross_entropy(
     `bertfast.kernels.linear_cross_entropy`.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    with _no_autocast(hidden):
+    with no_autocast(hidden):
         logits = F.linear(
             hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         )

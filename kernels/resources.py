@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,16 @@ CAPABILITIES = (80, 90, 100)
 # Bytes of shared memory that a block may have. NVIDIA, "CUDA C++ Programming Guide", technical
 # specifications.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-SHORT = "_short_backward_kernel"
-ATTENTION = ("_forward_kernel", "_key_gradient_kernel", "_query_gradient_kernel")
-# Arguments that are multiples of 16 at a launch, as addresses are.
-ALIGNED = {"hidden", "head_dim", "half"} | {
-    f"{name}_{axis}" for name in ("q", "k", "v", "qs", "ks") for axis in "th"
+# The module in `attention` that each of its kernels is in.
+ONE_PASS = "_one_pass_kernel"
+TABLES = "_table_gradient_kernel"
+ATTENTION = {
+    "_forward_kernel": "forward",
+    "_key_gradient_kernel": "backward_two_passes",
+    "_query_gradient_kernel": "backward_two_passes",
 }
+# Arguments that are multiples of 16 at a launch, as addresses are but for a seed's.
+ALIGNED = {"hidden", "head_dim", "half", "token_stride", "head_stride", "q_t", "q_h", "k_t", "k_h"}
 # The memory-bound kernels at BERT-base's width, with dropout, bias and every table: the op of each,
 # its constants at a launch, and under which name `tuning` has the others.
 WIDTH = 1024
@@ -108,12 +113,14 @@ def cases(
                     for kernel in ATTENTION:
                         yield Case(kernel, dtype, head_dim, dropout, capability)
                     for length in (64, 128, 256):
-                        if _short_tiles(dtype, head_dim, capability, length):
-                            yield Case(SHORT, dtype, head_dim, dropout, capability, length=length)
+                        if _one_pass_options(dtype, head_dim, capability, length):
+                            yield Case(
+                                ONE_PASS, dtype, head_dim, dropout, capability, length=length
+                            )
             # With dropout, which takes the most registers: all tables and their gradients; a
             # window.
             yield Case(
-                "_table_gradient_kernel",
+                TABLES,
                 dtype,
                 None,
                 False,
@@ -142,20 +149,18 @@ def measure(case: Case) -> Resources:
 
     with tuning.target(case.capability):
         function, constants, options = _specialised(case)
-    signature = {
-        name: "constexpr" if name in constants else _argument_type(case.kernel, name, case.dtype)
-        for name in function.arg_names
-    }
-    aligned = [
-        index
-        for index, name in enumerate(function.arg_names)
-        if name not in constants and (name.endswith("_ptr") or name in ALIGNED)
-    ]
+    arguments = [_argument(case, name) for name in function.arg_names if name not in constants]
+    signature = dict.fromkeys(function.arg_names, "constexpr")
+    signature |= {name: kind for name, kind, _ in arguments}
     source = ASTSource(
         function,
         signature,
         constexprs={(function.arg_names.index(name),): value for name, value in constants.items()},
-        attrs={(index,): [["tt.divisibility", 16]] for index in aligned},
+        attrs={
+            (function.arg_names.index(name), *path): [["tt.divisibility", 16]]
+            for name, _, paths in arguments
+            for path in paths
+        },
     )
     compiled = triton.compile(
         source, target=GPUTarget("cuda", case.capability, 32), options=options
@@ -178,24 +183,25 @@ def measure(case: Case) -> Resources:
     )
 
 
-def _short_tiles(
+def _attention(name: str) -> Any:
+    """A module of the attention, which the function of that name hides."""
+    return import_module(f"bertfast.kernels.attention.{name}")
+
+
+def _one_pass_options(
     dtype: torch.dtype, head_dim: int, capability: int, length: int
 ) -> list[dict[str, Any]]:
-    from importlib import import_module
-
-    module = import_module("bertfast.kernels.attention")
     q = torch.empty(0, 1, head_dim, dtype=dtype)
-    tiles: list[dict[str, Any]] = module._short_tiles(q, length, divmod(capability, 10))
-    return tiles
+    module = _attention("backward_one_pass")
+    found: list[dict[str, Any]] = module.one_pass_options(q, length, divmod(capability, 10))
+    return found
 
 
 def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     """The function, its constants and its launch options, from the code that launches it."""
-    from importlib import import_module
-
-    if case.kernel == "_table_gradient_kernel":
-        module = import_module("bertfast.kernels.attention")
-        return module._table_gradient_kernel, {"SIGN": 1, **module.TABLE_TILES}, {}
+    if case.kernel == TABLES:
+        module = _attention("table_gradients")
+        return module._table_gradient_kernel, {"SIGN": 1, **module.TILES}, {}
     if case.kernel in ROW_KERNELS:
         name, constants, tuned = ROW_KERNELS[case.kernel]
         settings = dict(constants)
@@ -209,19 +215,25 @@ def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         kernel = case.kernel.removeprefix("_").removesuffix("_kernel")
         settings = module._tile_options(kernel, torch.empty(0, 0, dtype=case.dtype), torch.empty(0))
     else:
-        module = import_module("bertfast.kernels.attention")
-        if case.length is None:
+        if case.kernel == ONE_PASS:
+            assert case.length is not None
+            module = _attention("backward_one_pass")
+            found = _one_pass_options(case.dtype, case.head_dim, case.capability, case.length)
+            settings = dict(found[-1])
+        else:
+            module = _attention(ATTENTION[case.kernel])
             q = torch.empty(0, 1, case.head_dim, dtype=case.dtype)
             kernel = case.kernel.removeprefix("_").removesuffix("_kernel")
-            settings = module._tiles(q, kernel, case.positions)
-        else:
-            settings = _short_tiles(case.dtype, case.head_dim, case.capability, case.length)[-1]
-        settings["DROPOUT"] = case.dropout
+            settings = dict(_attention("tiles").options(q, kernel, case.positions))
         # What a launch leaves out is None.
-        tables = ("buckets_ptr", "bias_ptr", "query_scores_ptr", "key_scores_ptr", "ds_ptr")
+        absent = {
+            "dropout": not case.dropout,
+            "terms": not case.positions,
+            "ds_rows": not case.positions,
+            "window": not case.window,
+        }
         names = getattr(module, case.kernel).arg_names
-        settings |= {name: None for name in tables if name in names and not case.positions}
-        settings |= {} if case.window or "window" not in names else {"window": None}
+        settings |= {name: None for name in names if absent.get(name)}
     options = {name: settings.pop(name) for name in ("num_warps", "num_stages")}
     return getattr(module, case.kernel), settings, options
 
@@ -234,7 +246,8 @@ INT64 = {
     "segment_ids_ptr",
     "ids_ptr",
 }
-INT32 = {"cu_ptr", "best_ptr", "buckets_ptr", "bounds_ptr"}
+INT32 = {"cu_ptr", "best_ptr", "bounds_ptr"}
+ROWS = {"q", "k", "v", "out", "dout", "dq", "dk", "dv", "ds", "ds_rows", "dtable", "parts"}
 FLOAT = {
     *(
         "lse_ptr",
@@ -261,7 +274,6 @@ FLOAT = {
 }
 FLOAT_SCALARS = {
     "scale",
-    "scale_log2",
     "keep_scale",
     "smoothing",
     "z_loss",
@@ -272,7 +284,32 @@ FLOAT_SCALARS = {
 }
 
 
-def _argument_type(kernel: str, name: str, dtype: torch.dtype) -> str:
+def _argument(case: Case, name: str) -> tuple[str, Any, list[tuple[int, ...]]]:
+    """An argument's name, its type as the compiler takes it, and which parts of it are aligned: the
+    paths to them, the argument itself being the empty path.
+    """
+    kind = _argument_type(case.kernel, name, case.dtype)
+    return name, kind, list(_aligned(name, kind))
+
+
+def _aligned(name: str, kind: Any) -> Iterator[tuple[int, ...]]:
+    if isinstance(kind, tuple):
+        for index, part in enumerate(kind._fields):  # type: ignore[attr-defined]
+            yield from ((index, *path) for path in _aligned(part, kind[index]))
+    elif name in ALIGNED or (kind.startswith("*") and name != "seed_ptr"):
+        yield ()
+
+
+def _argument_type(kernel: str, name: str, dtype: torch.dtype) -> Any:
+    """The type of an argument, or a tuple of types where that is one."""
+    groups = _attention("tiles")
+    rows = groups.Rows(f"*{TYPES[dtype]}", "i32", "i32")
+    if name in ROWS:
+        return rows._replace(ptr="*fp32") if name == "parts" else rows
+    if name == "dropout":
+        return groups.Dropout("i32", "fp32")
+    if name == "terms":
+        return groups.Terms("*i32", rows.ptr, rows, rows, "i32", "i32")
     if kernel == "_adamw_kernel" and name in ("weight_ptr", "copy_ptr"):
         return "*fp32" if name == "weight_ptr" else "*bf16"
     if name == "order_ptr":  # of distances, or of tokens

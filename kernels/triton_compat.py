@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from types import SimpleNamespace
+from typing import Any
 
 try:
     import triton
@@ -14,8 +15,13 @@ try:
     HAS_TRITON = True
 except ImportError:
     HAS_TRITON = False
-    triton = SimpleNamespace(jit=lambda fn: fn, cdiv=lambda a, b: -(-a // b))
-    tl = SimpleNamespace(constexpr=int)  # type: ignore[no-redef, assignment, unused-ignore]
+
+    def _jit(function: Any = None, **_: Any) -> Any:
+        """A kernel that is never launched, decorated with options or without."""
+        return function or _jit
+
+    triton = SimpleNamespace(jit=_jit, cdiv=lambda a, b: -(-a // b))
+    tl = SimpleNamespace(constexpr=lambda value: value)  # type: ignore[no-redef, assignment, unused-ignore]
 
 # Triton chooses between its compiler and its interpreter when a kernel is decorated, that is at
 # import.

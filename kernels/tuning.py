@@ -39,7 +39,7 @@ FOLDER = Path(__file__).parent
 # specifications).
 GENERATIONS = {8: 80, 9: 90, 10: 100}
 OLDEST = 80
-SHARED_SOURCES = ("layer_norm_triton", "philox_triton", "triton_dot")  # beside the op's own file
+SHARED_SOURCES = ("layer_norm_triton", "philox_triton", "triton_dot")  # beside the op's own
 
 _target: int | None = None
 _trying: dict[str, Options] = {}
@@ -125,10 +125,10 @@ def machine(device: int) -> str:
 @cache
 def source(kernel: str) -> str:
     """A digest of the files that the kernel's code is in."""
-    names = (kernel.split(".")[0], *SHARED_SOURCES)
-    return hashlib.sha256(
-        b"".join((FOLDER / f"{name}.py").read_bytes() for name in names)
-    ).hexdigest()[:16]
+    op = FOLDER / kernel.split(".")[0]
+    files = sorted(op.glob("*.py")) if op.is_dir() else [op.with_suffix(".py")]
+    files += [FOLDER / f"{name}.py" for name in SHARED_SOURCES]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def cache_file() -> Path:

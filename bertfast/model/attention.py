@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bertfast import kernels
 from bertfast.config import EncoderConfig
-from bertfast.kernels import products, reference
+from bertfast.kernels import products
+from bertfast.kernels.padded_attention import padded_attention
 from bertfast.kernels.philox import as_seed, dropout_threshold
 from bertfast.packed import padded_rows
 
@@ -307,9 +308,9 @@ def attend(
     gaps = sequences.columns is not None and (window is not None or positions is not None)
     if gaps or sequences.visible is not None:
         # Distances over tokens that are left out, or tokens that are not seen: packed batches have
-        # neither, so only the specification has them.
+        # neither, and no kernel serves them.
         seed = as_seed(0 if seed is None else seed, q.device)
-        return reference.attention(
+        return padded_attention(
             q,
             k,
             v,

@@ -101,14 +101,16 @@ def test_one_pass_backward_matches_float64_for_sequences_of_every_length_at_once
 )
 @pytest.mark.slow
 def test_one_pass_serves_half_precision_up_to_the_longest_length_that_fits(longest, lengths):
-    module = import_module("bertfast.kernels.attention")
+    module = import_module("bertfast.kernels.attention.backward_one_pass")
     for capability, dtype, head_dim, wanted in (
         ((9, 0), torch.bfloat16, 64, lengths),
         ((8, 0), torch.float16, 48, lengths if longest <= 128 else []),
         ((12, 0), torch.bfloat16, 64, lengths if longest <= 128 else []),
         ((9, 0), torch.float32, 16, []),
     ):
-        tiles = module._short_tiles(torch.empty(0, 1, head_dim, dtype=dtype), longest, capability)
+        tiles = module.one_pass_options(
+            torch.empty(0, 1, head_dim, dtype=dtype), longest, capability
+        )
         assert [x["BLOCK_N"] for x in tiles] == wanted
 
 

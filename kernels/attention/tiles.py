@@ -1,0 +1,212 @@
+"""What attention's kernels share: their arguments, rows of a head, and the tile of scores and
+probabilities.
+
+The grid of every kernel is (blocks * sequences, heads), the blocks being those of the longest
+sequence. A program past its sequence's end leaves at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import tuning
+from ..philox import keep_scale
+from ..philox_triton import attention_lanes
+from ..positions import RelativePositions
+from ..triton_compat import tl, triton
+from ..triton_dot import dot
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+class Rows(NamedTuple):
+    """A (tokens, heads, columns) tensor as kernels take it; the elements of a row are adjacent."""
+
+    ptr: Any
+    token_stride: Any
+    head_stride: Any
+
+
+class Dropout(NamedTuple):
+    """A probability is dropped where its lane is below the threshold, else scaled up."""
+
+    threshold: Any
+    keep_scale: Any
+
+
+class Terms(NamedTuple):
+    """What relative positions add to the scores; a table that is None adds nothing.
+
+    Attributes:
+        buckets_ptr: (2 * max_seqlen - 1,) int32, the bucket of each distance.
+        bias_ptr: (heads, buckets).
+        query_scores, key_scores: `Rows` of (tokens, heads, buckets).
+        buckets: how many there are.
+        max_seqlen: at least the longest sequence's length.
+    """
+
+    buckets_ptr: Any
+    bias_ptr: Any
+    query_scores: Any
+    key_scores: Any
+    buckets: Any
+    max_seqlen: Any
+
+
+@triton.jit
+def program(cu_ptr, blocks):
+    """This program's block and head, and the first row and the length of its sequence."""
+    sequence = tl.program_id(0) // blocks
+    start = tl.load(cu_ptr + sequence).to(tl.int64)
+    length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
+    return tl.program_id(0) % blocks, tl.program_id(1), start, length
+
+
+@triton.jit
+def load_rows(x, start, head, rows, inside, head_dim, BLOCK_D: tl.constexpr):
+    """(len(rows), BLOCK_D) of one head, ``rows`` counted from ``start``; zeros outside."""
+    base = x.ptr + start * x.token_stride + head * x.head_stride
+    column = tl.arange(0, BLOCK_D)
+    offsets = rows[:, None] * x.token_stride + column[None, :]
+    return tl.load(base + offsets, inside[:, None] & (column < head_dim)[None, :], 0.0)
+
+
+@triton.jit
+def store_rows(x, start, head, rows, inside, head_dim, values):
+    """Puts ``values``, (len(rows), BLOCK_D), where `load_rows` reads them."""
+    base = x.ptr + start * x.token_stride + head * x.head_stride
+    column = tl.arange(0, values.shape[1])
+    offsets = rows[:, None] * x.token_stride + column[None, :]
+    tl.store(
+        base + offsets,
+        values.to(x.ptr.dtype.element_ty),
+        inside[:, None] & (column < head_dim)[None, :],
+    )
+
+
+@triton.jit
+def reach(first, length, window, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    """From where to where, in steps, the positions go that are within the window of a block of
+    positions from ``first`` on.
+    """
+    low, high = 0, length
+    if window is not None:
+        low = tl.maximum(first - window, 0) // STEP * STEP
+        high = tl.minimum(first + BLOCK + window, length)
+    return low, high
+
+
+@triton.jit
+def within(inside, query, key, window):
+    """``inside`` where the query sees the key."""
+    if window is not None:
+        inside = inside & (tl.abs(query - key) <= window)
+    return inside
+
+
+@triton.jit
+def scores(left, right, query, key, start, length, head, scale, terms, PRECISION: tl.constexpr):
+    """S of a tile in log2, (len(left), len(right)).
+
+    ``left`` and ``right`` are rows of queries and keys, or of keys and queries. ``query`` and
+    ``key`` are the positions of both, shaped to broadcast over the tile.
+    """
+    zeros = tl.zeros((left.shape[0], right.shape[0]), tl.float32)
+    s = dot(left, tl.trans(right), zeros, PRECISION) * (scale * LOG2_E)  # (left, right)
+    if terms is not None:
+        inside = (query < length) & (key < length)
+        distance = query - key + terms.max_seqlen - 1  # (left, right)
+        bucket = tl.load(terms.buckets_ptr + distance, inside, 0)  # (left, right)
+        added = tl.zeros(s.shape, tl.float32)
+        if terms.bias_ptr is not None:
+            base = terms.bias_ptr + head * terms.buckets
+            added += tl.load(base + bucket, inside, 0.0).to(tl.float32)  # (left, right)
+        if terms.query_scores is not None:
+            added += _table(terms.query_scores, start, head, query, bucket, inside)
+        if terms.key_scores is not None:
+            added += _table(terms.key_scores, start, head, key, bucket, inside)
+        s += added * LOG2_E
+    return s
+
+
+@triton.jit
+def _table(x, start, head, rows, bucket, inside):
+    """Of each row of a table the entry of its bucket, in the tile's shape."""
+    base = x.ptr + start * x.token_stride + head * x.head_stride
+    return tl.load(base + (rows * x.token_stride + bucket), inside, 0.0).to(tl.float32)
+
+
+@triton.jit
+def probabilities(s, lse, seen):
+    """P of a tile of scores, made again from the log-sum-exp; zero where nothing is seen."""
+    return tl.where(seen, tl.exp2(s - lse * LOG2_E), 0.0)
+
+
+@triton.jit
+def kept(seed_ptr, dropout, rows, head, first_key, KEYS: tl.constexpr):
+    """(queries, KEYS): the probabilities that dropout keeps."""
+    lanes = attention_lanes(tl.load(seed_ptr), rows, head, first_key, KEYS)
+    return lanes.to(tl.int32) >= dropout.threshold
+
+
+@triton.jit
+def drop(x, keep, dropout):
+    """``x`` scaled up where it is kept, and zero elsewhere."""
+    return tl.where(keep, x * dropout.keep_scale, 0.0)
+
+
+def rows_of(x: Tensor) -> Rows:
+    """``x``, (tokens, heads, columns), as a kernel's argument."""
+    return Rows(x, x.stride(0), x.stride(1))
+
+
+def dropout_of(threshold: int) -> Dropout | None:
+    """The threshold as a kernel's argument; None drops nothing."""
+    return Dropout(threshold, keep_scale(threshold)) if threshold else None
+
+
+def terms_of(positions: RelativePositions | None, heads: int, max_seqlen: int) -> Terms | None:
+    """The positions as a kernel's argument.
+
+    Raises:
+        ValueError: a sequence's tables have 2**31 elements or more.
+    """
+    if positions is None:
+        return None
+    query_scores, key_scores = (
+        None if x is None else rows_of(x) for x in (positions.query_scores, positions.key_scores)
+    )
+    strides = [stride for table in (query_scores, key_scores) if table for stride in table[1:]]
+    # Within a sequence the tables and their scratch are counted in 32 bits.
+    elements = max_seqlen * max(*strides, heads * max_seqlen, 0)
+    if elements >= 2**31:
+        raise ValueError(
+            f"max_seqlen {max_seqlen} makes the tables of a sequence {elements} elements; on a GPU it must be below 2**31: lower it, or the buckets"
+        )
+    return Terms(
+        positions.buckets,
+        positions.bias,
+        query_scores,
+        key_scores,
+        bucket_count(positions),
+        max_seqlen,
+    )
+
+
+def bucket_count(positions: RelativePositions) -> int:
+    """The columns of every table that is given."""
+    return next(x.shape[-1] for x in positions.tables if x is not None)
+
+
+def options(q: Tensor, kernel: str, positions: bool) -> dict[str, Any]:
+    """Constants and launch options of a kernel; float32 is exact unless PyTorch is told otherwise."""
+    block_d = triton.next_power_of_2(q.shape[2])
+    exact = q.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    tuned = tuning.options(
+        f"attention.{kernel}{'_positions' * positions}", q.dtype, q.device, block_d
+    )
+    return {"PRECISION": "ieee" if exact else "tf32", "BLOCK_D": block_d, **tuned}
