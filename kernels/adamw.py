@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import dispatch, reference, tuning
 from .checks import check_device, check_launch, check_tensor, register_fake
+from .launch import launch
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -111,7 +112,8 @@ def _adamw(
     tuned = tuning.options("adamw.update", gradients[0].dtype, gradients[0].device)
     for number, (w, g, m, v) in enumerate(zip(weights, gradients, means, squares, strict=True)):
         if w.numel():
-            _adamw_kernel[(triton.cdiv(w.numel(), tuned["BLOCK"]),)](
+            launch(
+                _adamw_kernel, (triton.cdiv(w.numel(), tuned["BLOCK"]),),
                 w, g, m, v, copies[number] if copies else w, rates, w.numel(), beta1, beta2, eps,
                 weight_decay, COPY=bool(copies), **tuned,
             )  # fmt: skip

@@ -29,6 +29,7 @@ from .checks import (
     check_tensor,
     register_fake,
 )
+from .launch import launch
 from .layer_norm_triton import moments, norm_backward, padded_width
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
@@ -65,7 +66,7 @@ def _load_sum(
     return s, kept
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=("seed_ptr",))
 def _norm_forward_kernel(
     x_ptr,
     residual_ptr,
@@ -120,7 +121,7 @@ def _norm_forward_kernel(
     tl.store(rstd_ptr + row, rstd, row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=("seed_ptr",))
 def _norm_backward_kernel(
     dout_ptr,
     dsummed_ptr,
@@ -208,7 +209,8 @@ def _forward_triton(
     columns = padded_width(hidden)
     tuned = tuning.options("add_layer_norm.forward", x.dtype, x.device, columns)
     if rows:
-        _norm_forward_kernel[(triton.cdiv(rows, tuned["ROWS"]),)](
+        launch(
+            _norm_forward_kernel, (triton.cdiv(rows, tuned["ROWS"]),),
             x, x if residual is None else residual, weight, weight if bias is None else bias, out,
             summed, mean, rstd,
             seed, rows, hidden, eps, threshold, keep_scale(threshold),
@@ -238,7 +240,8 @@ def _backward_triton(
     tuned = dict(tuning.options("add_layer_norm.backward", x.dtype, x.device, columns))
     partial = torch.empty(min(rows, tuned.pop("PROGRAMS")), 2, hidden, device=x.device)
     if rows:
-        _norm_backward_kernel[(partial.shape[0],)](
+        launch(
+            _norm_backward_kernel, (partial.shape[0],),
             dout, dout if dsummed is None else dsummed, x, x if residual is None else residual,
             weight, mean, rstd, dx,
             dresidual, partial, seed, rows, hidden, threshold, keep_scale(threshold),

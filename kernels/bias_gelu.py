@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import dispatch, reference, tuning
 from .checks import Wanted, check_device, check_launch, check_tensor, register_fake
+from .launch import launch
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -137,7 +138,8 @@ def _forward_triton(x: Tensor, bias: Tensor | None, tanh: bool, gated: bool, out
     tuned = tuning.options("bias_gelu.forward", x.dtype, x.device)
     if rows:
         grid = (triton.cdiv(rows, tuned["ROWS"]), triton.cdiv(features, tuned["COLUMNS"]))
-        _gelu_forward_kernel[grid](
+        launch(
+            _gelu_forward_kernel, grid,
             x, x if bias is None else bias, out, rows, features, BIAS=bias is not None, TANH=tanh,
             GATED=gated, **tuned,
         )  # fmt: skip
@@ -152,7 +154,8 @@ def _backward_triton(
     blocks = triton.cdiv(rows, BACKWARD_ROWS)
     partial = torch.empty(blocks, dbias.shape[0], device=x.device)
     if rows:
-        _gelu_backward_kernel[(blocks, triton.cdiv(features, tuned["COLUMNS"]))](
+        launch(
+            _gelu_backward_kernel, (blocks, triton.cdiv(features, tuned["COLUMNS"])),
             dout, x, x if bias is None else bias, dx, partial, rows, features,
             BIAS=bias is not None, TANH=tanh, GATED=gated, ROWS=BACKWARD_ROWS, **tuned,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import dispatch, reference
 from .checks import check_dropout, check_launch, check_tensor, register_fake
+from .launch import launch
 from .philox import LANES, as_seed, dropout_threshold, keep_scale
 from .philox_triton import interleave_lanes
 from .triton_compat import tl, triton
@@ -23,7 +24,7 @@ from .triton_compat import tl, triton
 COUNTERS = 128  # of a program: 1024 elements
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=("seed_ptr",))
 def _dropout_kernel(x_ptr, out_ptr, seed_ptr, n, threshold, scale, COUNTERS: tl.constexpr):
     first = tl.program_id(0).to(tl.int64) * COUNTERS
     counters = first + tl.arange(0, COUNTERS)
@@ -43,8 +44,16 @@ def _dropout_triton(x: Tensor, seed: Tensor, threshold: int, out: Tensor) -> Non
     if x.numel() == 0:
         return
     grid = (triton.cdiv(x.numel(), COUNTERS * LANES),)
-    _dropout_kernel[grid](
-        x, out, seed, x.numel(), threshold, keep_scale(threshold), COUNTERS=COUNTERS
+    launch(
+        _dropout_kernel,
+        grid,
+        x,
+        out,
+        seed,
+        x.numel(),
+        threshold,
+        keep_scale(threshold),
+        COUNTERS=COUNTERS,
     )
 
 

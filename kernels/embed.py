@@ -30,6 +30,7 @@ from .checks import (
     check_tensor,
     register_fake,
 )
+from .launch import launch
 from .layer_norm_triton import moments, norm_backward, padded_width
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
@@ -72,7 +73,7 @@ def _load_embeddings(
     return s
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=("seed_ptr",))
 def _embed_forward_kernel(
     word_ptr,
     position_ptr,
@@ -119,7 +120,7 @@ def _embed_forward_kernel(
     tl.store(rstd_ptr + token + tl.arange(0, 1), rstd)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=("seed_ptr",))
 def _embed_backward_kernel(
     dout_ptr,
     word_ptr,
@@ -240,7 +241,8 @@ def _forward_triton(
 ) -> None:
     tokens, hidden = out.shape
     if tokens:
-        _embed_forward_kernel[(tokens,)](
+        launch(
+            _embed_forward_kernel, (tokens,),
             *_or_first(tables), *_or_first(ids), *_or_first([weight, bias]), out, mean, rstd, seed,
             hidden, eps, threshold,
             keep_scale(threshold), BIAS=bias is not None, **_constants(tables, hidden, threshold),
@@ -262,7 +264,8 @@ def _backward_triton(
     tokens, hidden = dout.shape
     partial = torch.empty(min(tokens, PROGRAMS), 2, hidden, device=dout.device)
     if tokens:
-        _embed_backward_kernel[(partial.shape[0],)](
+        launch(
+            _embed_backward_kernel, (partial.shape[0],),
             dout, *_or_first(tables), *_or_first(ids), weight, mean, rstd, dsum, partial, seed,
             tokens, hidden, threshold,
             keep_scale(threshold), **_constants(tables, hidden, threshold),
@@ -275,8 +278,10 @@ def _sum_rows_triton(rows: Tensor, order: Tensor, ids: Tensor, out: Tensor) -> N
     if count:
         runs = torch.empty_like(rows)
         grid = (count, triton.cdiv(hidden, COLUMNS))
-        _sum_runs_kernel[grid](rows, order, ids, runs, count, hidden, RUN=RUN, COLUMNS=COLUMNS)
-        _add_runs_kernel[grid](runs, ids, out, count, hidden, RUN=RUN, COLUMNS=COLUMNS)
+        launch(
+            _sum_runs_kernel, grid, rows, order, ids, runs, count, hidden, RUN=RUN, COLUMNS=COLUMNS
+        )
+        launch(_add_runs_kernel, grid, runs, ids, out, count, hidden, RUN=RUN, COLUMNS=COLUMNS)
 
 
 def _or_first(tensors: list[Tensor | None]) -> list[Tensor]:

@@ -22,6 +22,7 @@ from .checks import (
     check_tensor,
     register_fake,
 )
+from .launch import launch
 from .threads import num_threads
 from .triton_compat import tl, triton
 
@@ -58,14 +59,14 @@ def _gather_rows_triton(x: Tensor, index: Tensor, out: Tensor) -> None:
     if out.numel():
         x, out = _as_integers(x), _as_integers(out)
         grid, tile = _tiles(out)
-        _gather_kernel[grid](x, index, out, *out.shape, x.stride(0), **tile)
+        launch(_gather_kernel, grid, x, index, out, *out.shape, x.stride(0), **tile)
 
 
 def _scatter_rows_triton(dout: Tensor, index: Tensor, dx: Tensor) -> None:
     if dout.numel():
         dout, dx = _as_integers(dout), _as_integers(dx)
         grid, tile = _tiles(dout)
-        _scatter_kernel[grid](dout, index, dx, *dout.shape, **tile)
+        launch(_scatter_kernel, grid, dout, index, dx, *dout.shape, **tile)
 
 
 def _tiles(x: Tensor) -> tuple[tuple[int, int], dict[str, int]]:

@@ -32,6 +32,7 @@ from .checks import (
     check_tensor,
     register_fake,
 )
+from .launch import launch
 from .triton_compat import tl, triton
 from .triton_dot import dot
 
@@ -148,7 +149,11 @@ def _statistics_kernel(
     tl.store(best_ptr + place, best, rows < masked)
 
 
-@triton.jit
+# The pointers go into slices of a batch's rows, wherever these begin, and the last slice is shorter.
+@triton.jit(
+    do_not_specialize=("masked",),
+    do_not_specialize_on_alignment=("labels_ptr", "lse_ptr", "scale_ptr"),
+)
 def _gradient_kernel(
     hidden_ptr,
     weight_ptr,
@@ -234,7 +239,8 @@ def _forward_triton(
     )
     best = torch.empty(splits, rows, dtype=torch.int32, device=hidden.device)
     if rows:
-        _statistics_kernel[(triton.cdiv(rows, tiles["BLOCK_M"]), splits)](
+        launch(
+            _statistics_kernel, (triton.cdiv(rows, tiles["BLOCK_M"]), splits),
             hidden, weight, hidden if bias is None else bias, labels, top, exponentials, total,
             at_label, best, rows, vocab, hidden.shape[1], **tiles,
         )  # fmt: skip
@@ -275,7 +281,8 @@ def _backward_triton(
         rows = part.shape[0]
         dlogits = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device)
         grid = (triton.cdiv(rows, tiles["BLOCK_M"]), triton.cdiv(vocab, tiles["BLOCK_V"]))
-        _gradient_kernel[grid](
+        launch(
+            _gradient_kernel, grid,
             part, weight, hidden if bias is None else bias, labels[block], lse[block],
             grad_scale[block], dlogits,
             rows, vocab, hidden.shape[1], ignore_index, label_smoothing, z_loss, **tiles,

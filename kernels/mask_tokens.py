@@ -33,6 +33,7 @@ from .checks import (
     check_range,
     register_fake,
 )
+from .launch import launch
 from .philox import as_seed
 from .threads import num_threads
 from .triton_compat import tl, triton
@@ -51,7 +52,7 @@ def _token_words(seed, counters):
     return tl.philox(seed, low, (counters >> 32).to(tl.uint32), zero, zero + 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=("seed_ptr",))
 def _mask_kernel(
     ids_ptr,
     special_ptr,
@@ -151,7 +152,9 @@ def _mask_tokens(
     check_launch("mask_tokens", backend, input_ids, **per_token)
     check_dropout(0, seed, input_ids)
     if tokens:
-        _mask_kernel[(triton.cdiv(tokens, BLOCK),)](
+        launch(
+            _mask_kernel,
+            (triton.cdiv(tokens, BLOCK),),
             input_ids,
             special,
             input_ids if counters is None else counters,

@@ -37,7 +37,7 @@ ATTENTION = {
     "_key_gradient_kernel": "backward_two_passes",
     "_query_gradient_kernel": "backward_two_passes",
 }
-# Arguments that are multiples of 16 at a launch, as addresses are but for a seed's.
+# Arguments that are multiples of 16 at a launch, as addresses are.
 ALIGNED = {"hidden", "head_dim", "half", "token_stride", "head_stride", "q_t", "q_h", "k_t", "k_h"}
 # The memory-bound kernels at BERT-base's width, with dropout, bias and every table: the op of each,
 # its constants at a launch, and under which name `tuning` has the others.
@@ -149,17 +149,20 @@ def measure(case: Case) -> Resources:
 
     with tuning.target(case.capability):
         function, constants, options = _specialised(case)
-    arguments = [_argument(case, name) for name in function.arg_names if name not in constants]
-    signature = dict.fromkeys(function.arg_names, "constexpr")
-    signature |= {name: kind for name, kind, _ in arguments}
+    signature = {
+        name: "constexpr" if name in constants else _argument_type(case.kernel, name, case.dtype)
+        for name in function.arg_names
+    }
+    unaligned = {x.name for x in function.params if x.do_not_specialize_on_alignment}
     source = ASTSource(
         function,
         signature,
         constexprs={(function.arg_names.index(name),): value for name, value in constants.items()},
         attrs={
             (function.arg_names.index(name), *path): [["tt.divisibility", 16]]
-            for name, _, paths in arguments
-            for path in paths
+            for name, kind in signature.items()
+            if name not in unaligned and name not in constants
+            for path in _aligned(name, kind)
         },
     )
     compiled = triton.compile(
@@ -284,19 +287,12 @@ FLOAT_SCALARS = {
 }
 
 
-def _argument(case: Case, name: str) -> tuple[str, Any, list[tuple[int, ...]]]:
-    """An argument's name, its type as the compiler takes it, and which parts of it are aligned: the
-    paths to them, the argument itself being the empty path.
-    """
-    kind = _argument_type(case.kernel, name, case.dtype)
-    return name, kind, list(_aligned(name, kind))
-
-
 def _aligned(name: str, kind: Any) -> Iterator[tuple[int, ...]]:
+    """The paths to an argument's parts that are multiples of 16; the empty one is to itself."""
     if isinstance(kind, tuple):
         for index, part in enumerate(kind._fields):  # type: ignore[attr-defined]
             yield from ((index, *path) for path in _aligned(part, kind[index]))
-    elif name in ALIGNED or (kind.startswith("*") and name != "seed_ptr"):
+    elif name in ALIGNED or kind.startswith("*"):
         yield ()
 
 

@@ -27,6 +27,7 @@ from .checks import (
     check_tensor,
     register_fake,
 )
+from .launch import launch
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -112,7 +113,8 @@ def _rotary_triton(
     if q.numel():
         columns = triton.next_power_of_2(head_dim // 2)
         rows = max(1, ELEMENTS // columns)
-        _rotary_kernel[(triton.cdiv(tokens * heads, rows),)](
+        launch(
+            _rotary_kernel, (triton.cdiv(tokens * heads, rows),),
             q, k, q_out, k_out, position_ids, cos, sin, tokens * heads, heads, head_dim // 2,
             *q.stride()[:2], *k.stride()[:2], INVERSE=inverse, ROWS=rows, COLUMNS=columns,
         )  # fmt: skip

@@ -5,8 +5,8 @@ op. Vaswani et al., section 3.2.2.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +38,6 @@ class Sequences:
         width: above every column.
         visible: (tokens,) bool, where padding was kept among the tokens: false for it; None where
             it was not.
-        made: what a forward makes once, by what it depends on.
     """
 
     cu_seqlens: Tensor
@@ -48,7 +47,6 @@ class Sequences:
     columns: Tensor | None = None
     width: int = 0
     visible: Tensor | None = None
-    made: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> Tensor:
@@ -73,29 +71,39 @@ class Sequences:
         return x if self.visible is None else x.masked_fill(~self.visible[:, None], 0)
 
     def rotation(self, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-        """The tables of `kernels.rotary`, made once a forward."""
-        if theta not in self.made:
-            self.made[theta] = kernels.rotary_tables(
-                self.positions, head_dim, theta, self.position_ids.device
-            )
-        rotation: tuple[Tensor, Tensor] = self.made[theta]
-        return rotation
+        """The tables of `kernels.rotary`, of at least ``positions`` rows."""
+        # Of a power of two of rows: the next batch, a little longer, finds them made.
+        rows = 1 << max(self.positions - 1, 0).bit_length()
+        settings = (rows, head_dim, theta, self.position_ids.device)
+        tables: tuple[Tensor, Tensor] = self._kept(kernels.rotary_tables, *settings)
+        return tables
 
     def buckets(self, make: Callable[..., Tensor], *settings: int) -> Tensor:
         """``make(padded width, *settings)``, the bucket of each distance."""
-        get = _made_buckets if torch.compiler.is_compiling() else _kept_buckets
-        return get(make, self.padded_width, settings, self.position_ids.device)
+        buckets: Tensor = self._kept(make, self.padded_width, *settings)
+        return buckets
+
+    def _kept(self, make: Callable[..., Any], *settings: Any) -> Any:
+        """``make(*settings)`` on the tokens' device, made once in a process."""
+        get = _made if torch.compiler.is_compiling() else _made_once
+        x = self.position_ids
+        return get(make, settings, x.device, getattr(x, "fake_mode", None))
 
 
-def _made_buckets(
-    make: Callable[..., Tensor], width: int, settings: tuple[int, ...], device: torch.device
-) -> Tensor:
+def _made(
+    make: Callable[..., Any], settings: tuple[Any, ...], device: torch.device, mode: object
+) -> Any:
+    """What ``make`` makes on the host, on the device; ``mode`` keeps fake tensors apart."""
     with torch.inference_mode(False):  # a backward may save what inference made first
-        return make(width, *settings).to(device)
+        tables = make(*settings)
+        return (
+            tables.to(device) if isinstance(tables, Tensor) else tuple(x.to(device) for x in tables)
+        )
 
 
-# Kept from forward to forward: they are made on the host, which a CUDA graph cannot record.
-_kept_buckets = lru_cache(maxsize=64)(_made_buckets)
+# Nothing is ever dropped: a CUDA graph can neither record a copy from the host, nor go on reading
+# what was freed after it was captured.
+_made_once = cache(_made)
 
 
 class Scoring(NamedTuple):

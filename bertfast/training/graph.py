@@ -11,12 +11,12 @@ Source: PyTorch's notes on CUDA semantics, "CUDA Graphs", whole-network capture.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bertfast.errors import BertfastError
 from bertfast.packed import Budget, PackedBatch
 
 from .optimizer import AdamW, clip_at_next_step
@@ -30,7 +30,8 @@ class GraphedStep:
     """Forward, backward, clipping and update of a batch in one call.
 
     The first calls on a GPU train too, launch by launch, and the one after them records and
-    replays. On the CPU every call runs the same code as it is, which is for tests.
+    replays. A step that cannot be recorded goes on launch by launch, and says so once. On the CPU
+    every call runs the same code as it is, which is for tests.
 
     Args:
         model: whose dropouts, if it trains, take the seed given with each batch.
@@ -60,6 +61,7 @@ class GraphedStep:
         self.age = torch.zeros((), dtype=torch.float64, device=device)
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.refused = False
         self.result: tuple[Any, Tensor]
         # Warm-up and capture share a stream, and so a library's workspaces; the default one cannot
         # be captured.
@@ -79,7 +81,7 @@ class GraphedStep:
             clipping; both change at the next call.
 
         Raises:
-            BertfastError: the batch exceeds the budget, or the step cannot be captured.
+            BertfastError: the batch exceeds the budget.
         """
         self._load(batch, seed, rate, age)
         self.calls += 1
@@ -88,24 +90,37 @@ class GraphedStep:
         elif self.graph is not None:
             self.graph.replay()
             self.optimizer.count()
-        elif self.calls <= WARMUP:
-            self.stream.wait_stream(torch.cuda.current_stream())
+        elif self.calls <= WARMUP or self.refused or not self._capture():
+            current = torch.cuda.current_stream(self.stream.device)
+            self.stream.wait_stream(current)
             with torch.cuda.stream(self.stream):
                 self.result = self._step()
-            torch.cuda.current_stream().wait_stream(self.stream)
-        else:
-            graph = torch.cuda.CUDAGraph()
-            try:
-                with torch.cuda.graph(graph, stream=self.stream):
-                    self.result = self._step()
-            except RuntimeError as error:
-                raise BertfastError(
-                    f"the step cannot be captured as a CUDA graph ({error}); "
-                    "run it without (--no-cuda-graph)"
-                ) from error
-            self.graph = graph
-            graph.replay()
+            current.wait_stream(self.stream)
         return self.result
+
+    def _capture(self) -> bool:
+        """Records the step and replays it; False, with nothing trained, where it cannot be."""
+        graph = torch.cuda.CUDAGraph()
+        ages = [state["step"].clone() for state in self.optimizer.state.values()]
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.result = self._step()
+        except Exception as error:  # whatever it is, launching meets it again if it matters
+            self.refused = True
+            self.optimizer.zero_grad()
+            self.optimizer.gradient_scale = 1.0
+            for state, age in zip(self.optimizer.state.values(), ages, strict=True):
+                state["step"].copy_(age)
+            reason = " ".join(str(error).split())
+            print(
+                f"bertfast: the step cannot be captured as a CUDA graph ({reason}); "
+                "the run goes on without it, launch by launch",
+                file=sys.stderr,
+            )
+            return False
+        self.graph = graph
+        graph.replay()
+        return True
 
     def _load(self, batch: PackedBatch, seed: int, rate: float, age: int) -> None:
         """Writes what this step reads to where every step reads it."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..launch import launch
 from ..triton_compat import tl, triton
 from ..triton_dot import dot
 from .tiles import (
@@ -155,7 +156,8 @@ def launch_one_pass(
     tokens, heads, head_dim = q.shape
     above = 0
     for constants in lengths:
-        _one_pass_kernel[cu_seqlens.shape[0] - 1, heads](
+        launch(
+            _one_pass_kernel, (cu_seqlens.shape[0] - 1, heads),
             *map(rows_of, (q, k, v, out, dout, *gradients)), lse, cu_seqlens, seed, tokens, head_dim, scale,
             dropout_of(threshold), above, **constants,
         )  # fmt: skip

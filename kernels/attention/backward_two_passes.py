@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..launch import launch
 from ..positions import RelativePositions
 from ..triton_compat import tl, triton
 from ..triton_dot import dot
@@ -218,11 +219,13 @@ def launch_two_passes(
     )  # fmt: skip
     constants = options(q, "query_gradient", positions is not None)
     blocks = triton.cdiv(max_seqlen, constants["BLOCK_M"])
-    _delta_kernel[blocks * sequences, heads](
+    launch(
+        _delta_kernel, (blocks * sequences, heads),
         rows_of(out), rows_of(dout), delta, cu_seqlens, blocks, tokens, head_dim, BLOCK_M=constants["BLOCK_M"],
         BLOCK_D=constants["BLOCK_D"],
     )  # fmt: skip
-    _query_gradient_kernel[blocks * sequences, heads](
+    launch(
+        _query_gradient_kernel, (blocks * sequences, heads),
         *inputs, rows_of(dq), rows_of(ds) if by_queries else None, *pointers, blocks, *rest, **constants
     )  # fmt: skip
     if positions is not None and by_queries:
@@ -231,7 +234,8 @@ def launch_two_passes(
         )
     constants = options(q, "key_gradient", positions is not None)
     blocks = triton.cdiv(max_seqlen, constants["BLOCK_N"])
-    _key_gradient_kernel[blocks * sequences, heads](
+    launch(
+        _key_gradient_kernel, (blocks * sequences, heads),
         *inputs, rows_of(dk), rows_of(dv), rows_of(ds) if by_keys else None, *pointers, blocks, *rest, **constants
     )  # fmt: skip
     if positions is not None and by_keys:

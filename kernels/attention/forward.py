@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..launch import launch
 from ..positions import RelativePositions
 from ..triton_compat import tl, triton
 from ..triton_dot import dot
@@ -108,7 +109,8 @@ def launch_forward(
     grid = (blocks * (cu_seqlens.shape[0] - 1), heads)
     if 0 in grid:
         return
-    _forward_kernel[grid](
+    launch(
+        _forward_kernel, grid,
         *map(rows_of, (q, k, v, out)), lse, cu_seqlens, seed, blocks, tokens, head_dim, scale,
         dropout_of(threshold), terms_of(positions, heads, max_seqlen), None if window < 0 else window, **constants,
     )  # fmt: skip

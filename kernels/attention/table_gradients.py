@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..launch import launch
 from ..positions import RelativePositions
 from ..triton_compat import tl, triton
 from .tiles import bucket_count, program, rows_of, within
@@ -93,7 +94,8 @@ def launch_table_gradients(
         # A block of tokens in each sequence may begin anywhere.
         count = ds.shape[0] // TILES["BLOCK_T"] + sequences
         parts = ds.new_zeros(count, heads, buckets, dtype=torch.float32)
-    _table_gradient_kernel[blocks * sequences, heads](
+    launch(
+        _table_gradient_kernel, (blocks * sequences, heads),
         rows_of(ds), order.int(), bounds, None if dtable is None else rows_of(dtable),
         None if parts is None else rows_of(parts), cu_seqlens, blocks, buckets, max_seqlen,
         None if window < 0 else window, SIGN=sign, **TILES,

@@ -6,16 +6,19 @@ import copy
 import importlib
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, fields, replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from family import MEMBERS, small
 from tiny import run_cli, sentences, write_model
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 import bertfast
 from bertfast import (
@@ -26,9 +29,10 @@ from bertfast import (
     PackedBatch,
     kernels,
 )
-from bertfast.config import ElectraConfig
+from bertfast.config import AlbertConfig, ElectraConfig, MPNetConfig
 from bertfast.data.packing import Batches
-from bertfast.model.members import ElectraForMaskedLM, ElectraForPreTraining
+from bertfast.model import attention
+from bertfast.model.members import ElectraForMaskedLM, ElectraForPreTraining, member_class
 from bertfast.objectives.joint import Distillation, ReplacedTokenDetection, generator_config
 from bertfast.packed import Budget
 from bertfast.training.checkpoint import checkpoints
@@ -36,7 +40,7 @@ from bertfast.training.graph import WARMUP, GraphedStep
 from bertfast.training.metrics import read_metrics
 from bertfast.training.optimizer import build_optimizer, clip_at_next_step, set_rate
 from bertfast.training.precision import Masters
-from support import DEVICE, forced
+from support import DEVICE, forced, missing_backend
 
 # The package has a function of that name.
 pretraining = importlib.import_module("bertfast.training.pretrain")
@@ -171,8 +175,9 @@ def test_the_first_calls_warm_up_one_captures_and_the_rest_replay(
         yield
         did.append(f"{name} ends")
 
-    stream = SimpleNamespace(wait_stream=lambda other: did.append("wait"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    device = torch.device("cuda", 1)
+    stream = SimpleNamespace(device=device, wait_stream=lambda other: did.append("wait"))
+    monkeypatch.setattr(torch.cuda, "current_stream", {device: stream}.__getitem__)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: within("stream"))
     monkeypatch.setattr(
         torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: did.append("replay"))
@@ -193,23 +198,50 @@ def test_the_first_calls_warm_up_one_captures_and_the_rest_replay(
     assert calls[WARMUP + 1 :] == [["replay", "count"]] * 2
 
 
-def test_a_step_that_cannot_be_captured_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = BertForMaskedLM(CONFIG).to(DEVICE).train()
-    step = GraphedStep(model, build_optimizer(model, RATE), CLIP, BUDGET, DEVICE)
+def test_a_capture_that_fails_is_said_once_and_the_steps_are_launched_to_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in fails once everything was recorded, the update with it."""
 
     @contextmanager
     def capture(graph: object, stream: object) -> Iterator[None]:
-        raise RuntimeError("operation not permitted when stream is capturing")
+        before = [weight.detach().clone() for weight in recorded]
         yield
+        for weight, old in zip(recorded, before, strict=True):  # what is recorded is not done
+            weight.data.copy_(old)
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
-    monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(step, "stream", SimpleNamespace())
-    step.calls = WARMUP
-    with pytest.raises(
-        BertfastError, match="not permitted when stream is capturing.*--no-cuda-graph"
-    ):
-        step(batch(0), 0, RATE, 1)
+    recorded: list[torch.Tensor] = []
+    stream = SimpleNamespace(device=DEVICE, wait_stream=lambda other: None)
+
+    def step(model: Any, optimizer: Any) -> Callable[..., Any]:
+        call = GraphedStep(model, optimizer, CLIP, BUDGET, DEVICE)
+        call.stream = stream  # type: ignore[assignment]
+        recorded.extend(model.parameters())
+
+        def numbered(*arguments: Any) -> Any:
+            if call.calls == WARMUP:
+                states = optimizer.state.values()
+                recorded.extend(
+                    x for state in states for x in (state["exp_avg"], state["exp_avg_sq"])
+                )
+            return numbers(*call(*arguments))
+
+        return numbered
+
+    wanted, wanted_weights = trained(BertForMaskedLM, "fp32", graphed)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+        patched.setattr(torch.cuda, "graph", capture)
+        patched.setattr(torch.cuda, "current_stream", lambda device: stream)
+        patched.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        results, weights = trained(BertForMaskedLM, "fp32", step)
+    assert results == wanted
+    assert all(torch.equal(x, wanted_weights[name]) for name, x in weights.items())
+    assert capfd.readouterr().err.splitlines() == [
+        "bertfast: the step cannot be captured as a CUDA graph (operation not permitted when stream "
+        "is capturing); the run goes on without it, launch by launch"
+    ]
 
 
 # --- what a capture forbids ---
@@ -296,6 +328,77 @@ def test_the_check_sees_what_a_capture_forbids(monkeypatch: pytest.MonkeyPatch) 
     with as_on_a_gpu(monkeypatch):
         kernels.dropout(x, 0.5, seed=torch.full((1,), 3)).sum().backward()
         kernels.dropout(x, 0.5, seed=3)
+
+
+class NoCopy(TorchDispatchMode):
+    """Fails where a tensor comes from the host or goes there, the meta device being the GPU; a
+    number is no copy.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+        devices = {x.device.type for x in tensors if x.dim()}
+        assert len(devices) < 2, f"{func} copies between the host and the device"
+        assert func.name() != "aten::_local_scalar_dense", "a value is read on the host"
+        return out
+
+
+@pytest.fixture
+def meta_as_gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The meta device, for which the Triton kernels are taken, and which knows no autocast."""
+    monkeypatch.setattr(kernels.dispatch, "select", lambda *arguments: "triton")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *arguments: False)
+    monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
+    monkeypatch.setattr(attention, "_made_once", cache(attention._made))
+    return torch.device("meta")
+
+
+def masked_lm(config: Any) -> torch.nn.Module:
+    return member_class(config, "ForMaskedLM")(config)
+
+
+def pairs(config: Any) -> torch.nn.Module:
+    return member_class(config, "ForPreTraining")(config)
+
+
+def of_member(config: Any) -> Distillation:
+    return Distillation(masked_lm(config), masked_lm(config))
+
+
+STEPPED = [
+    *((small(config), build) for config in MEMBERS for build in (masked_lm, of_member)),
+    *((small(config), pairs) for config in (BertConfig, AlbertConfig)),
+    (small(ElectraConfig), rtd),
+]
+
+
+@pytest.mark.skipif(bool(missing_backend("triton")), reason=missing_backend("triton"))
+@pytest.mark.parametrize(
+    ("config", "build"), STEPPED, ids=lambda x: getattr(x, "__name__", type(x).__name__)
+)
+def test_no_member_copies_from_the_host_once_a_step_has_warmed_up(
+    config: Any, build: Callable[[Any], torch.nn.Module], meta_as_gpu: torch.device
+) -> None:
+    rates = {f.name: 0.1 for f in fields(config) if "dropout" in f.name}
+    with meta_as_gpu:
+        model = build(replace(config, vocab_size=101, **rates)).train()
+    step = GraphedStep(
+        model, build_optimizer(Masters(model, "bf16"), RATE), CLIP, BUDGET, meta_as_gpu
+    )
+    step._load(batch(0).to(meta_as_gpu), 1, RATE, 1)
+    step._step()
+    with NoCopy():
+        step._step()
+
+
+def test_tables_of_distances_are_never_dropped() -> None:
+    """A graph that was captured reads them wherever they were."""
+    model = masked_lm(small(MPNetConfig, max_position_embeddings=100)).eval()
+    attention._made_once.cache_clear()
+    for length in range(1, 90):
+        model(torch.ones(1, length, dtype=torch.int64))
+    assert attention._made_once.cache_info().currsize == 89
 
 
 # --- pretraining with it ---

@@ -1,0 +1,33 @@
+"""The one place that every Triton kernel is launched from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """``kernel[grid](*arguments, **constants)`` on the device that its tensors are on, and on the
+    stream that is current there: Triton itself takes those of the current device.
+
+    Args:
+        kernel: a function of `triton.jit`.
+        grid: programs along each axis; the first may have 2**31 - 1, the others 65,535.
+        arguments: the tensors may stand in tuples.
+        constants: of the kernel, and launch options.
+    """
+    device = next(_tensors(arguments)).device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](*arguments, **constants)
+
+
+def _tensors(arguments: tuple[Any, ...]) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from _tensors(argument)
