@@ -99,7 +99,7 @@ def _one_pass_kernel(
 # sm_100 Triton 3.7 multiplies some float32 tiles of 64 rows and more in tf32, even where told
 # "ieee".
 _OPTIONS = {
-    (64, 16): (32, 64, 4, 1),
+    (64, 16): (32, 64, 4, 2),
     (64, 32): (32, 64, 4, 2),
     (64, 64): (32, 64, 4, 2),
     (128, 16): (32, 128, 8, 2),
@@ -109,6 +109,7 @@ _OPTIONS = {
 }
 # Products of sm_90 and sm_100 take their operands from shared memory.
 _OPTIONS_90_100 = _OPTIONS | {
+    (64, 16): (32, 64, 4, 1),
     (64, 128): (32, 64, 8, 2),
     (128, 128): (32, 128, 8, 2),
     (256, 16): (32, 256, 8, 2),

@@ -106,14 +106,15 @@ def _query_gradient_kernel(
         s = scores(
             q_i, k_j, query[:, None], key[None, :], start, length, head, scale, terms, PRECISION
         )  # (BLOCK_M, BLOCK_N)
-        inside = real[:, None] & (key < length)[None, :]
-        seen = within(inside, query[:, None], key[None, :], window)
+        # A query past the end meets zeros in q and dout.
+        seen = within((key < length)[None, :], query[:, None], key[None, :], window)
         p = probabilities(s, lse_i[:, None], seen)  # (BLOCK_M, BLOCK_N)
         zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         dp = dot(do_i, tl.trans(v_j), zeros, PRECISION)  # (BLOCK_M, BLOCK_N)
         if dropout is not None:
             dp = drop(dp, kept(seed_ptr, dropout, start + query, head, first_key, BLOCK_N), dropout)
         ds = p * (dp - delta_i[:, None])  # (BLOCK_M, BLOCK_N)
+        inside = real[:, None] & (key < length)[None, :]
         _store_ds(ds_rows, start, head, query, key, inside, ds)
         dq_i = dot(ds.to(k_j.dtype), k_j, dq_i, PRECISION)  # (BLOCK_M, BLOCK_D)
     store_rows(dq, start, head, query, real, head_dim, dq_i * scale)  # (BLOCK_M, BLOCK_D)

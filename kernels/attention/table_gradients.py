@@ -42,7 +42,7 @@ def _table_gradient_kernel(
     if first >= length:
         return
     place = first + tl.arange(0, BLOCK_T)  # (BLOCK_T,)
-    row = start + place
+    ds_base = ds.ptr + start * ds.token_stride + head * ds.head_stride
     for first_bucket in range(0, buckets, BLOCK_B):
         bucket = first_bucket + tl.arange(0, BLOCK_B)  # (BLOCK_B,)
         begin = tl.load(bounds_ptr + bucket, bucket < buckets, 0)  # (BLOCK_B,)
@@ -56,13 +56,14 @@ def _table_gradient_kernel(
                 (place < length)[:, None] & (n < count)[None, :] & (other >= 0) & (other < length)
             )
             inside = within(inside, place[:, None], other, window)
-            entries = ds.ptr + row[:, None] * ds.token_stride + head * ds.head_stride + other
-            total += tl.load(entries, inside, 0.0).to(tl.float32)  # (BLOCK_T, BLOCK_B)
+            entries = place[:, None] * ds.token_stride + other
+            total += tl.load(ds_base + entries, inside, 0.0).to(tl.float32)  # (BLOCK_T, BLOCK_B)
         if dtable is not None:
-            base = dtable.ptr + row[:, None] * dtable.token_stride + head * dtable.head_stride
+            base = dtable.ptr + start * dtable.token_stride + head * dtable.head_stride
+            entries = place[:, None] * dtable.token_stride + bucket[None, :]
             inside = (place < length)[:, None] & (bucket < buckets)[None, :]
-            entries = base + bucket[None, :]
-            tl.store(entries, total.to(dtable.ptr.dtype.element_ty), inside)  # (BLOCK_T, BLOCK_B)
+            values = total.to(dtable.ptr.dtype.element_ty)
+            tl.store(base + entries, values, inside)  # (BLOCK_T, BLOCK_B)
         if parts is not None:
             # No two blocks of the batch share one.
             part = start // BLOCK_T + tl.program_id(0) // blocks + block

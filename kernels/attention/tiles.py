@@ -182,7 +182,8 @@ def terms_of(positions: RelativePositions | None, heads: int, max_seqlen: int) -
     )
     strides = [stride for table in (query_scores, key_scores) if table for stride in table[1:]]
     # Within a sequence the tables and their scratch are counted in 32 bits.
-    elements = max_seqlen * max(*strides, heads * max_seqlen, 0)
+    buckets = bucket_count(positions)
+    elements = max_seqlen * max(*strides, heads * max(max_seqlen, buckets))
     if elements >= 2**31:
         raise ValueError(
             f"max_seqlen {max_seqlen} makes the tables of a sequence {elements} elements; on a GPU it must be below 2**31: lower it, or the buckets"
@@ -192,7 +193,7 @@ def terms_of(positions: RelativePositions | None, heads: int, max_seqlen: int) -
         positions.bias,
         query_scores,
         key_scores,
-        bucket_count(positions),
+        buckets,
         max_seqlen,
     )
 
