@@ -1,7 +1,8 @@
 """The hot ops of a BERT training step.
 
 Each op is one file, the attention a package, with its Triton kernels, its `torch.library`
-registration and its public function; `reference.py` says in plain PyTorch what it computes, `csrc/` holds its C++ twin, and
+registration and its public function. `reference.py` says in plain PyTorch what it computes,
+`csrc/` holds its C++ twin, and
 `dispatch.py` decides which one runs.
 """
 

@@ -149,7 +149,7 @@ def _statistics_kernel(
     tl.store(best_ptr + place, best, rows < masked)
 
 
-# The pointers go into slices of a batch's rows, wherever these begin, and the last slice is shorter.
+# The pointers go into slices of a batch's rows, wherever these begin; the last slice is shorter.
 @triton.jit(
     do_not_specialize=("masked",),
     do_not_specialize_on_alignment=("labels_ptr", "lse_ptr", "scale_ptr"),

@@ -21,7 +21,9 @@ except ImportError:
         return function or _jit
 
     triton = SimpleNamespace(jit=_jit, cdiv=lambda a, b: -(-a // b))
-    tl = SimpleNamespace(constexpr=lambda value: value)  # type: ignore[no-redef, assignment, unused-ignore]
+    tl = SimpleNamespace(  # type: ignore[no-redef, assignment, unused-ignore]
+        constexpr=lambda value: value
+    )
 
 # Triton chooses between its compiler and its interpreter when a kernel is decorated, that is at
 # import.

@@ -23,8 +23,8 @@ The kernels' names are those of Dao, "FlashAttention-2", algorithms 1 and 2:
 
 | paper | kernel | shape |
 | --- | --- | --- |
-| Q_i, O_i, dQ_i, dO_i | ``q_i``, ``o_i``, ``dq_i``, ``do_i`` | (BLOCK_M, BLOCK_D), a block of queries |
-| K_j, V_j, dK_j, dV_j | ``k_j``, ``v_j``, ``dk_j``, ``dv_j`` | (BLOCK_N, BLOCK_D), a block of keys |
+| Q_i, O_i, dQ_i, dO_i | ``q_i``, ``o_i``, ``dq_i``, ``do_i`` | (BLOCK_M, BLOCK_D), queries |
+| K_j, V_j, dK_j, dV_j | ``k_j``, ``v_j``, ``dk_j``, ``dv_j`` | (BLOCK_N, BLOCK_D), keys |
 | S, P, dP, dS | ``s``, ``p``, ``dp``, ``ds`` | the tile of both: scores and probabilities |
 | m_i, l_i | ``m_i``, ``l_i`` | (BLOCK_M,), the greatest score so far and the sum of exponentials |
 | L_i, D_i | ``lse_i``, ``delta_i`` | (BLOCK_M,), the log-sum-exp and the row sums of dO ∘ O |

@@ -159,7 +159,7 @@ def launch_one_pass(
     for constants in lengths:
         launch(
             _one_pass_kernel, (cu_seqlens.shape[0] - 1, heads),
-            *map(rows_of, (q, k, v, out, dout, *gradients)), lse, cu_seqlens, seed, tokens, head_dim, scale,
-            dropout_of(threshold), above, **constants,
+            *map(rows_of, (q, k, v, out, dout, *gradients)), lse, cu_seqlens, seed,
+            tokens, head_dim, scale, dropout_of(threshold), above, **constants,
         )  # fmt: skip
         above = constants["BLOCK_N"]

@@ -222,12 +222,13 @@ def launch_two_passes(
     blocks = triton.cdiv(max_seqlen, constants["BLOCK_M"])
     launch(
         _delta_kernel, (blocks * sequences, heads),
-        rows_of(out), rows_of(dout), delta, cu_seqlens, blocks, tokens, head_dim, BLOCK_M=constants["BLOCK_M"],
-        BLOCK_D=constants["BLOCK_D"],
+        rows_of(out), rows_of(dout), delta, cu_seqlens, blocks, tokens, head_dim,
+        BLOCK_M=constants["BLOCK_M"], BLOCK_D=constants["BLOCK_D"],
     )  # fmt: skip
     launch(
         _query_gradient_kernel, (blocks * sequences, heads),
-        *inputs, rows_of(dq), rows_of(ds) if by_queries else None, *pointers, blocks, *rest, **constants
+        *inputs, rows_of(dq), rows_of(ds) if by_queries else None, *pointers, blocks, *rest,
+        **constants,
     )  # fmt: skip
     if positions is not None and by_queries:
         launch_table_gradients(
@@ -237,7 +238,8 @@ def launch_two_passes(
     blocks = triton.cdiv(max_seqlen, constants["BLOCK_N"])
     launch(
         _key_gradient_kernel, (blocks * sequences, heads),
-        *inputs, rows_of(dk), rows_of(dv), rows_of(ds) if by_keys else None, *pointers, blocks, *rest, **constants
+        *inputs, rows_of(dk), rows_of(dv), rows_of(ds) if by_keys else None, *pointers, blocks,
+        *rest, **constants,
     )  # fmt: skip
     if positions is not None and by_keys:
         launch_table_gradients(ds, positions, cu_seqlens, max_seqlen, window, -1, dkey_scores, None)

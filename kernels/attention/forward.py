@@ -112,5 +112,6 @@ def launch_forward(
     launch(
         _forward_kernel, grid,
         *map(rows_of, (q, k, v, out)), lse, cu_seqlens, seed, blocks, tokens, head_dim, scale,
-        dropout_of(threshold), terms_of(positions, heads, max_seqlen), None if window < 0 else window, **constants,
+        dropout_of(threshold), terms_of(positions, heads, max_seqlen),
+        None if window < 0 else window, **constants,
     )  # fmt: skip

@@ -61,8 +61,8 @@ def _launch_backward(
         )
     else:
         launch_two_passes(
-            dout, q, k, v, out, lse, cu_seqlens, seed, max_seqlen, scale, threshold, window, positions,
-            gradients,
+            dout, q, k, v, out, lse, cu_seqlens, seed, max_seqlen, scale, threshold, window,
+            positions, gradients,
         )  # fmt: skip
 
 
@@ -277,8 +277,8 @@ def _(
 
 @register_fake(_attention_backward)
 def _(
-    dout, q, k, v, out, lse, cu_seqlens, seed, buckets, bias, query_scores, key_scores, wanted, max_seqlen, scale,
-    threshold, window, backend,
+    dout, q, k, v, out, lse, cu_seqlens, seed, buckets, bias, query_scores, key_scores, wanted,
+    max_seqlen, scale, threshold, window, backend,
 ):  # fmt: skip
     return _empty_gradients(q, (bias, query_scores, key_scores), wanted)
 

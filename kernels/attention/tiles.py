@@ -186,7 +186,8 @@ def terms_of(positions: RelativePositions | None, heads: int, max_seqlen: int) -
     elements = max_seqlen * max(*strides, heads * max(max_seqlen, buckets))
     if elements >= 2**31:
         raise ValueError(
-            f"max_seqlen {max_seqlen} makes the tables of a sequence {elements} elements; on a GPU it must be below 2**31: lower it, or the buckets"
+            f"max_seqlen {max_seqlen} makes the tables of a sequence {elements} elements; on a GPU "
+            "it must be below 2**31: lower it, or the buckets"
         )
     return Terms(
         positions.buckets,
@@ -204,7 +205,9 @@ def bucket_count(positions: RelativePositions) -> int:
 
 
 def options(q: Tensor, kernel: str, positions: bool) -> dict[str, Any]:
-    """Constants and launch options of a kernel; float32 is exact unless PyTorch is told otherwise."""
+    """Constants and launch options of a kernel; float32 is exact unless PyTorch is told
+    otherwise.
+    """
     block_d = triton.next_power_of_2(q.shape[2])
     exact = q.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
     tuned = tuning.options(

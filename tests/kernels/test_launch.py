@@ -171,8 +171,8 @@ batch.masked_positions = torch.arange(0, 128, 2)
 batch.masked_labels = torch.full((64,), 7)
 with kernels.use_backend("triton"):
     model(batch, seed=3).loss.backward()
-    for start in range(8):
-        kernels.dropout(torch.ones(64), 0.1, seed=torch.zeros(8, dtype=torch.int64)[start : start + 1])
+    for seed in torch.zeros(8, dtype=torch.int64).split(1):
+        kernels.dropout(torch.ones(64), 0.1, seed=seed)
     linear_cross_entropy.BLOCK_BYTES = 37 * 101 * 2
     hidden = torch.ones(90, 64, dtype=torch.bfloat16, requires_grad=True)
     kernels.linear_cross_entropy(hidden, torch.ones(101, 64, dtype=torch.bfloat16), None,
