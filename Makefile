@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPECHECK := build/typecheck/bertfast
 
-.PHONY: help install demo test test-all layout lint docs wheel bench gpu sanitize clean
+.PHONY: help install demo test test-all test-oldest layout lint docs wheel bench gpu sanitize clean
 
 help:
 	@echo "make demo      install into .venv, then train, fine-tune and report on text that Python ships"
 	@echo "make test      install into .venv, then run the tests but for the slow ones"
 	@echo "make test-all  the slow ones too: every member, mask and backend"
+	@echo "make test-oldest  a part of them on the oldest PyTorch and libraries, in build/oldest"
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      the documentation's site, into build/site"
 	@echo "make wheel     this platform's wheel into build/wheels, tried where no compiler is"
@@ -41,6 +42,10 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+# An environment of its own: several gigabytes, unless pip knows PyTorch's CPU builds.
+test-oldest:
+	$(PYTHON) tests/oldest.py
 
 # mypy and mkdocstrings read no package_dir mapping: the installed layout as links is for them.
 layout:

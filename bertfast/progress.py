@@ -36,11 +36,13 @@ class LiveBar:
         self.task = self.progress.add_task(label, total=total, completed=done, numbers="")
 
     def __enter__(self) -> LiveBar:
-        self.progress.start()
+        if self.live:
+            self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        if self.live:
+            self.progress.stop()
 
     def advance(self, step: int, numbers: str) -> None:
         """Shows that ``step`` steps are done."""
