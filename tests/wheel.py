@@ -59,7 +59,9 @@ def audited(wheel: Path) -> Path:
 
 
 def try_out(wheel: Path, folder: Path) -> None:
-    """Installs the wheel where no compiler is, and asks `bertfast doctor` which kernels run."""
+    """Installs the wheel where no compiler is, and asks `bertfast doctor` which kernels run; no
+    Triton must come along.
+    """
     venv.create(folder, with_pip=True)
     bin_folder = folder / ("Scripts" if os.name == "nt" else "bin")
     clean = {
@@ -78,6 +80,8 @@ def try_out(wheel: Path, folder: Path) -> None:
     missing = said["instruction_sets"].get("missing")
     if missing or "cpp" not in backends.values():
         sys.exit(f"error: the C++ kernels do not run: {missing or backends}")
+    if said["versions"]["triton"] is not None and said["machine"]["gpu"] is None:
+        sys.exit("error: triton was installed, which only a GPU needs")
     run(bin_folder / "bertfast", "doctor", env=clean, cwd=folder)
 
 
