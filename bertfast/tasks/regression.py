@@ -53,8 +53,8 @@ class Regression(Task):
             number = _number(example.label)
             if number is None or not math.isfinite(number):
                 raise BertfastError(
-                    f"{source}, line {example.line}: the label {quoted(example.label)} is no finite "
-                    "number; a regression has a number in every row"
+                    f"{source}, line {example.line}: the label {quoted(example.label)} is no "
+                    "finite number; a regression has a number in every row"
                 )
             found.append(number)
         return found

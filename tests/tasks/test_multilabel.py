@@ -1,4 +1,6 @@
-"""Lists of labels: told from the data, learned, scored as scikit-learn scores them, and predicted."""
+"""Lists of labels: told from the data, learned, scored as scikit-learn scores them, and
+predicted.
+"""
 
 from __future__ import annotations
 

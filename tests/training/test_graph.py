@@ -239,8 +239,8 @@ def test_a_capture_that_fails_is_said_once_and_the_steps_are_launched_to_the_sam
     assert results == wanted
     assert all(torch.equal(x, wanted_weights[name]) for name, x in weights.items())
     assert capfd.readouterr().err.splitlines() == [
-        "bertfast: the step cannot be captured as a CUDA graph (operation not permitted when stream "
-        "is capturing); the run goes on without it, launch by launch"
+        "bertfast: the step cannot be captured as a CUDA graph (operation not permitted when "
+        "stream is capturing); the run goes on without it, launch by launch"
     ]
 
 
