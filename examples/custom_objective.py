@@ -47,7 +47,7 @@ def main(folder: Path, steps: int = 30) -> dict:
     text = "the old film was good .\nthe new film was long .\nit was a dull cast ."
     (folder / "corpus.txt").write_text("\n\n".join([text] * 10))
     save_tokenizer(train_wordpiece([text], 60), folder / "tok")
-    sizes = {"model": "bert-tiny", "steps": steps, "batch_tokens": 256, "seq_len": 32}
+    sizes = {"shape": "bert-tiny", "steps": steps, "batch_tokens": 256, "seq_len": 32}
     places = [folder / "corpus.txt"], folder / "tok", folder / "run"
     return bertfast.pretrain(*places, objective="mlm+length", **sizes).last
 

@@ -30,7 +30,7 @@ ATTRIBUTES = {
 # These ask what system they are on when they are imported, and must get the true answer.
 THEIRS = """accelerate filelock huggingface_hub matplotlib.pyplot multiprocessing.reduction
 multiprocessing.util numpy requests rich.console rich.progress rich.table safetensors.torch
-subprocess tempfile tokenizers torch.distributed torch.utils.tensorboard transformers typer.main
+click subprocess tempfile tokenizers torch.distributed torch.utils.tensorboard transformers
 yaml"""
 
 

@@ -32,6 +32,7 @@ SLOW = ("docs/cpu.md", "docs/results.md")
 GIVEN = {
     "docs/guides/classification.md": ("run",),
     "docs/guides/pretraining.md": ("teacher",),
+    "docs/reference/command-line.md": ("run",),
 }
 SMALLER = (
     (r"--steps \d+", "--steps 4"),
@@ -42,8 +43,8 @@ SMALLER = (
     (r"--vocab-size \d+", "--vocab-size 300"),
     (r"--log-every \d+", "--log-every 1"),
     (r"\bbert-(mini|small|base)\b", "bert-tiny"),
-    (r"--model distilbert-base", "--model distilbert.json"),
-    (r"--model electra-small", "--model electra.json"),
+    (r"--shape distilbert-base", "--shape distilbert.json"),
+    (r"--shape electra-small", "--shape electra.json"),
     (r"bertfast bench", "bertfast bench --seconds 0.01 --no-compiled"),
 )
 SHAPE = {

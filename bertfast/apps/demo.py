@@ -222,7 +222,7 @@ def _pretrain(out: Path, run: Path, seed: int, started: float, console: Console)
         [str(out / "corpus.txt")],
         str(out / "tokenizer"),
         str(run),
-        model=str(shape),
+        shape=str(shape),
         seq_len=SEQ_LEN,
         batch_tokens=BATCH_TOKENS,
         seed=seed,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bertfast.training.memory import keep_freed_memory
+from bertfast.training.precision import find_device
 
 from . import beside, options, rates, sentence_embedding, steps
 from .case import Case, Setup
@@ -28,11 +29,12 @@ EMBEDDED = 512  # paragraphs, eight batches
 
 
 def make_setup(
-    model: str,
+    shape: str,
     lengths: Path | None,
     dtype: str,
     compiled: bool = True,
     paragraphs: int | None = None,
+    device: str | None = None,
 ) -> Setup:
     """What the cases are built for; without a file of lengths so many paragraphs of WikiText, or as
     many as suit the device.
@@ -40,14 +42,14 @@ def make_setup(
     Raises:
         BertfastError: no such preset or dtype, or a length beyond the model's positions.
     """
-    config = options.check_model(model, dtype)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = options.check_shape(shape, dtype)
+    place = find_device(device).type
     if lengths is None:
-        batch = wikitext(paragraphs or PARAGRAPHS[device])
+        batch = wikitext(paragraphs or PARAGRAPHS[place])
     else:
         batch = options.read_lengths(lengths)
-    options.check_fit(batch, config, model)
-    return Setup(batch, config, getattr(torch, dtype), device, compiled)
+    options.check_fit(batch, config, shape)
+    return Setup(batch, config, getattr(torch, dtype), place, compiled)
 
 
 def embedding_cases(text: Path | None, folder: Path | None) -> list[Callable[[Setup], Case]]:
@@ -151,7 +153,7 @@ def bench(
 
 
 def bench_beside(
-    model: str, lengths: Path | None, dtype: str, seconds: float, say: Callable[[str], None]
+    shape: str, lengths: Path | None, dtype: str, seconds: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measures the training step beside other work, on the CPU; SIGINT and SIGTERM end it early, as
     of `bench`.
@@ -159,7 +161,7 @@ def bench_beside(
     Raises:
         BertfastError: as of `make_setup`; or a training ended before its time.
     """
-    setup = make_setup(model, lengths, dtype, paragraphs=PARAGRAPHS["cpu"])
+    setup = make_setup(shape, lengths, dtype, paragraphs=PARAGRAPHS["cpu"])
     with stop_signals() as stopped:
         found = beside.measure(setup, seconds, say)
     if stopped:

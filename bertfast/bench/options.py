@@ -59,25 +59,25 @@ def read_lengths(path: Path) -> Lengths:
     return Lengths(path.name, tuple(values))
 
 
-def check_model(model: str, dtype: str) -> EncoderConfig:
+def check_shape(shape: str, dtype: str) -> EncoderConfig:
     """The preset's configuration.
 
     Raises:
         BertfastError: no such preset among those whose floors are counted, or no such dtype.
     """
     known = [name for name, (cls, _) in PRESETS.items() if cls is BertConfig]
-    if model not in known:
-        raise BertfastError(f"--model is {model!r}; it must be one of {', '.join(known)}")
+    if shape not in known:
+        raise BertfastError(f"--shape is {shape!r}; it must be one of {', '.join(known)}")
     if dtype not in DTYPES:
         raise BertfastError(f"--dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    return EncoderConfig.preset(model)
+    return EncoderConfig.preset(shape)
 
 
-def check_fit(batch: Lengths, config: EncoderConfig, model: str) -> None:
+def check_fit(batch: Lengths, config: EncoderConfig, shape: str) -> None:
     """Raises BertfastError where a sequence has more tokens than the model has positions."""
     if batch.longest > config.max_position_embeddings:
         raise BertfastError(
-            f"{batch.name}: the longest sequence has {batch.longest} tokens and {model} takes "
+            f"{batch.name}: the longest sequence has {batch.longest} tokens and {shape} takes "
             f"{config.max_position_embeddings}; shorten it"
         )
 
@@ -89,16 +89,15 @@ def check_ops(ops: Sequence[str]) -> None:
             raise BertfastError(f"--op is {op!r}; it must be one of {', '.join(OPS)}")
 
 
-def check_text(text: Path | None, folder: Path | None) -> None:
-    """Raises BertfastError where one is given without the other, or is not there."""
-    if (text is None) != (folder is None):
+def check_text(text: Path | None, model: str | Path | None) -> None:
+    """Raises BertfastError where one is given without the other, or there is no such text."""
+    if (text is None) != (model is None):
         raise BertfastError(
-            "a text needs the folder of a model that has its tokenizer, and a folder a text: "
-            "give both"
+            "--text needs --model, a model with its tokenizer, and --model needs --text; the sizes "
+            "of a preset are --shape"
         )
-    for path in (text, folder):
-        if path is not None and not path.exists():
-            raise BertfastError(f"{path}: no such file")
+    if text is not None and not text.exists():
+        raise BertfastError(f"{text}: no such file")
 
 
 def check_trace(trace: Path | None) -> None:
@@ -108,19 +107,19 @@ def check_trace(trace: Path | None) -> None:
 
 
 def check(
-    model: str,
+    shape: str,
     lengths: Path | None,
     dtype: str,
     *,
     ops: Sequence[str] = (),
     text: Path | None = None,
-    folder: Path | None = None,
+    model: str | None = None,
     trace: Path | None = None,
 ) -> None:
     """Raises BertfastError for the first of these that is wrong."""
-    config = check_model(model, dtype)
+    config = check_shape(shape, dtype)
     if lengths is not None:
-        check_fit(read_lengths(lengths), config, model)
+        check_fit(read_lengths(lengths), config, shape)
     check_ops(ops)
-    check_text(text, folder)
+    check_text(text, model)
     check_trace(trace)

@@ -8,6 +8,7 @@ from typing import Any
 from bertfast import config as c
 from bertfast.errors import BertfastError
 from bertfast.files import read_object
+from bertfast.resolve import resolve
 
 from .checkpoint import load_config
 from .models import (
@@ -434,15 +435,17 @@ def member_class(config: c.EncoderConfig, head: str) -> type[PreTrainedModel]:
     return ARCHITECTURES[f"{member}{head}"]
 
 
-def load(path: str | Path, **options: Any) -> PreTrainedModel:
-    """The model in a Hugging Face folder, of the class that its config.json names (the bare encoder
-    where it names none); options as of `PreTrainedModel.from_pretrained`.
+def load(model: str | Path, *, revision: str | None = None, **options: Any) -> PreTrainedModel:
+    """The model in a Hugging Face folder or on the Hub, of the class that its config.json names
+    (the bare encoder where it names none); arguments as of `PreTrainedModel.from_pretrained`.
 
     Raises:
-        BertfastError: the folder cannot be read, or holds an architecture that is not supported.
+        BertfastError: the folder cannot be read, the Hub cannot be reached, or the architecture
+            is not supported.
     """
+    path = resolve(model, revision).folder
     config = load_config(path)
-    names = read_object(Path(path) / "config.json").get("architectures")
+    names = read_object(path / "config.json").get("architectures")
     if not names:
         return member_class(config, "Model").from_pretrained(path, config=config, **options)
     name = names[0] if isinstance(names, list) else names

@@ -25,6 +25,7 @@ from bertfast import kernels
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 from bertfast.packed import IGNORE_INDEX, PackedBatch, grid_size, padded_rows
+from bertfast.resolve import resolve
 
 from .checkpoint import check_layers, load_config, load_weights, save_pretrained
 from .encoder import Encoded, Encoder, check_tensors, make_tree
@@ -149,8 +150,9 @@ class PreTrainedModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        model: str | Path,
         *,
+        revision: str | None = None,
         config: EncoderConfig | None = None,
         new_head_ok: bool = False,
         ignore_mismatched_sizes: bool = False,
@@ -158,10 +160,12 @@ class PreTrainedModel(nn.Module):
         torch_dtype: torch.dtype | str | None = None,
         **overrides: Any,
     ) -> Self:
-        """The model in a Hugging Face folder (config.json, model.safetensors).
+        """The model in a Hugging Face folder (config.json, model.safetensors), or on the Hub.
 
         Args:
-            folder: on this machine; nothing is downloaded.
+            model: a folder; or the id of a model on the Hub ("roberta-base", "org/name"), whose
+                safetensors are downloaded into its cache (see `bertfast.resolve`).
+            revision: branch, tag or commit on the Hub.
             config: in place of the folder's, to give a new head its labels.
             new_head_ok: let weights of this class's head that the folder lacks keep their initial
                 values (fine-tuning).
@@ -175,32 +179,33 @@ class PreTrainedModel(nn.Module):
                 starts from random values, and a warning says so.
 
         Raises:
-            BertfastError: the folder cannot be read, a weight is missing, unknown or of another
-                shape, or an override is no field: each is named.
+            BertfastError: the folder cannot be read, the Hub cannot be reached, a weight is
+                missing, unknown or of another shape, or an override is no field: each is named.
         """
+        folder = resolve(model, revision).folder
         dtype = dtype if dtype is not None else torch_dtype
         config = (config or load_config(folder)).overridden(**overrides)
         labelled = bool(_LABEL_NAMES & overrides.keys())
         stored = open_weights(folder)
         check_layers(config, stored, folder)
         with torch.device("meta"):  # weights that are about to be read are not worth drawing
-            model = cls(config)
+            made = cls(config)
         new = load_weights(
-            model,
+            made,
             folder,
             new_head_ok=new_head_ok or labelled,
             mismatched_ok=new_head_ok or ignore_mismatched_sizes,
             stored=stored,
         )
-        initialize(model, config, only=new)
+        initialize(made, config, only=new)
         if new and not new_head_ok:
             warnings.warn(
                 f"{folder}: {', '.join(new)} start from random values; train them before use",
                 stacklevel=2,
             )
         if dtype is not None:
-            model.to(_data_type(dtype, [tensor.dtype for tensor in stored.values()]))
-        return model.eval()
+            made.to(_data_type(dtype, [tensor.dtype for tensor in stored.values()]))
+        return made.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, which `transformers` loads too."""

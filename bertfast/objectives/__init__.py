@@ -2,13 +2,14 @@
 
 from .mlm import mask_tokens, most_masked
 from .nsp import Spans, document_spans, sentence_pairs
-from .registry import OBJECTIVES, Objective, find_objective, register_objective
+from .registry import OBJECTIVES, Objective, default_objective, find_objective, register_objective
 from .sop import ordered_pairs
 
 __all__ = [
     "OBJECTIVES",
     "Objective",
     "Spans",
+    "default_objective",
     "document_spans",
     "find_objective",
     "mask_tokens",

@@ -6,7 +6,6 @@ An own objective is a subclass of `Objective` that is registered; those here use
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -74,6 +73,7 @@ class Objective:
         summary: a few words of help.
         head: class of the model; None is the member's masked-LM model.
         pairs: whether a sequence is of two segments.
+        default_of: model types that it is the default of; "mlm" is that of the others.
         masked_share, random_share: of the chosen tokens become [MASK], or a random word.
     """
 
@@ -81,6 +81,7 @@ class Objective:
     summary: ClassVar[str] = ""
     head: ClassVar[str | None] = None
     pairs: ClassVar[bool] = False
+    default_of: ClassVar[tuple[str, ...]] = ()
     masked_share: ClassVar[float] = mlm.MASKED_SHARE
     random_share: ClassVar[float] = mlm.RANDOM_SHARE
 
@@ -154,6 +155,12 @@ def find_objective(name: object) -> Objective:
     return OBJECTIVES[name]
 
 
+def default_objective(config: EncoderConfig) -> str:
+    """The name of the objective that models of this member are pretrained with."""
+    fitting = [name for name, one in OBJECTIVES.items() if config.model_type in one.default_of]
+    return fitting[0] if fitting else "mlm"
+
+
 def wrong_member(setup: Setup, head: str) -> BertfastError:
     """The error for a model that is of no member with this head."""
     fitting = [
@@ -161,7 +168,7 @@ def wrong_member(setup: Setup, head: str) -> BertfastError:
     ]
     return BertfastError(
         f"objective is {setup.options.objective!r}, whose head is {head}'s, "
-        f"and {setup.options.model} is a {setup.shape.model_type} model; "
+        f"and {setup.options.start} is a {setup.shape.model_type} model; "
         f"take one of {', '.join(fitting)}, or another --objective"
     )
 
@@ -179,6 +186,7 @@ class NextSentence(Objective):
 
     name, summary = "mlm+nsp", "and next sentences"
     head, pairs = "BertForPreTraining", True
+    default_of = ("bert",)
 
     def cut(
         self,
@@ -196,6 +204,7 @@ class SentenceOrder(Objective):
 
     name, summary = "mlm+sop", "and the order of sentences"
     head, pairs = "AlbertForPreTraining", True
+    default_of = ("albert",)
 
     def cut(
         self,
@@ -212,6 +221,7 @@ class ReplacedTokens(Objective):
     """ELECTRA's generator and discriminator."""
 
     name, summary = "rtd", "ELECTRA's replaced tokens"
+    default_of = ("electra",)
     masked_share, random_share = rtd.MASKED_SHARE, rtd.RANDOM_SHARE
 
     def build(self, setup: Setup) -> nn.Module:
@@ -241,11 +251,9 @@ class Distil(Objective):
     def check(self, options: Any) -> None:
         if not options.teacher:
             raise BertfastError(
-                "objective is 'distill', which needs a teacher: the folder of a model; "
+                "objective is 'distill', which needs a teacher: a model's folder or Hub id; "
                 "give --teacher"
             )
-        if not Path(options.teacher).is_dir():
-            raise BertfastError(f"teacher is {options.teacher!r}; it must be a model's folder")
 
     def build(self, setup: Setup) -> nn.Module:
         model, options = super().build(setup), setup.options
@@ -264,7 +272,7 @@ class Distil(Objective):
         both = Distillation(model, teacher)
         if options.starts_random and not start_from_teacher(model, teacher):
             setup.say(
-                f"{options.model} is wider or deeper than its teacher, or of other shapes; "
+                f"{options.start} is wider or deeper than its teacher, or of other shapes; "
                 "it starts from random weights"
             )
         if setup.shape.hidden_size != teacher.config.hidden_size:

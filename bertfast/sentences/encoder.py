@@ -25,6 +25,7 @@ from bertfast.model.models import EncoderModel
 from bertfast.model.pooling import MODES, pool
 from bertfast.packed import PackedBatch, runs_of_tokens
 from bertfast.progress import LiveBar
+from bertfast.resolve import resolve
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer
 
 from .folder import Folder, read_folder, read_steps, write_folder
@@ -289,20 +290,26 @@ class SentenceEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, pooling: str | Sequence[str] | None = None
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        pooling: str | Sequence[str] | None = None,
     ) -> Self:
         """From a folder of sentence-transformers, of its first releases or its newest, or from a
-        plain encoder's, on this machine.
+        plain encoder's; on this machine, or on the Hub.
 
         Args:
-            folder: with a modules.json; or with config.json, weights and a tokenizer.
+            model: a folder with a modules.json; or with config.json, weights and a tokenizer; or
+                the id of such a model on the Hub ("sentence-transformers/all-MiniLM-L6-v2").
+            revision: branch, tag or commit on the Hub.
             pooling: in place of the folder's; a plain encoder's is the mean.
 
         Raises:
             BertfastError: the folder cannot be read, a weight is missing or misshapen, or a module
                 is of an unsupported kind: each is named.
         """
-        source = read_folder(Path(folder))
+        source = read_folder(resolve(model, revision).folder)
         config = load_config(source.encoder)
         # Of the encoder, the pooler alone may be missing, and no vector reads it.
         encoder = member_class(config, "Model").from_pretrained(
@@ -317,7 +324,7 @@ class SentenceEncoder(nn.Module):
             tokenizer.normalizer = Normalizers([Lowercase(), *own])
         prompts, default_prompt = source.prompts()
         own_pooling, include_prompt, steps = read_steps(source.modules[1:])
-        model = cls(
+        made = cls(
             encoder,
             tokenizer,
             pooling=pooling or own_pooling or "mean",
@@ -330,8 +337,8 @@ class SentenceEncoder(nn.Module):
             special=special,
             similarity_fn_name=source.extra.get("similarity_fn_name"),
         ).eval()
-        model._source = source
-        return model
+        made._source = source
+        return made
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that sentence-transformers loads, and `transformers` as a plain encoder,

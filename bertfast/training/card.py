@@ -135,11 +135,13 @@ def pretraining_card(
     fills = architecture.endswith(("ForMaskedLM", "ForPreTraining")) and config.objective != "rtd"
     metadata = {
         "model_name": one_line(name),
-        "base_model": None if config.starts_random else base_model(config.model),
+        "base_model": None if config.model is None else base_model(config.model),
         "pipeline_tag": "fill-mask" if fills or architecture.endswith("ForMaskedLM") else None,
     }
-    start = markdown(Path(config.model).name if config.starts_random else base_model(config.model))
-    start = f"random weights in the shape of {start}" if config.starts_random else start
+    if config.model is None:
+        start = f"random weights in the shape of {markdown(Path(config.start).name)}"
+    else:
+        start = markdown(base_model(config.model))
     numbers = "".join(
         f"- {name.replace('_', ' ')}: {value:.4f}\n"
         for name, value in last.items()

@@ -4,19 +4,22 @@ field.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from bertfast import files
-from bertfast.config import PRESETS
+from bertfast.config import PRESETS, EncoderConfig
 from bertfast.data.packing import MASK_UNITS, MASKINGS
 from bertfast.errors import BertfastError
-from bertfast.objectives import find_objective
+from bertfast.model import load_config
+from bertfast.objectives import default_objective, find_objective
+from bertfast.resolve import Source, resolve
 
 from .precision import PRECISIONS
+
+SHAPE = "bert-small"  # of a new model, where nobody says
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,17 @@ class PretrainConfig:
 
     Attributes:
         data: files of text (see `bertfast.data.readers`).
-        tokenizer: folder of the tokenizer.
+        tokenizer: folder or Hub id of the tokenizer; None is the one of ``model``.
         out: folder of the run; it must not exist, unless the run is resumed.
-        model: a preset's name, or a config.json, for a new model of that shape over the tokenizer's
-            words; or a folder in Hugging Face's format to go on training from.
+        shape: of a new model with random weights over the tokenizer's words: a preset's name, or a
+            config.json. None is "bert-small" where no ``model`` is given.
+        model: of weights to go on training from: a folder in Hugging Face's format, or a Hub id.
+        revision: branch, tag or commit of ``model`` on the Hub.
         objective: "mlm", "mlm+nsp" (is the second segment the next or a random one), "mlm+sop" (are
             the two swapped), "rtd" (ELECTRA's replaced-token detection) or "distill" (from a
-            teacher).
-        teacher: folder in Hugging Face's format, of the model to distill from; with "distill"
-            alone.
+            teacher). None is the model's own: "mlm+nsp" for BERT, "mlm+sop" for ALBERT, "rtd" for
+            ELECTRA, and "mlm" for the others.
+        teacher: folder or Hub id of the model to distill from; with "distill" alone.
         generator_size: width of the generator beside the discriminator's, with "rtd".
         masking: "dynamic" (new each epoch) or "static".
         mask_unit: what is hidden together: "token", "whole-word" or "span" (of whole words, as in
@@ -48,6 +53,7 @@ class PretrainConfig:
         clip_norm: the joint norm that gradients are scaled down to.
         accumulation: batches whose gradients are averaged for one update.
         precision: "fp32", or "bf16" with float32 master weights.
+        device: "cpu", "cuda" or "cuda:N"; None is the GPU where there is one.
         cuda_graph: send each update to the GPU as one CUDA graph, batches padded to fixed sizes;
             not with accumulation. None: wherever it can be.
         seed: of the weights, the data order, the masks and the dropout.
@@ -57,10 +63,12 @@ class PretrainConfig:
     """
 
     data: tuple[str, ...]
-    tokenizer: str
+    tokenizer: str | None
     out: str
-    model: str = "bert-small"
-    objective: str = "mlm+nsp"
+    shape: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    objective: str | None = None
     teacher: str | None = None
     generator_size: float = 0.25
     masking: str = "dynamic"
@@ -74,6 +82,7 @@ class PretrainConfig:
     clip_norm: float = 1.0
     accumulation: int = 1
     precision: str = "fp32"
+    device: str | None = None
     cuda_graph: bool | None = None
     seed: int = 0
     checkpoint_every: int = 1000
@@ -81,8 +90,9 @@ class PretrainConfig:
     text_field: str = "text"
 
     def __post_init__(self) -> None:
-        objective = find_objective(self.objective)
         object.__setattr__(self, "data", tuple(str(path) for path in self.data))
+        self._settle_model()
+        objective = find_objective(self.objective)
         if not self.data:
             raise BertfastError("data names no file")
         for name in (
@@ -129,63 +139,86 @@ class PretrainConfig:
                 f"cuda-graph is on and accumulation {self.accumulation}; "
                 "a graph holds an update of one batch"
             )
-        if not self.starts_random and not Path(self.model).is_dir():
-            raise BertfastError(
-                f"model is {self.model!r}; it must be a preset ({', '.join(PRESETS)}), "
-                "a config.json or a model's folder"
-            )
         if self.batch_tokens < self.seq_len:
             raise BertfastError(
                 f"batch-tokens is {self.batch_tokens} and seq-len {self.seq_len}; "
                 "a batch must hold a whole sequence"
             )
 
+    def _settle_model(self) -> None:
+        """Says which model, tokenizer and objective it is, where that was left open."""
+        if self.model is None and self.shape is None:
+            object.__setattr__(self, "shape", SHAPE)
+        if self.model is not None and self.shape is not None:
+            raise BertfastError(
+                f"shape is {self.shape!r} and model {self.model!r}; a new model has a shape, and "
+                "an existing one its weights: give one of the two"
+            )
+        if self.revision is not None and self.model is None:
+            raise BertfastError(f"revision is {self.revision!r}, of no model; give a model too")
+        if self.tokenizer is None:
+            if self.model is None:
+                raise BertfastError("tokenizer is missing; a new model needs one (--tokenizer)")
+            object.__setattr__(self, "tokenizer", self.model)
+        if self.objective is None:
+            object.__setattr__(self, "objective", default_objective(self.encoder))
+
     @property
     def starts_random(self) -> bool:
         """Whether the model is named by its shape alone."""
-        return self.model in PRESETS or (
-            self.model.endswith(".json") and Path(self.model).is_file()
-        )
+        return self.model is None
+
+    @property
+    def start(self) -> str:
+        """What the model is named by: its shape, or where its weights are."""
+        return str(self.shape or self.model)
+
+    @cached_property
+    def source(self) -> Source:
+        """Where the weights of ``model`` are, downloaded if need be; errors as of `resolve`."""
+        assert self.model is not None
+        try:
+            return resolve(self.model, self.revision)
+        except BertfastError as error:
+            if self.model not in PRESETS:
+                raise
+            raise BertfastError(
+                f"{error}; --shape {self.model} makes a new model, of random weights"
+            ) from error
+
+    @property
+    def origin(self) -> str:
+        """What training starts from, in words."""
+        return f"random weights, shape {self.shape}" if self.shape else str(self.source)
+
+    @cached_property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer is, downloaded if need be; errors as of `resolve`."""
+        if self.tokenizer == self.model:
+            return self.source.folder
+        return resolve(str(self.tokenizer), tokenizer_only=True).folder
+
+    @cached_property
+    def encoder(self) -> EncoderConfig:
+        """The configuration of the model that training starts from, with its own vocabulary.
+
+        Raises:
+            BertfastError: there is no such shape, or the model cannot be read.
+        """
+        if self.shape is None:
+            return load_config(self.source.folder)
+        if self.shape in PRESETS:
+            return EncoderConfig.preset(self.shape)
+        if not Path(self.shape).is_file():
+            raise BertfastError(
+                f"shape is {self.shape!r}; it must be a preset ({', '.join(PRESETS)}) or a "
+                "config.json"
+            )
+        return EncoderConfig.from_json_file(self.shape)
 
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""
         return yaml.safe_dump({**asdict(self), "data": list(self.data)}, sort_keys=False)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The fields that a YAML file sets.
-
-    Raises:
-        BertfastError: the file is missing, no YAML mapping, or names a field that does not exist.
-    """
-    values = files.read_yaml(path)
-    if not isinstance(values, dict):
-        raise BertfastError(f"{path}: must hold a mapping of fields to values")
-    known = [f.name for f in fields(PretrainConfig)]
-    values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        raise BertfastError(
-            f"{path}: no such field: {', '.join(unknown)}; there are {', '.join(known)}"
-        )
-    if "data" in values:
-        data = [values["data"]] if isinstance(values["data"], str) else values["data"] or []
-        if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
-            raise BertfastError(f"{path}: data is {data!r}; it must be a file or a list of files")
-        values["data"] = tuple(data)
-    for name in ("tokenizer", "out", "model", "teacher"):
-        if not isinstance(values.get(name) or "", str):
-            raise BertfastError(f"{path}: {name} is {values[name]!r}; it must be text")
-    # YAML 1.1 reads 1e-4, with no point in it, as text.
-    for name in ("lr", "weight_decay", "clip_norm", "generator_size"):
-        if isinstance(values.get(name), str):
-            try:
-                values[name] = float(values[name])
-            except ValueError:
-                raise BertfastError(
-                    f"{path}: {name} is {values[name]!r}; it must be a number"
-                ) from None
-    return values
 
 
 def _whole(name: str, value: object, least: int) -> int:

@@ -16,8 +16,12 @@ def evaluate(
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
+    *,
+    device: str | None = None,
+    precision: str = "fp32",
 ) -> dict[str, Any]:
-    """Scores the model in ``folder`` on a labelled file.
+    """Scores the model in ``folder`` on a labelled file; the other arguments are those of
+    `Predictor`.
 
     Returns:
         task, each of its scores (of a classifier accuracy and macro_f1), examples, truncated (how
@@ -27,7 +31,7 @@ def evaluate(
         BertfastError: no fine-tuned model there, a file that cannot be used, or a label that
             training did not see.
     """
-    predictor = Predictor(folder)
+    predictor = Predictor(folder, device=device, precision=precision)
     task = predictor.task
     columns = Columns(text_column, pair_column or predictor.columns.pair, label_column)
     examples = task.read(data, columns)

@@ -12,7 +12,10 @@ from bertfast.errors import BertfastError
 from bertfast.model import load
 from bertfast.model.models import MaskedLMModel
 from bertfast.packed import PackedBatch
+from bertfast.resolve import resolve
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer
+
+from .precision import find_device, inference_dtype
 
 
 @dataclass(frozen=True)
@@ -27,20 +30,29 @@ class Filler:
 class MaskFiller:
     """A masked-LM model with its tokenizer.
 
+    Args:
+        model: a folder in Hugging Face's format, or a Hub id.
+        device: "cpu", "cuda" or "cuda:N"; None is the GPU where there is one.
+        precision: "fp32", "bf16" or "fp16".
+
     Raises:
         BertfastError: the folder cannot be read, or its model has no masked-LM head.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        model = load(folder)
-        if not isinstance(model, MaskedLMModel):
+    def __init__(
+        self, model: str | Path, *, device: str | None = None, precision: str = "fp32"
+    ) -> None:
+        self.device, dtype = find_device(device), inference_dtype(precision)
+        folder = resolve(model).folder
+        loaded = load(folder)
+        if not isinstance(loaded, MaskedLMModel):
             raise BertfastError(
-                f"{folder}: is a {type(model).__name__}, which has no masked-LM head to fill a "
+                f"{folder}: is a {type(loaded).__name__}, which has no masked-LM head to fill a "
                 "mask with"
             )
-        self.model = model
+        self.model = loaded.to(self.device, dtype)
         self.tokenizer: Tokenizer = load_tokenizer(folder)
-        check_tokenizer_fits(self.tokenizer, model.config, f"{folder}: the tokenizer")
+        check_tokenizer_fits(self.tokenizer, loaded.config, f"{folder}: the tokenizer")
         self.special = SpecialIds(self.tokenizer, folder)
 
     @torch.no_grad()
@@ -74,7 +86,7 @@ class MaskFiller:
             )
         batch = PackedBatch.from_sequences(
             [[index for part in frame.around(tokens) for index in part]]
-        )
+        ).to(self.device)
         hidden = self.model.base(batch).last_hidden_state[batch.input_ids == self.special.mask]
         logits = self.model.word_logits(hidden)
         values, words = logits.float().softmax(-1).topk(top)

@@ -31,6 +31,7 @@ from bertfast.model import PreTrainedModel, load_config, load_weights
 from bertfast.model.heads import classification_loss
 from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
+from bertfast.resolve import resolve
 from bertfast.seeds import host_seed
 from bertfast.tasks import Task, find_task, infer_task
 from bertfast.tasks.registry import DEFAULT
@@ -41,7 +42,7 @@ from .checkpoint import checkpoint_folder, checkpoints, load_checkpoint, locked
 from .metrics import read_metrics
 from .optimizer import linear_schedule
 from .options import takes_fields_of
-from .precision import PRECISIONS
+from .precision import PRECISIONS, find_device
 from .predict import batches_by_length, outputs_of
 from .trainer import Trainer
 
@@ -53,7 +54,8 @@ class FinetuneConfig:
     """One fine-tuning run.
 
     Attributes:
-        model: folder of a pretrained model in Hugging Face's format, its tokenizer beside it.
+        model: folder of a pretrained model in Hugging Face's format, its tokenizer beside it; or
+            its Hub id.
         train, dev: files of the task; of most, with a header (see `bertfast.data.tasks`).
         out: folder of the result; it must not exist.
         task: the name of a registered one; None is the one that the labels of ``train`` are of.
@@ -66,6 +68,8 @@ class FinetuneConfig:
         max_length: tokens of an example at most, in training and in later predictions; None is the
             model's positions.
         precision: "fp32", or "bf16" with float32 master weights.
+        device: "cpu", "cuda" or "cuda:N"; None is the GPU where there is one.
+        revision: branch, tag or commit of the model on the Hub.
         seed: of the new weights, the order and the dropout.
     """
 
@@ -84,6 +88,8 @@ class FinetuneConfig:
     batch_size: int = 32
     max_length: int | None = None
     precision: str = "fp32"
+    device: str | None = None
+    revision: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -153,7 +159,7 @@ def finetune(
     """Fine-tunes a model for a task; the command ``bertfast finetune`` as a function.
 
     Args:
-        model: folder of a pretrained model.
+        model: folder or Hub id of a pretrained model.
         train, dev: labelled files.
         out: folder of the result.
         resume: go on from the last epoch of a run that was stopped (from the start where there was
@@ -172,6 +178,8 @@ def finetune(
     target = Path(config.out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BertfastError(f"{config.out}: exists already; choose another --out")
+    device = find_device(config.device)
+    source = resolve(config.model, config.revision)
     columns = Columns(config.text_column, config.pair_column, config.label_column)
     task = find_task(config.task or DEFAULT)
     train_examples = task.read(config.train, columns)
@@ -179,10 +187,10 @@ def finetune(
         task = infer_task(train_examples, config.train)
         config = replace(config, task=task.name)
     dev_examples = task.read(config.dev, columns)
-    shape = task.configure(load_config(config.model), train_examples, config.train)
-    tokenizer = load_tokenizer(config.model)
+    shape = task.configure(load_config(source.folder), train_examples, config.train)
+    tokenizer = load_tokenizer(source.folder)
     check_tokenizer_fits(tokenizer, shape, f"{config.model}: the tokenizer")
-    special = SpecialIds(tokenizer, config.model)
+    special = SpecialIds(tokenizer, source.folder)
     max_length = config.max_length or shape.max_length
     if max_length > shape.max_length:
         raise BertfastError(
@@ -194,7 +202,7 @@ def finetune(
     torch.manual_seed(config.seed)
     net = task.build(shape)
     if not config.from_scratch:
-        new = load_weights(net, config.model, new_head_ok=True)
+        new = load_weights(net, source.folder, new_head_ok=True)
         if new:
             print(
                 f"bertfast: {config.model} does not have {', '.join(new)}; "
@@ -206,14 +214,15 @@ def finetune(
             net.base.requires_grad_(False)
             for name in new:
                 net.get_parameter(name).requires_grad_(True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     inputs = {
-        "options": json.dumps({**asdict(config), "out": ""}),
+        "options": json.dumps({**asdict(config), "out": "", "device": None}),
         "data": "".join(file_sha256(Path(path)) for path in (config.train, config.dev)),
         "model": "".join(
-            file_sha256(path) for path in sorted(Path(config.model).iterdir()) if path.is_file()
+            file_sha256(path) for path in sorted(source.folder.iterdir()) if path.is_file()
         ),
     }
+    start = f"random weights, the shape of {source}" if config.from_scratch else str(source)
+    print(f"bertfast: starts from {start}", file=sys.stderr)
     with _new_folder(target) as folder, _work(target) as work:
         history, best, seconds = _train(
             config, task, net.to(device), train_data, dev_data, device, work, inputs, resume

@@ -16,6 +16,42 @@ from bertfast.kernels import products
 PRECISIONS = ("fp32", "bf16")
 
 
+# Of a model that is used, not trained.
+INFERENCE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def inference_dtype(precision: str) -> torch.dtype:
+    """The data type of a model in that precision.
+
+    Raises:
+        BertfastError: it is none of `INFERENCE`.
+    """
+    if precision not in INFERENCE:
+        raise BertfastError(f"precision is {precision!r}; it must be one of {', '.join(INFERENCE)}")
+    return INFERENCE[precision]
+
+
+def find_device(name: str | None = None) -> torch.device:
+    """The device of that name; None is the GPU where PyTorch can use one, or else the CPU.
+
+    Raises:
+        BertfastError: it is no name of a device, or PyTorch cannot use it here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise BertfastError(f"device is {name!r}; it must be cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BertfastError(
+            f"device is {name!r}, and PyTorch can use {torch.cuda.device_count()} GPUs here"
+        )
+    return device
+
+
 def say_what_it_saves(precision: str, device: torch.device) -> None:
     """One line on stderr, once, where bf16 is not the faster precision: on a CPU that does not
     multiply it.

@@ -15,8 +15,11 @@ from bertfast.errors import BertfastError
 from bertfast.files import read_object
 from bertfast.model import load
 from bertfast.packed import runs_of_tokens
+from bertfast.resolve import resolve
 from bertfast.tasks import TASKS, Classification, Task, task_of
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer
+
+from .precision import find_device, inference_dtype
 
 BATCH_TOKENS = 16384
 
@@ -31,16 +34,22 @@ class Predictor:
         columns: of the training data.
 
     Args:
-        folder: as `bertfast finetune` wrote it, or any folder of a model with a head that a task
-            has, and a tokenizer.
+        folder: as `bertfast finetune` wrote it, or any folder or Hub id of a model with a head
+            that a task has, and a tokenizer.
+        device: "cpu", "cuda" or "cuda:N"; None is the GPU where there is one.
+        precision: "fp32", "bf16" or "fp16".
 
     Raises:
         BertfastError: the folder cannot be read, its task is not registered, or its model has no
             head of a task.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        settings = read_object(Path(folder) / "metrics.json", optional=True).get("settings")
+    def __init__(
+        self, folder: str | Path, *, device: str | None = None, precision: str = "fp32"
+    ) -> None:
+        self.device, dtype = find_device(device), inference_dtype(precision)
+        folder = resolve(folder).folder
+        settings = read_object(folder / "metrics.json", optional=True).get("settings")
         settings = settings if isinstance(settings, dict) else {}
         name = settings.get("task")
         if name is None:
@@ -58,13 +67,12 @@ class Predictor:
             raise BertfastError(
                 f"{folder}: is a {type(model).__name__}, which is no model for {self.task.name}"
             )
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = model.to(self.device)
+        self.model = model.to(self.device, dtype)
         self.tokenizer = load_tokenizer(folder)
         check_tokenizer_fits(self.tokenizer, model.config, f"{folder}: the tokenizer")
         SpecialIds(self.tokenizer, folder)
         # What training cut texts to is what predictions cut them to.
-        longest = read_object(Path(folder) / "tokenizer_config.json", optional=True).get(
+        longest = read_object(folder / "tokenizer_config.json", optional=True).get(
             "model_max_length"
         )
         positions = model.config.max_length
@@ -150,15 +158,19 @@ class Classifier:
         max_length: tokens of an input at most; see `Predictor`.
 
     Args:
-        folder: as `bertfast finetune` wrote it, or any folder of a ForSequenceClassification model
-            with a tokenizer.
+        folder: as `bertfast finetune` wrote it, or any folder or Hub id of a
+            ForSequenceClassification model with a tokenizer.
+        device: "cpu", "cuda" or "cuda:N"; None is the GPU where there is one.
+        precision: "fp32", "bf16" or "fp16".
 
     Raises:
         BertfastError: the folder cannot be read, or its model is for another task.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.predictor = Predictor(folder)
+    def __init__(
+        self, folder: str | Path, *, device: str | None = None, precision: str = "fp32"
+    ) -> None:
+        self.predictor = Predictor(folder, device=device, precision=precision)
         self.model, self.max_length = self.predictor.model, self.predictor.max_length
         if not isinstance(self.predictor.task, Classification):
             kind = self.model.config.problem_type or self.predictor.task.name

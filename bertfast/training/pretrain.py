@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from bertfast.card import CARD_FILE
-from bertfast.config import PRESETS, EncoderConfig
+from bertfast.config import EncoderConfig
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.data.words import continuations
@@ -27,6 +27,7 @@ from bertfast.model import PreTrainedModel, load, load_config, load_weights, mem
 from bertfast.model.memory import check_memory
 from bertfast.objectives import find_objective
 from bertfast.objectives.joint import Distillation
+from bertfast.resolve import resolve
 from bertfast.tokenization import (
     TOKENIZER_FILES,
     SpecialIds,
@@ -40,6 +41,7 @@ from .checkpoint import clean, locked
 from .config import PretrainConfig
 from .optimizer import linear_schedule
 from .options import takes_fields_of
+from .precision import find_device
 from .trainer import Callback, Interrupted, Trainer
 
 __all__ = ["Interrupted", "PretrainResult", "pretrain"]
@@ -57,7 +59,7 @@ class PretrainResult:
 @takes_fields_of(PretrainConfig)
 def pretrain(
     data: tuple[str, ...] | list[str],
-    tokenizer: str,
+    tokenizer: str | None,
     out: str,
     *,
     resume: bool = False,
@@ -68,7 +70,7 @@ def pretrain(
 
     Args:
         data: files of text.
-        tokenizer: folder of the tokenizer.
+        tokenizer: folder or Hub id of the tokenizer; None is the one of the model.
         out: folder of the run.
         resume: go on from the run's last checkpoint (from step 0 where there is none), to the same
             losses bit for bit.
@@ -80,14 +82,19 @@ def pretrain(
             was there is kept.
         Interrupted: after a checkpoint, on SIGINT or SIGTERM.
     """
-    config = PretrainConfig(data=tuple(data), tokenizer=str(tokenizer), out=str(out), **options)
+    config = PretrainConfig(
+        data=tuple(data),
+        tokenizer=None if tokenizer is None else str(tokenizer),
+        out=str(out),
+        **options,
+    )
     run = Path(config.out)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(config.device)
     if config.cuda_graph and device.type != "cuda":
         raise BertfastError(
             "cuda-graph needs a GPU that PyTorch can use, and there is none here; leave it out"
         )
-    words = load_tokenizer(config.tokenizer)
+    words = load_tokenizer(config.tokenizer_folder)
     objective = find_objective(config.objective)
     setup = _Setup(config, words)
     torch.manual_seed(config.seed)
@@ -102,6 +109,8 @@ def pretrain(
                 # Nothing was trained: no folder stands in the way of the next try.
                 shutil.rmtree(run)
             raise
+        if fresh:
+            setup.say(f"starts from {config.origin}")
         graph = config.cuda_graph
         if graph is None:
             graph = device.type == "cuda" and config.accumulation == 1
@@ -167,7 +176,7 @@ def _prepare(
 ) -> Batches:
     """Puts what does not change into the run's folder, and opens its data."""
     clean(run)
-    special = SpecialIds(words, config.tokenizer)
+    special = SpecialIds(words, config.tokenizer_folder)
     for place, model in saved.items():
         save_tokenizer(
             words,
@@ -204,7 +213,7 @@ def _fingerprints(
     batches: Batches,
 ) -> dict[str, str]:
     """SHA-256 of each thing outside a checkpoint that decides what a run computes."""
-    special = SpecialIds(words, config.tokenizer)
+    special = SpecialIds(words, config.tokenizer_folder)
     shapes = [part.config.to_dict() for part in saved.values()]
     found = {
         "data": batches.store.digest,
@@ -230,14 +239,11 @@ class _Setup:
         own: dict[str, Any] = {
             # Published vocabularies have ids without a token.
             "vocab_size": max(tokenizer.get_vocab().values()) + 1,
-            "pad_token_id": SpecialIds(tokenizer, options.tokenizer).pad,
+            "pad_token_id": SpecialIds(tokenizer, options.tokenizer_folder).pad,
         }
-        if options.model in PRESETS:
-            self.shape = EncoderConfig.preset(options.model, **own)
-        elif options.starts_random:
-            self.shape = replace(EncoderConfig.from_json_file(options.model), **own)
-        else:
-            self.shape = load_config(options.model)
+        self.shape = options.encoder
+        if options.starts_random:
+            self.shape = replace(self.shape, **own)
         if options.seq_len > self.shape.max_length:
             raise BertfastError(
                 f"seq-len is {options.seq_len} and the model has {self.shape.max_length} positions"
@@ -246,7 +252,7 @@ class _Setup:
         if options.starts_random:
             with torch.device("meta"):
                 encoder = member_class(self.shape, "Model")(self.shape)
-            check_memory(encoder, options.model, copies=4)
+            check_memory(encoder, options.start, copies=4)
         if options.starts_random and self.shape.padding_row != self.shape.pad_token_id:
             raise BertfastError(
                 f"{options.tokenizer}: gives padding the id {self.shape.pad_token_id} and "
@@ -256,15 +262,16 @@ class _Setup:
 
     def load_weights(self, model: PreTrainedModel, place: str = "") -> None:
         if not self.options.starts_random:
-            load_weights(model, Path(self.options.model) / place, new_head_ok=not place)
+            load_weights(model, self.options.source.folder / place, new_head_ok=not place)
 
     def config_at(self, place: str) -> EncoderConfig | None:
-        folder = Path(self.options.model) / place
-        found = not self.options.starts_random and folder.is_dir()
-        return load_config(folder) if found else None
+        if self.options.starts_random or not (self.options.source.folder / place).is_dir():
+            return None
+        return load_config(self.options.source.folder / place)
 
     def other_model(self, folder: str) -> tuple[PreTrainedModel, Tokenizer]:
-        return load(folder), load_tokenizer(folder)
+        place = resolve(folder).folder
+        return load(place), load_tokenizer(place)
 
     def say(self, text: str) -> None:
         print(f"bertfast: {text}", file=sys.stderr)
@@ -318,5 +325,5 @@ def _kept_options(config: PretrainConfig) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if name not in ("out", "checkpoint_every", "log_every")
+        if name not in ("out", "checkpoint_every", "log_every", "device")
     }

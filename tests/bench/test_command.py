@@ -123,7 +123,7 @@ def test_a_stop_amid_a_rate_keeps_the_case(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_the_command_says_what_it_does_and_a_stop_leaves_its_results(form: str) -> None:
-    command_line = [sys.executable, "-m", "bertfast", "bench", "--model", "bert-tiny"]
+    command_line = [sys.executable, "-m", "bertfast", "bench", "--shape", "bert-tiny"]
     command_line += ["--op", "dropout", "--op", "attention", "--no-compiled", "--seconds", "600"]
     process = subprocess.Popen(
         command_line + (["--json"] if form == "json" else []),
@@ -223,7 +223,7 @@ def test_bad_lengths_are_one_line_and_exit_code_2(
     file.write_text(text)
     for name in ("bench", "profile"):
         monkeypatch.setattr(
-            "sys.argv", ["bertfast", name, "--model", "bert-tiny", "--lengths", str(file)]
+            "sys.argv", ["bertfast", name, "--shape", "bert-tiny", "--lengths", str(file)]
         )
         with pytest.raises(SystemExit) as stopped:
             main()
@@ -261,7 +261,7 @@ def test_lengths_are_read_from_lines_and_from_json(tmp_path: Path) -> None:
         ),
         (
             lambda: command.make_setup("bert-huge", None, "float32"),
-            "--model is 'bert-huge'; it must be one of",
+            "--shape is 'bert-huge'; it must be one of",
         ),
         (
             lambda: command.make_setup("bert-tiny", None, "float64"),
@@ -275,7 +275,7 @@ def test_lengths_are_read_from_lines_and_from_json(tmp_path: Path) -> None:
             lambda: command.bench(
                 small(), [], False, 1.0, None, command.embedding_cases(Path("x"), None)
             ),
-            "give both",
+            "--text needs --model",
         ),
         (lambda: sentence_embedding.read_paragraphs(Path("/no/such/file"), 3), "no such file"),
         (
@@ -375,7 +375,7 @@ def test_the_command_prints_the_table_or_json_and_a_stop_by_its_exit_code(
     monkeypatch.setattr(beside, "ROUNDS", 1)
     monkeypatch.setattr(beside, "policies", lambda: {"default": {}, "passive": {}})
     monkeypatch.setattr(beside, "measure", keep)
-    lengths = ["--model", "bert-tiny", "--lengths", str(tmp_path / "lengths.txt")]
+    lengths = ["--shape", "bert-tiny", "--lengths", str(tmp_path / "lengths.txt")]
     lengths += ["--seconds", "0.05"]
     shown = run_cli(monkeypatch, capfd, "bench", "--beside", *lengths)
     assert shown.code == 0
@@ -427,7 +427,7 @@ def test_a_training_beside_that_ends_is_named_with_its_reason(
         (["--step"], "leave out --op, --step and --embedding"),
         (["--op", "attention"], "leave out --op, --step and --embedding"),
         (["--embedding"], "leave out --op, --step and --embedding"),
-        (["--model", "bert-nano"], "'bert-nano'"),
+        (["--shape", "bert-nano"], "'bert-nano'"),
         (["--dtype", "int8"], "'int8'"),
         (["--lengths", "nowhere.txt"], "nowhere.txt"),
         (["--seconds", "0"], "--seconds"),

@@ -547,7 +547,7 @@ def test_an_id_beyond_every_vocabulary(folder):
     (folder / "tokenizer.json").write_text(json.dumps(values))
     assert "gives ids up to 4294967295" in message_of(lambda: vectors(folder))
     config = PretrainConfig(
-        data=("x",), tokenizer=str(folder), out="o", model="bert-tiny", seq_len=16, objective="mlm"
+        data=("x",), tokenizer=str(folder), out="o", shape="bert-tiny", seq_len=16, objective="mlm"
     )
     text = message_of(lambda: _Setup(config, load_tokenizer(folder)))
     assert "vocab_size is 4294967296" in text

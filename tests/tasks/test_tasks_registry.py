@@ -190,7 +190,8 @@ def test_the_built_in_tasks_use_nothing_that_an_own_one_could_not() -> None:
     """Finetuning, evaluation and the command line name no task; the registry has one default."""
     from support import REPOSITORY
 
-    for file in ("training/finetune.py", "training/evaluate.py", "training/card.py", "cli.py"):
+    training = ("training/finetune.py", "training/evaluate.py", "training/card.py")
+    for file in (*training, "cli/train.py", "cli/infer.py"):
         text = (REPOSITORY / "bertfast" / file).read_text()
         assert "Classification(" not in text
         assert '== "classification"' not in text

@@ -19,7 +19,7 @@ from bertfast.model import BertForMaskedLM, BertForSequenceClassification, BertM
 from bertfast.training.checkpoint import checkpoints
 
 PRETRAIN = (
-    "--model",
+    "--shape",
     "bert-tiny",
     "--steps",
     2,
@@ -91,6 +91,8 @@ def fails(
 def pretrain(**changes: object) -> list[object]:
     options = {"--data": "corpus.txt", "--tokenizer": "model", "--out": "run"}
     options |= dict(zip(PRETRAIN[::2], PRETRAIN[1::2], strict=True))
+    if "model" in changes:
+        del options["--shape"]
     options |= {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
     return ["pretrain", *(part for pair in options.items() for part in pair)]
 
@@ -302,7 +304,10 @@ def test_a_model_without_a_tokenizer(place: Path, fails: Callable[..., Outcome])
         ("objective", "clm"),
         ("masking", "none"),
         ("mask_unit", "phrase"),
-        ("model", "bert-huge"),
+        ("shape", "bert-huge"),
+        ("device", "tpu"),
+        ("device", "cuda:99"),
+        ("warmup_ratio", 2),
         ("checkpoint_every", 0),
         ("log_every", 0),
         ("accumulation", 0),
@@ -326,7 +331,7 @@ def test_pretrain_options_out_of_range(
         ({"objective": "distill"}, "--teacher"),
         (
             {"objective": "distill", "teacher": "nowhere"},
-            "teacher is 'nowhere'; it must be a model's folder",
+            "nowhere: no such folder",
         ),
         ({"objective": "mlm", "teacher": "tok"}, "only --objective distill"),
         ({"objective": "clm"}, "mlm, mlm+nsp, mlm+sop, rtd, distill"),
@@ -424,7 +429,7 @@ def test_usage_errors_are_one_line_too(fails: Callable[..., Outcome]) -> None:
 @pytest.mark.parametrize(
     ("yaml", "said"),
     [
-        ("stepz: 3\n", "stepz"),
+        ("stepz: 3\n", "stepz; the nearest is steps"),
         ("steps: [1, 2\n", "YAML"),
         ("- steps\n", "mapping"),
         ("steps: many\n", "steps"),
@@ -433,6 +438,11 @@ def test_usage_errors_are_one_line_too(fails: Callable[..., Outcome]) -> None:
         ("data: [3]\n", "3"),
         ("tokenizer: 5\n", "5"),
         ("model: 5\n", "model"),
+        ("resume: 1\n", "resume is 1; it must be true or false"),
+        ("steps: 2.5\n", "steps is 2.5; it must be a whole number"),
+        ("steps: true\n", "steps is True; it must be a whole number"),
+        ("steps: 2\nmax_steps: 3\n", "sets steps twice"),
+        ("config: other.yaml\n", "no such option: config"),
     ],
 )
 def test_a_config_file_that_cannot_be_used(

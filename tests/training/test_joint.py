@@ -239,7 +239,7 @@ def test_a_detection_run_resumes_bit_for_bit_and_both_models_load(tmp_path, corp
     model = shape_file(tmp_path, model_type="electra", embedding_size=16)
     told = {
         **OPTIONS,
-        "model": model,
+        "shape": model,
         "objective": "rtd",
         "generator_size": 0.5,
         "checkpoint_every": 3,
@@ -277,7 +277,7 @@ def test_a_student_runs_under_its_teacher_and_loads(tmp_path, corpus):
     model = shape_file(
         tmp_path, model_type="distilbert", dim=32, n_layers=1, n_heads=2, hidden_dim=48
     )
-    told = {**OPTIONS, "model": model, "objective": "distill", "teacher": str(teacher)}
+    told = {**OPTIONS, "shape": model, "objective": "distill", "teacher": str(teacher)}
     pretrain([str(corpus)], str(teacher), str(tmp_path / "run"), steps=4, **told)
     lines = numbers(tmp_path / "run")
     assert {"loss", "mlm_loss", "soft_loss", "cosine_loss"} <= set(lines[-1])
@@ -300,7 +300,7 @@ def test_transformers_loads_what_the_runs_leave(tmp_path, corpus):
         str(tmp_path / "rtd"),
         steps=1,
         **OPTIONS,
-        model=rtd,
+        shape=rtd,
         objective="rtd",
     )
     sop = shape_file(tmp_path, model_type="albert", embedding_size=16)
@@ -310,7 +310,7 @@ def test_transformers_loads_what_the_runs_leave(tmp_path, corpus):
         str(tmp_path / "sop"),
         steps=1,
         **OPTIONS,
-        model=sop,
+        shape=sop,
         objective="mlm+sop",
     )
     for cls, folder in (
@@ -335,14 +335,14 @@ def test_transformers_loads_what_the_runs_leave(tmp_path, corpus):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"objective": "rtd", "model": "bert-tiny"}, "take one of electra-small"),
-        ({"objective": "mlm+sop", "model": "bert-tiny"}, "take one of albert-base"),
-        ({"objective": "mlm+nsp", "model": "roberta-base"}, "take one of bert-tiny"),
+        ({"objective": "rtd", "shape": "bert-tiny"}, "take one of electra-small"),
+        ({"objective": "mlm+sop", "shape": "bert-tiny"}, "take one of albert-base"),
+        ({"objective": "mlm+nsp", "shape": "roberta-base"}, "take one of bert-tiny"),
         (
-            {"objective": "rtd", "model": "electra-small", "generator_size": 2.0},
+            {"objective": "rtd", "shape": "electra-small", "generator_size": 2.0},
             "generator-size is 2.0",
         ),
-        ({"objective": "distill", "model": "distilbert-base"}, "needs a teacher"),
+        ({"objective": "distill", "shape": "distilbert-base"}, "needs a teacher"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tmp_path, corpus, options, named):
@@ -357,7 +357,7 @@ def test_a_teacher_of_another_vocabulary_or_without_a_head_is_refused(tmp_path, 
 
     tokenizer = str(write_model(tmp_path / "model"))
     headless = write_model(tmp_path / "headless", BertModel)
-    told = {**OPTIONS, "model": "bert-tiny", "objective": "distill"}
+    told = {**OPTIONS, "shape": "bert-tiny", "objective": "distill"}
     with pytest.raises(BertfastError, match="no masked-LM head"):
         pretrain(
             [str(corpus)], tokenizer, str(tmp_path / "run"), steps=1, teacher=str(headless), **told

@@ -27,6 +27,7 @@ from tiny import sentences, write_model, write_table
 import bertfast
 from bertfast.data.packing import Batches
 from bertfast.errors import BertfastError
+from bertfast.files import read_yaml
 from bertfast.kernels import products
 from bertfast.model import AlbertForPreTraining, BertForMaskedLM, BertForPreTraining, load
 from bertfast.tokenization import (
@@ -63,11 +64,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Path, out: Path, **options: Any) -> PretrainResult:
+    start = {} if "shape" in options else {"model": str(place / "model")}
     return bertfast.pretrain(
         [str(place / "corpus.txt")],
         str(place / "model"),
         str(out),
-        **{"model": str(place / "model"), **OPTIONS, **options},
+        **{**start, **OPTIONS, **options},
     )
 
 
@@ -131,8 +133,6 @@ def test_the_model_card_names_model_text_and_numbers(whole: Path) -> None:
 
 
 def test_the_saved_config_repeats_the_run(whole: Path, place: Path, tmp_path: Path) -> None:
-    from bertfast.training.config import read_yaml
-
     repeated = bertfast.pretrain(
         **{**read_yaml(whole / "config.yaml"), "out": str(tmp_path / "again")}
     )
@@ -169,7 +169,7 @@ def test_masked_lm_alone(place: Path, tmp_path: Path) -> None:
 def test_it_trains_with_every_kind_of_tokenizer(train: Any, place: Path, tmp_path: Path) -> None:
     tokenizer = train([text for text, _ in sentences(50)], 300)
     save_tokenizer(tokenizer, tmp_path / "tok")
-    options = {**OPTIONS, "steps": 2, "model": "bert-tiny"}
+    options = {**OPTIONS, "steps": 2, "shape": "bert-tiny"}
     result = bertfast.pretrain(
         [str(place / "corpus.txt")], str(tmp_path / "tok"), str(tmp_path / "run"), **options
     )
@@ -201,7 +201,7 @@ def test_masked_lm_of_members_of_robertas_kind(member: str, place: Path, tmp_pat
     }
     model = tmp_path / "shape.json"
     model.write_text(json.dumps({"model_type": member, "vocab_size": 2, **shape}))
-    options = {**OPTIONS, "steps": 40, "lr": 3e-3, "objective": "mlm", "model": str(model)}
+    options = {**OPTIONS, "steps": 40, "lr": 3e-3, "objective": "mlm", "shape": str(model)}
     corpus = [str(place / "corpus.txt")]
     result = bertfast.pretrain(corpus, str(tmp_path / "tok"), str(tmp_path / "run"), **options)
     first, *_, last = (line["mlm_loss"] for line in losses(result.out))
@@ -217,7 +217,7 @@ def test_masked_lm_of_members_of_robertas_kind(member: str, place: Path, tmp_pat
 
 def test_a_new_mpnet_takes_no_tokenizer_whose_padding_is_another_id(place: Path, tmp_path: Path):
     with pytest.raises(BertfastError, match=r"padding the id 0 .*--type mpnet") as caught:
-        run(place, tmp_path / "run", model="mpnet-base", objective="mlm")
+        run(place, tmp_path / "run", shape="mpnet-base", objective="mlm")
     assert "\n" not in str(caught.value)
 
 
@@ -238,7 +238,7 @@ def test_segments_put_in_order_and_words_hidden_whole(
             {"model_type": "albert", "vocab_size": 1, "max_position_embeddings": 64, **shape}
         )
     )
-    result = run(place, tmp_path / "run", model=str(model), objective="mlm+sop", mask_unit=unit)
+    result = run(place, tmp_path / "run", shape=str(model), objective="mlm+sop", mask_unit=unit)
     assert isinstance(load(result.out), AlbertForPreTraining)
     assert result.last["sop_loss"] > 0
     assert 0 <= result.last["sop_accuracy"] <= 1

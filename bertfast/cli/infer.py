@@ -1,0 +1,231 @@
+"""Commands that use a model: scores, labels, words for masks, vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bertfast.resolve import resolve
+
+from . import spellings
+from .command import (
+    FILE,
+    argument,
+    check_folder_of,
+    command,
+    device_option,
+    json_option,
+    option,
+    precision_option,
+    revision_option,
+    say,
+    say_weights,
+    text_column_option,
+)
+from .extensions import import_option
+
+pair_column_option = option(
+    "--pair-column",
+    help="Second text of a pair; default: the one that the model was trained with.",
+)
+
+
+@command(spellings=spellings.EVALUATE)
+@argument("model")
+@option("--data", required=True, help="Labelled data: TSV, CSV or JSON lines with a header.")
+@revision_option
+@text_column_option
+@pair_column_option
+@option("--label-column", help="Default: label.")
+@device_option
+@precision_option
+@import_option
+@json_option
+def evaluate(
+    model: str,
+    data: str,
+    revision: str | None,
+    text_column: str | None,
+    pair_column: str | None,
+    label_column: str | None,
+    device: str | None,
+    precision: str,
+    as_json: bool,
+) -> None:
+    """Score a fine-tuned model, a folder or a Hub id, on labelled data.
+
+    \b
+    Example:
+        bertfast evaluate classifier --data test.tsv --json
+    """
+    from bertfast.tasks import TASKS
+    from bertfast.training.evaluate import evaluate as run_evaluate
+
+    source = resolve(model, revision)
+    scores = run_evaluate(
+        source.folder,
+        data,
+        text_column,
+        pair_column,
+        label_column,
+        device=device,
+        precision=precision,
+    )
+    say_weights(source)
+    _say_truncated(scores["truncated"], scores["max_length"])
+    if as_json:
+        print(json.dumps(scores))
+    else:
+        said = "  ".join(TASKS[scores["task"]].said(scores))
+        print(f"{said}  ({scores['examples']} examples)")
+
+
+@command()
+@argument("model")
+@argument("file", default="-")
+@revision_option
+@text_column_option
+@pair_column_option
+@device_option
+@precision_option
+@import_option
+def predict(
+    model: str,
+    file: str,
+    revision: str | None,
+    text_column: str | None,
+    pair_column: str | None,
+    device: str | None,
+    precision: str,
+) -> None:
+    """Write each text's label and probabilities as a line of JSON, one for each line of the input.
+
+    MODEL is a folder or a Hub id. FILE is TSV, CSV or JSON lines with a header; plain text, a text
+    a line; or - for such lines on standard input. A blank line is an empty text.
+
+    \b
+    Example:
+        echo "a charming and affecting journey" | bertfast predict classifier -
+    """
+    from bertfast.training.predict import Predictor
+
+    source = resolve(model, revision)
+    predictor = Predictor(source.folder, device=device, precision=precision)
+    examples = predictor.read(file, text_column, pair_column)
+    outputs, inputs = predictor.run(examples)
+    config = predictor.model.config
+    predictions = predictor.task.predict(outputs, inputs, examples, config)
+    say_weights(source)
+    for example, prediction in zip(examples, predictions, strict=True):
+        print(_json_line(predictor.task.echo(example) | prediction))
+    _say_truncated(sum(item.truncated for item in inputs), predictor.max_length)
+
+
+@command()
+@argument("model")
+@argument("text")
+@option("--top", type=int, default=5, help="How many words for each mask.")
+@revision_option
+@device_option
+@precision_option
+def fill(
+    model: str, text: str, top: int, revision: str | None, device: str | None, precision: str
+) -> None:
+    """Print the likeliest words for each [MASK].
+
+    MODEL is a folder or a Hub id of a model with a masked-LM head. TEXT has [MASK] (or the
+    tokenizer's own mask) where a word is to go.
+
+    \b
+    Example:
+        bertfast fill run "return the [MASK] of the list"
+    """
+    from bertfast.training.fill import MaskFiller
+
+    source = resolve(model, revision)
+    filler = MaskFiller(source.folder, device=device, precision=precision)
+    masks, truncated = filler.fill(text, top)
+    say_weights(source)
+    _say_truncated(int(truncated), filler.model.config.max_position_embeddings)
+    for number, fillers in enumerate(masks, 1):
+        if len(masks) > 1:
+            print(f"mask {number}")
+        for choice in fillers:
+            # A byte-level tokenizer's words may have line ends in them.
+            word, filled = (" ".join(part.split()) for part in (choice.word, choice.text))
+            print(f"{choice.probability:.4f}  {word:<16}  {filled}")
+
+
+@command(spellings=spellings.EMBED)
+@argument("model")
+@argument("file")
+@option(
+    "--out",
+    type=FILE,
+    required=True,
+    help="File to write: a NumPy array (.npy), float32, a row for each line.",
+)
+@option("--batch-size", type=int, help="Texts of a batch at most; default: what suits the machine.")
+@option("--normalize", is_flag=True, help="Make every vector's length 1.")
+@option("--prompt-name", help="One of the model's prompts, to put before each text.")
+@revision_option
+@device_option
+@precision_option
+def embed(
+    model: str,
+    file: str,
+    out: Path,
+    batch_size: int | None,
+    normalize: bool,
+    prompt_name: str | None,
+    revision: str | None,
+    device: str | None,
+    precision: str,
+) -> None:
+    """Write a vector for each line of a text. A line with nothing on it has one too, so that rows
+    are lines.
+
+    MODEL is a folder or a Hub id of a sentence-transformers model, or of a plain encoder. FILE is
+    plain text, a text a line, or - for standard input.
+
+    \b
+    Example:
+        bertfast embed run corpus.txt --out vectors.npy
+    """
+    import numpy as np
+
+    from bertfast.data.readers import read_lines
+    from bertfast.files import write_atomically
+    from bertfast.sentences import SentenceEncoder
+    from bertfast.training.precision import find_device, inference_dtype
+
+    texts = read_lines(file)
+    check_folder_of(out)
+    place, dtype = find_device(device), inference_dtype(precision)
+    source = resolve(model, revision)
+    encoder = SentenceEncoder.from_pretrained(source.folder).to(place, dtype)
+    tokens = encoder.tokenize(texts, prompt_name=prompt_name)
+    say_weights(source)
+    vectors = encoder.encode_tokens(
+        tokens, batch_size=batch_size, normalize=normalize, show_progress=True
+    )
+
+    def save(path: Path) -> None:
+        with open(path, "wb") as stream:
+            np.save(stream, vectors)
+
+    write_atomically(out, save)
+    print(f"{vectors.shape[0]} vectors of {vectors.shape[1]} numbers in {out}")
+    _say_truncated(tokens.cut, encoder.max_length)
+
+
+def _json_line(values: dict[str, Any]) -> str:
+    """JSON without any character that some reader takes for the end of a line."""
+    text = json.dumps(values, ensure_ascii=False)
+    return text.translate({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
+
+
+def _say_truncated(count: int, limit: int) -> None:
+    if count:
+        say(f"{count} input(s) were longer than {limit} tokens and were cut")

@@ -1,0 +1,210 @@
+"""Commands about this machine: what it runs, and how fast."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from bertfast.errors import BertfastError
+from bertfast.resolve import resolve
+
+from .command import (
+    FILE,
+    command,
+    device_option,
+    json_option,
+    lengths_option,
+    option,
+    say,
+    say_weights,
+    stop,
+)
+
+shape_option = option("--shape", default="bert-base", help="Preset whose sizes are taken.")
+dtype_option = option("--dtype", "--precision", default="float32", help="float32 or bfloat16.")
+
+
+@command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine runs: versions, instruction sets, and the backend that each op takes.
+
+    \b
+    Example:
+        bertfast doctor
+    """
+    from bertfast.apps import doctor as app
+
+    facts = app.report()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        app.show(facts)
+
+
+@command()
+@option("--op", help="One op; default: each that has options.")
+@option(
+    "--dtype",
+    "--precision",
+    default="bfloat16",
+    help="bfloat16, which serves float16 too, or float32.",
+)
+@option("--head-dim", type=int, default=64, help="Size of the attention's heads.")
+@option("--hidden", type=int, default=768, help="Width of the model.")
+def tune(op: str | None, dtype: str, head_dim: int, hidden: int) -> None:
+    """Measure which tile sizes of the Triton kernels are the fastest on this GPU, and keep them for
+    later runs.
+
+    \b
+    Example:
+        bertfast tune --op attention
+    """
+    from bertfast.apps import tune as app
+
+    app.tune(op, _dtype(dtype), head_dim, hidden)
+
+
+@command()
+@option("--op", multiple=True, help="An op to measure; may be given several times. Default: all.")
+@option("--step", is_flag=True, help="Measure the training step (alone, unless ops are named).")
+@option(
+    "--embedding",
+    is_flag=True,
+    help="Measure sentence embeddings (alone, unless ops are named), say with --shape minilm-l6 "
+    "--seconds 60.",
+)
+@option(
+    "--beside",
+    is_flag=True,
+    help="Measure the training step alone, beside a second training and beside a busy loop, under "
+    "each way for OpenMP's threads to wait, say with --shape bert-mini --seconds 6.",
+)
+@option(
+    "--text",
+    type=FILE,
+    help="Of --embedding: a text, a paragraph a line. Default: made-up words.",
+)
+@option(
+    "--model",
+    "--folder",
+    help="Of --embedding: folder or Hub id of the model for --text. Default: random weights.",
+)
+@shape_option
+@lengths_option
+@dtype_option
+@option(
+    "--seconds",
+    type=click.FloatRange(min=0.01),
+    default=3.0,
+    help="Of timing for each case.",
+)
+@option(
+    "--compiled/--no-compiled",
+    default=True,
+    help="Have torch.compile among the peers; compiling takes a while.",
+)
+@device_option
+@json_option
+def bench(
+    op: tuple[str, ...],
+    step: bool,
+    embedding: bool,
+    beside: bool,
+    text: Path | None,
+    model: str | None,
+    shape: str,
+    lengths: Path | None,
+    dtype: str,
+    seconds: float,
+    compiled: bool,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Measure the ops, the training step or sentence embeddings on this machine, beside what people
+    use today.
+
+    \b
+    Example:
+        bertfast bench --op attention --op add_layer_norm --lengths lengths.txt --dtype bfloat16
+        bertfast bench --beside --shape bert-mini
+    """
+    from bertfast.bench import options
+
+    dtype = _dtype(dtype)
+    options.check(shape, lengths, dtype, ops=op, text=text, model=model)
+    if beside and (op or step or embedding):
+        raise BertfastError("--beside measures by itself; leave out --op, --step and --embedding")
+    if model is not None and not embedding:
+        raise BertfastError("--model is of --embedding; the sizes of a preset are --shape")
+    source = None if model is None else resolve(model)
+    if source is not None:
+        say_weights(source)
+    say("loading PyTorch", "bench")
+    from bertfast.bench import command as app
+
+    def progress(text: str) -> None:
+        say(text, "bench")
+
+    if beside:
+        found = app.bench_beside(shape, lengths, dtype, seconds, progress)
+        if as_json:
+            print(json.dumps(found, indent=1))
+        else:
+            app.beside.show(found)
+        if "stopped" in found:
+            raise stop(found["stopped"])
+        return
+    setup = app.make_setup(
+        shape, lengths, dtype, compiled, app.EMBEDDED if embedding else None, device
+    )
+    more = app.embedding_cases(text, source and source.folder) if embedding else []
+    show = None if as_json else app.show
+    found = app.bench(setup, list(op), step, seconds, show, more, progress)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    if "stopped" in found:
+        raise stop(found["stopped"])
+
+
+@command()
+@shape_option
+@lengths_option
+@dtype_option
+@option("--trace", type=FILE, help="File for a Chrome trace.")
+@device_option
+@json_option
+def profile(
+    shape: str,
+    lengths: Path | None,
+    dtype: str,
+    trace: Path | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Show where a training step's time goes, and each op's floor.
+
+    \b
+    Example:
+        bertfast profile --shape bert-mini --dtype bfloat16 --trace step.json
+    """
+    from bertfast.bench import options
+
+    dtype = _dtype(dtype)
+    options.check(shape, lengths, dtype, trace=trace)
+    say("loading PyTorch, then profiling", "profile")
+    from bertfast.bench import command as app
+    from bertfast.bench import profile as profiling
+
+    found = profiling.profile(app.make_setup(shape, lengths, dtype, device=device), trace)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        profiling.show(found)
+
+
+def _dtype(name: str) -> str:
+    """The data type's name in PyTorch; the short names of precisions are taken too."""
+    return {"fp32": "float32", "bf16": "bfloat16"}.get(name, name)

@@ -1,0 +1,104 @@
+"""The entry point and its exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import click
+
+from bertfast import __version__
+from bertfast.errors import BertfastError
+
+from .infer import embed, evaluate, fill, predict
+from .machine import bench, doctor, profile, tune
+from .share import push
+from .train import demo, finetune, plot, pretrain, tokenizer
+
+
+class _InOrder(click.Group):
+    """Lists its commands in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    "bertfast",
+    cls=_InOrder,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(
+    __version__, prog_name="bertfast", message="%(prog)s %(version)s", help="Print the version."
+)
+@click.pass_context
+def app(ctx: click.Context) -> None:
+    """Pretrain and fine-tune BERT encoders on packed batches, with fused Triton and C++ kernels."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+        ctx.exit(2)
+
+
+for command in (
+    *(doctor, tune, tokenizer, pretrain, finetune, evaluate, predict, fill, embed, demo),
+    *(bench, profile, plot, push),
+):
+    app.add_command(command)
+
+
+def main() -> None:
+    """The entry point: every expected failure becomes one line and an exit code."""
+    try:
+        code = _run(sys.argv[1:])
+        if code == 128 + signal.SIGINT:
+            _die_of_interrupt()
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:
+        # The reader of the pipe has left; the interpreter's own flush at exit must not complain
+        # again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except KeyboardInterrupt:
+        _die_of_interrupt()
+    except BertfastError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(str(error))
+    except RuntimeError as error:
+        from bertfast.kernels import BackendError
+
+        if not isinstance(error, BackendError):
+            raise
+        _fail(str(error))
+
+
+def _run(args: list[str]) -> int:
+    """The exit code of a command."""
+    try:
+        with app.make_context("bertfast", args) as context:
+            app.invoke(context)
+    except click.exceptions.Exit as stopped:
+        return stopped.exit_code
+    return 0
+
+
+def _die_of_interrupt() -> None:
+    """Ends by the signal itself, as a shell expects of what Ctrl-C stopped (it reads 130).
+
+    ``sys.exit(130)`` would do so only at times: where the interrupt met code that runs from a
+    string (a dataclass in the making), the interpreter ends by the signal whatever code it is
+    given.
+    """
+    sys.stdout.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

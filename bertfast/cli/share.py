@@ -1,0 +1,40 @@
+"""The command that gives a model away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .command import argument, command, option, say
+
+
+@command()
+@argument("folder", metavar="DIR")
+@argument("repository", metavar="REPO")
+@option("--private", is_flag=True, help="Of a repository that is made: for your eyes alone.")
+@option("--revision", help="Branch, made where it is not there. Default: the main one.")
+@option("--message", default="Upload a model made with bertfast", help="Of the commit.")
+@option("--dry-run", is_flag=True, help="List the files, and upload nothing.")
+def push(
+    folder: str, repository: str, private: bool, revision: str | None, message: str, dry_run: bool
+) -> None:
+    """Upload a model's folder, with its card, to the Hugging Face Hub as REPO (owner/name).
+
+    The token is that of hf auth login. Weights as safetensors, settings, the tokenizer and the card
+    are uploaded; whatever else lies in the folder is not.
+
+    \b
+    Example:
+        bertfast push classifier owner/name --private --dry-run
+    """
+    from bertfast.hub.push import check_repository, collect
+    from bertfast.hub.push import push as upload
+
+    check_repository(repository)
+    found = collect(folder)
+    if found.left_out:
+        say(f"not uploaded: {', '.join(found.left_out)}")
+    if dry_run:
+        for name in found.files:
+            print(f"{(Path(folder) / name).stat().st_size:>13,}  {name}")
+        return
+    print(upload(folder, repository, private=private, revision=revision, message=message))

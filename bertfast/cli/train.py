@@ -1,0 +1,275 @@
+"""Commands that train: a tokenizer, a model on text, a model on labelled examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bertfast.errors import BertfastError
+
+from . import spellings
+from .command import (
+    FILE,
+    REGISTERED,
+    RegistryOption,
+    command,
+    data_option,
+    device_option,
+    option,
+    revision_option,
+    say,
+    stop,
+    text_column_option,
+    text_field_option,
+    training_precision_option,
+)
+from .command import argument as argument
+from .extensions import import_option
+
+T = TypeVar("T")
+# Hugging Face's flags of a precision.
+bf16_flag = option("--bf16", "precision", flag_value="bf16", hidden=True)
+resume_option = option(
+    "--resume", is_flag=True, help="Go on from the last checkpoint of a stopped run."
+)
+
+
+@command(spellings=spellings.TOKENIZER)
+@data_option(help="Files of text: plain, JSON lines, or gzip of either.")
+@option("--out", type=FILE, required=True, help="Folder to write; it must not exist.")
+@option(
+    "--type",
+    "kind",
+    default="wordpiece",
+    help="wordpiece (BERT), mpnet (MPNet's WordPiece), bpe (RoBERTa's bytes) or unigram (ALBERT, "
+    "DeBERTa v3).",
+)
+@option("--vocab-size", type=int, default=30522, help="Entries of the vocabulary.")
+@option("--cased", is_flag=True, help="Keep upper case and accents, as bpe always does.")
+@text_field_option
+def tokenizer(
+    data: tuple[str, ...], out: Path, kind: str, vocab_size: int, cased: bool, text_field: str
+) -> None:
+    """Train a tokenizer on text: WordPiece, byte-level BPE or Unigram.
+
+    \b
+    Example:
+        bertfast tokenizer --data corpus.txt --vocab-size 8192 --out tok
+    """
+    from bertfast.data.readers import read_documents
+    from bertfast.tokenization import (
+        save_tokenizer,
+        train_byte_level_bpe,
+        train_unigram,
+        train_wordpiece,
+    )
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BertfastError(f"{out}: exists already; choose another --out")
+    lines = (line for document in read_documents(data, text_field) for line in document)
+    if kind in ("wordpiece", "mpnet"):
+        trained = train_wordpiece(lines, vocab_size, lowercase=not cased, mpnet=kind == "mpnet")
+    elif kind == "unigram":
+        trained = train_unigram(lines, vocab_size, lowercase=not cased)
+    elif kind == "bpe":
+        trained = train_byte_level_bpe(lines, vocab_size)
+    else:
+        raise BertfastError(f"type is {kind!r}; it must be one of wordpiece, bpe, unigram, mpnet")
+    save_tokenizer(trained, out)
+    print(f"{trained.get_vocab_size()} entries in {out}")
+
+
+def _objectives() -> Mapping[str, Any]:
+    from bertfast.objectives import OBJECTIVES
+
+    return OBJECTIVES
+
+
+@command(spellings=spellings.PRETRAIN)
+@data_option(
+    help="Files of text: plain (a blank line between documents), JSON lines, or gzip of either."
+)
+@option("--tokenizer", help="Folder or Hub id of the tokenizer. Default: the one beside --model.")
+@option("--out", required=True, help="Folder of the run.")
+@option(
+    "--shape",
+    help="A new model, of random weights: a preset (bert-small, albert-base, electra-small, ...) "
+    "or a config.json. Default: bert-small, where there is no --model.",
+)
+@option("--model", help="Folder or Hub id of a model to go on training from.")
+@revision_option
+@option(
+    "--objective",
+    cls=RegistryOption,
+    registry=_objectives,
+    help=f"One of {REGISTERED}. Default: by the model, mlm+nsp for BERT, mlm+sop for ALBERT, "
+    "rtd for ELECTRA, else mlm.",
+)
+@option("--teacher", help="Folder or Hub id of the model to distill from.")
+@option(
+    "--generator-size",
+    type=float,
+    default=0.25,
+    help="Width of the generator beside the discriminator's, with --objective rtd.",
+)
+@option("--masking", default="dynamic", help="dynamic (new each epoch) or static.")
+@option("--mask-unit", default="token", help="What is hidden together: token, whole-word or span.")
+@option("--steps", type=int, default=10_000, help="Updates.")
+@option("--batch-tokens", type=int, default=8192, help="Tokens of a batch at most.")
+@option("--seq-len", type=int, default=128, help="Tokens of a sequence at most.")
+@option("--lr", type=float, default=1e-4, help="Peak learning rate.")
+@option(
+    "--warmup",
+    type=int,
+    help="Updates of warm-up; default: 1000, or a tenth of --steps if that is less.",
+)
+@option("--warmup-ratio", type=click.FloatRange(0, 1), help="The same, as a share of --steps.")
+@option("--weight-decay", type=float, default=0.01, help="Not of biases and norms.")
+@option("--clip-norm", type=float, default=1.0, help="Norm that gradients are scaled down to.")
+@option("--accumulation", type=int, default=1, help="Batches averaged for an update.")
+@training_precision_option
+@bf16_flag
+@device_option
+@option(
+    "--cuda-graph/--no-cuda-graph",
+    default=None,
+    help="Send each update to the GPU at once; default: where it can be.",
+)
+@option("--seed", type=int, default=0, help="Of weights, data order, masks and dropout.")
+@option("--checkpoint-every", type=int, default=1000, help="Updates between checkpoints.")
+@option(
+    "--log-every",
+    type=int,
+    default=10,
+    help="Updates that a line of metrics.jsonl averages over.",
+)
+@text_field_option
+@import_option
+@resume_option
+def pretrain(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
+    """Pretrain a BERT on text.
+
+    \b
+    Example:
+        bertfast pretrain --data corpus.txt --tokenizer tok --shape bert-mini --steps 1000 --out run
+    """
+    from bertfast.training.config import PretrainConfig
+    from bertfast.training.pretrain import pretrain as run_pretrain
+
+    if warmup_ratio is not None:
+        if values["warmup"] is not None:
+            raise BertfastError("--warmup and --warmup-ratio say the same thing; give one")
+        values["warmup"] = round(warmup_ratio * values["steps"])
+    options = {field.name: values[field.name] for field in fields(PretrainConfig)}
+    result = _until_stopped(lambda: run_pretrain(**options, resume=resume))
+    print(f"{result.out}: step {result.steps}, loss {result.last.get('loss', float('nan')):.4f}")
+
+
+def _tasks() -> Mapping[str, Any]:
+    from bertfast.tasks import TASKS
+
+    return TASKS
+
+
+@command(spellings=spellings.FINETUNE)
+@argument("model")
+@option("--train", required=True, help="Training data: TSV, CSV or JSON lines with a header.")
+@option("--dev", required=True, help="Data that the best epoch is chosen on.")
+@option("--out", required=True, help="Folder to write; it must not exist.")
+@revision_option
+@option(
+    "--task",
+    cls=RegistryOption,
+    registry=_tasks,
+    help=f"One of {REGISTERED}. Default: the one that the labels are of.",
+)
+@text_column_option
+@option("--pair-column", help="Second text of a pair.")
+@option("--label-column", help="Default: label. A label is a word or a whole number.")
+@option("--freeze-encoder", is_flag=True, help="Train the classifier alone.")
+@option("--from-scratch", is_flag=True, help="Keep the model's shape, not its weights.")
+@option("--epochs", type=int, default=3, help="Passes over the data.")
+@option("--lr", type=float, help="Peak learning rate; default 5e-5, 1e-2 when frozen.")
+@option("--batch-size", type=int, default=32, help="Examples of an update.")
+@option(
+    "--max-length",
+    type=int,
+    help="Tokens of an example at most; default: the model's positions.",
+)
+@training_precision_option
+@bf16_flag
+@device_option
+@option("--seed", type=int, default=0, help="Of new weights, order and dropout.")
+@import_option
+@resume_option
+def finetune(resume: bool, **values: Any) -> None:
+    """Fine-tune a pretrained model, a folder or a Hub id, for a task on labelled texts.
+
+    \b
+    Example:
+        bertfast finetune run --train train.tsv --dev dev.tsv --epochs 3 --out classifier
+    """
+    from bertfast.tasks import TASKS
+    from bertfast.training.finetune import FinetuneConfig
+    from bertfast.training.finetune import finetune as run_finetune
+
+    options = {field.name: values[field.name] for field in fields(FinetuneConfig)}
+    result = _until_stopped(lambda: run_finetune(**options, resume=resume))
+    said = ", ".join(TASKS[result.task].said(result.scores))
+    print(f"{result.out}: dev {said} (epoch {result.best_epoch})")
+
+
+@command()
+@option(
+    "--out",
+    type=FILE,
+    default="demo-run",
+    help="Folder to write; a folder of an earlier demo is replaced.",
+)
+@option("--seed", type=int, default=0, help="Of the whole demo.")
+def demo(out: Path, seed: int) -> None:
+    """Train, fine-tune and report on text that every Python ships: minutes on two cores, no
+    network.
+
+    \b
+    Example:
+        bertfast demo --out demo-run
+    """
+    from bertfast.apps.demo import run_demo
+    from bertfast.training.trainer import Interrupted
+
+    try:
+        run_demo(out, seed=seed)
+    except Interrupted as stopped:
+        raise stop(stopped.args[0]) from None
+
+
+@command()
+@click.argument("runs", type=FILE, nargs=-1, required=True)
+@option("--out", type=FILE, default="curves.svg", help="Picture to write: .svg, .png or .pdf.")
+def plot(runs: tuple[Path, ...], out: Path) -> None:
+    """Draw the learning curves of pretraining runs.
+
+    \b
+    Example:
+        bertfast plot run --out curves.svg
+    """
+    from bertfast.apps.plot import plot as draw
+
+    draw(list(runs), out)
+    print(out)
+
+
+def _until_stopped(run: Callable[[], T]) -> T:
+    """What the run returns; where a signal stops it, says how it goes on."""
+    from bertfast.training.trainer import Interrupted
+
+    try:
+        return run()
+    except Interrupted as stopped:
+        say("stopped after a checkpoint; the same command with --resume goes on")
+        raise stop(stopped.args[0]) from None
