@@ -159,13 +159,13 @@ struct AdamwRates {
 // Whether a matrix of a product holds the op's type or float32.
 enum class Elements { kNarrow, kWide };
 
-// C (rows, columns) (+)= A (rows, inner) B (inner, columns) + bias (columns,). One stride of each matrix is 1; the bias may be null.
+// C (rows, columns) (+)= A (rows, inner) B (inner, columns) + bias (columns,). One stride of each matrix is 1; the bias, which may be
+// null, is contiguous.
 template <typename T>
 struct WidenedProduct {
-  const void *a, *b;
+  const void *a, *b, *bias;
   void *c;
-  const float *bias;
-  Elements a_elements, b_elements, c_elements;
+  Elements a_elements, b_elements, bias_elements, c_elements;
   int64_t rows, inner, columns;
   int64_t a_stride[2], b_stride[2], c_stride[2];
   bool accumulate;

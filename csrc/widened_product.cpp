@@ -1,14 +1,11 @@
 // C (+)= A B + bias where the processor does not multiply the factors' type: panels are widened to float32, multiplied, rounded once.
+// Where a dimension is short, few_rows.h does it.
 //
 // Some of A's rows and of B's columns are widened at a time, in groups of as many as a tile of the product has, each laid out in the order
 // that the tile reads it. All threads widen them, then share out the tiles. A tile of C is one task's, its inner index in order: the result
 // is the same bits on any number of threads.
+#include "few_rows.h"
 #include "kernels.h"
-
-#include <algorithm>
-#include <vector>
-
-#include "products.h"
 
 namespace bertfast::BERTFAST_ISA {
 
@@ -18,8 +15,6 @@ constexpr int64_t kInner = 512;  // at a time: a tile's factors then stay in the
 constexpr int64_t kRows = 1536, kMostColumns = 1024;  // at a time
 constexpr int64_t kBlock = 48;                         // rows of a task
 constexpr int64_t kNarrow = kColumns * kWidth;         // columns of a panel
-
-int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Rows to columns: blocks of one lane change places, then of two, and so on.
 inline void transpose_square(vec (&rows)[kWidth]) {
@@ -46,21 +41,6 @@ inline void transpose_square(vec (&rows)[kWidth]) {
     }
   }
 #endif
-}
-
-// A factor as a matrix whose rows or columns are contiguous.
-struct Matrix {
-  const void *data;
-  Elements elements;
-  int64_t stride[2];
-};
-
-template <typename T, typename Use>
-void as_typed(const Matrix &x, Use use) {
-  if (x.elements == Elements::kWide)
-    use(static_cast<const float *>(x.data));
-  else
-    use(static_cast<const T *>(x.data));
 }
 
 // A group of A's rows as (inner, size), and less than a vector past them. `rows` are left from the group's first one on.
@@ -109,60 +89,47 @@ void widen_panel(const Matrix &b, int64_t column0, int64_t columns, int64_t widt
   });
 }
 
-// A tile of sums to C's rows from `row0` and columns from `column0`, with the bias, on top of what is there or in its place.
-template <typename O>
-void finish(const float *sums, int64_t ld, int64_t rows, int64_t columns, const float *bias, const int64_t bias_stride[2], O *out,
-            const int64_t stride[2], bool accumulate) {
-  if (stride[1] != 1) {
-    for (int64_t j = 0; j < columns; ++j)
-      for (int64_t i = 0; i < rows; ++i) {
-        O &place = out[i * stride[0] + j * stride[1]];
-        float value = sums[i * ld + j];
-        if (bias) value += bias[i * bias_stride[0] + j * bias_stride[1]];
-        if (accumulate) value += to_float(place);
-        from_float(value, place);
-      }
-    return;
-  }
-  for (int64_t i = 0; i < rows; ++i)
-    each_vector(columns, [&](int64_t j, int64_t left) {
-      vec value = load_some(sums + i * ld + j, left);
-      if (bias) value += bias_stride[1] ? load_some(bias + j, left) : splat(bias[i]);
-      O *place = out + i * stride[0] + j;
-      if (accumulate) value += load_some(place, left);
-      store_some(place, value, left);
-    });
-}
-
 }  // namespace
 
 template <typename T>
 void widened_product(const WidenedProduct<T> &p) {
   if (p.rows == 0 || p.columns == 0) return;
-  int64_t rows = p.rows, columns = p.columns, inner = p.inner;
+  int64_t rows = p.rows, columns = p.columns;
+  const int64_t inner = p.inner;
   Matrix a{p.a, p.a_elements, {p.a_stride[0], p.a_stride[1]}}, b{p.b, p.b_elements, {p.b_stride[0], p.b_stride[1]}};
-  int64_t c_stride[2] = {p.c_stride[0], p.c_stride[1]}, bias_stride[2] = {0, 1};
-  // C is made as Bᵀ Aᵀ where that brings fewer values to the other order: panels want B's rows contiguous, and the outcome is C's columns.
-  const int64_t plain = b.stride[1] == 1 ? 0 : inner * columns, turned = (a.stride[0] == 1 ? 0 : rows * inner) + 3 * rows * columns;
-  if (turned < plain) {
+  static thread_local std::vector<float> bias;
+  if (p.bias) {
+    bias.resize(columns);
+    widen_rows<T>({p.bias, p.bias_elements, {columns, 1}}, 1, columns, columns, bias.data());
+  }
+  Result c{p.c, p.c_elements, {p.c_stride[0], p.c_stride[1]}, p.bias ? bias.data() : nullptr, {0, 1}, p.accumulate};
+  const auto turn = [&] {  // C is made as Bᵀ Aᵀ
     std::swap(a, b), std::swap(rows, columns);
     std::swap(a.stride[0], a.stride[1]), std::swap(b.stride[0], b.stride[1]);
-    std::swap(c_stride[0], c_stride[1]), std::swap(bias_stride[0], bias_stride[1]);
+    std::swap(c.stride[0], c.stride[1]), std::swap(c.bias_stride[0], c.bias_stride[1]);
+  };
+  const int threads = rows * columns * inner < (1 << 17) ? 1 : p.threads;
+  if (std::min(rows, columns) <= kFew) {
+    if (columns < rows) turn();
+    return few_rows<T>(a, b, c, rows, inner, columns, threads);
   }
+  if (inner <= kFew) {
+    if (c.stride[1] != 1) turn();
+    return few_inner<T>(a, b, c, rows, inner, columns, threads);
+  }
+  // Turned where that brings fewer values to the other order: panels want B's rows contiguous, and the outcome is C's columns.
+  const int64_t plain = b.stride[1] == 1 ? 0 : inner * columns, turned = (a.stride[0] == 1 ? 0 : rows * inner) + 3 * rows * columns;
+  if (turned < plain) turn();
   const int64_t depth = std::clamp<int64_t>(inner, 1, kInner), most_rows = std::min(rows, kRows);
   const int64_t most_columns = std::min(up(columns, kNarrow), kMostColumns);
   // As many rows as a tile has (see `columns` in products.h), which is higher where C has but a few columns.
   const int64_t size = std::min<int64_t>(kWidth, columns > kNarrow - kWidth ? 6 : 8);
   const bool split = inner > depth;
-  static thread_local std::vector<float> kept;  // grows to what is widened at a time, and the sums
   const int64_t apart = size * depth + kWidth;        // groups
   const int64_t sums_apart = most_columns + kWidth;  // rows, or all would share a set of the first cache
   const int64_t of_a = up(most_rows, size) / size * apart, of_b = most_columns * depth;
-  const size_t needed = of_a + of_b + (split ? most_rows * sums_apart : 0);
-  if (kept.size() < needed) kept.resize(needed);
-  float *groups = kept.data(), *panels = groups + of_a, *sums = panels + of_b;
-  const bool small = rows * columns * inner < (1 << 17);
-#pragma omp parallel num_threads(small ? 1 : p.threads)
+  float *groups = scratch(of_a + of_b + (split ? most_rows * sums_apart : 0)), *panels = groups + of_a, *sums = panels + of_b;
+#pragma omp parallel num_threads(threads)
   for (int64_t row0 = 0; row0 < rows; row0 += kRows)
     for (int64_t column0 = 0; column0 < columns; column0 += kMostColumns)
       for (int64_t k0 = 0; k0 == 0 || k0 < inner; k0 += depth) {
@@ -178,7 +145,7 @@ void widened_product(const WidenedProduct<T> &p) {
           widen_panel<T>(b, column0 + n * kNarrow, std::min(kNarrow, width - n * kNarrow), panel_width(n), k0, those,
                          panels + n * depth * kNarrow);
         const int64_t in_block = kBlock / size, blocks = (group_count + in_block - 1) / in_block;
-        const int64_t parts = std::clamp<int64_t>(4 * p.threads / blocks, 1, panel_count), in_part = (panel_count + parts - 1) / parts;
+        const int64_t parts = std::clamp<int64_t>(4 * threads / blocks, 1, panel_count), in_part = (panel_count + parts - 1) / parts;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < blocks * parts; ++task) {
           const int64_t first = task / parts * in_block, last = std::min(first + in_block, group_count);
@@ -187,17 +154,11 @@ void widened_product(const WidenedProduct<T> &p) {
           for (int64_t n = from; n < to; ++n)
             for (int64_t g = first; g < last; ++g) {
               const int64_t tall = std::min(size, height - g * size), wide = panel_width(n);
-              float *c = split ? sums + g * size * sums_apart + n * kNarrow : tile;
+              float *to = split ? sums + g * size * sums_apart + n * kNarrow : tile;
               const int64_t ld = split ? sums_apart : kNarrow;
-              product(tall, wide, those, groups + g * apart, 1, size, panels + n * depth * kNarrow, wide, c, ld, k0 > 0);
-              if (k0 + depth < inner) continue;
-              const int64_t i = row0 + g * size, j = column0 + n * kNarrow, offset = i * c_stride[0] + j * c_stride[1];
-              const float *bias = p.bias ? p.bias + i * bias_stride[0] + j * bias_stride[1] : nullptr;
-              const int64_t real = std::min(kNarrow, width - n * kNarrow);
-              if (p.c_elements == Elements::kWide)
-                finish(c, ld, tall, real, bias, bias_stride, static_cast<float *>(p.c) + offset, c_stride, p.accumulate);
-              else
-                finish(c, ld, tall, real, bias, bias_stride, static_cast<T *>(p.c) + offset, c_stride, p.accumulate);
+              product(tall, wide, those, groups + g * apart, 1, size, panels + n * depth * kNarrow, wide, to, ld, k0 > 0);
+              if (k0 + depth >= inner)
+                put<T>(c, row0 + g * size, column0 + n * kNarrow, to, ld, tall, std::min(kNarrow, width - n * kNarrow));
             }
         }
       }

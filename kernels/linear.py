@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import products
 
@@ -33,7 +34,7 @@ def linear(
     """
     if gelu is not None:
         return _dense(x, weight, bias, gelu)
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    if x.is_cpu and torch.is_autocast_enabled("cpu"):
         lower = torch.get_autocast_dtype("cpu")
         if products.NATIVE.get(lower, True) or torch.float64 in (x.dtype, weight.dtype):
             return F.linear(x, weight, bias)
@@ -86,9 +87,68 @@ def constant_weights() -> Iterator[None]:
         _packed.reset(token)
 
 
+# Functions of PyTorch that multiply, but for `F.linear`, which is `linear`.
+_MULTIPLY = {
+    torch.addmm, torch.baddbmm, torch.bmm, torch.einsum, torch.matmul, torch.mm, Tensor.__matmul__,
+    Tensor.__rmatmul__, Tensor.addmm, Tensor.baddbmm, Tensor.bmm, Tensor.matmul, Tensor.mm, F.conv1d,
+}  # fmt: skip
+# Whether they are routed already.
+_routed: ContextVar[bool] = ContextVar("routed", default=False)
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+class _Routes(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        function: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is F.linear and args:
+            return linear(*args, **kwargs)
+        if function in _MULTIPLY and "out" not in kwargs:
+            given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            if products.widens(*given):
+                wide = [x.float() if isinstance(x, Tensor) else x for x in args]
+                named = {
+                    name: x.float() if isinstance(x, Tensor) else x for name, x in kwargs.items()
+                }
+                return function(*wide, **named).to(given[0].dtype)
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def widened_products(like: Tensor | None) -> Iterator[None]:
+    """Within it PyTorch's own products of a dtype that this CPU does not multiply are widened too:
+    those of layers that are not ours, of a head or an adapter.
+
+    Args:
+        like: an input or a parameter of such layers, None where there is none: on another device,
+            or of a dtype that the CPU multiplies, nothing changes.
+    """
+    if _is_traced() or like is None or not like.is_cpu or _routed.get():
+        yield
+        return
+    autocast = torch.is_autocast_enabled("cpu")
+    if products.NATIVE.get(torch.get_autocast_dtype("cpu") if autocast else like.dtype, True):
+        yield
+        return
+    token = _routed.set(True)
+    try:
+        with _Routes():
+            yield
+    finally:
+        _routed.reset(token)
+
+
 def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, weight, bias)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
         result: Tensor = _Linear.apply(x, weight, bias)
         return result
@@ -98,6 +158,8 @@ def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: str | None = None) -> Tensor:
     """Without gradients, by oneDNN or widened."""
     if products.widens(x):
+        if x.dim() == 2:
+            return products.mm(x, weight.t(), bias)
         rows = x.flatten(0, -2) if x.dim() > 1 else x[None]
         return products.mm(rows, weight.t(), bias).view(*x.shape[:-1], weight.shape[0])
     packed = _packed.get()

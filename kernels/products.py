@@ -5,8 +5,8 @@
   on a Zen 5 its products are 2.2 times as fast. There it multiplies.
 - **bfloat16 and float16** are PyTorch's where the CPU multiplies them (`NATIVE`). Elsewhere
   PyTorch has one slow loop for them, several times slower than float32. There the factors stay in
-  their dtype in memory; a panel of each is widened to float32, multiplied, and the result is
-  rounded once.
+  their dtype in memory and are widened to float32 on the way, a panel at a time, or where there are
+  few rows in registers; the result is rounded once.
 
 Both sum in float32; no library is nearer to float64 by more than a few of float32's roundings.
 """
@@ -63,16 +63,22 @@ NATIVE = _native()
 
 def widens(*factors: Tensor) -> bool:
     """Whether a product of these multiplies in float32 what is kept in less."""
-    return all(x.device.type == "cpu" for x in factors) and any(
-        not NATIVE.get(x.dtype, True) for x in factors
-    )
+    narrow = False
+    for x in factors:  # a layer of a short text takes as long as a few calls: no generator here
+        if not x.is_cpu:
+            return False
+        narrow = narrow or not NATIVE.get(x.dtype, True)
+    return narrow
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether these are memory and not a tracer's, a transform's or a subclass's stand-ins."""
-    return not torch._C._are_functorch_transforms_active() and all(
-        x is None or type(x) in (Tensor, nn.Parameter) for x in tensors
-    )
+    if torch._C._are_functorch_transforms_active():
+        return False
+    for x in tensors:
+        if x is not None and type(x) is not Tensor and type(x) is not nn.Parameter:
+            return False
+    return True
 
 
 def by_onednn(x: Tensor, other: Tensor, multiply_adds: int) -> bool:
@@ -148,11 +154,11 @@ def _onednn(
 
 def _widened(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor, accumulate: bool) -> Tensor:
     """Both factors to float32, their product, one rounding; in C++ where it is vectorised."""
-    bias = None if bias is None else bias.float().contiguous()
     if not _has_cpp():
         return _by_panels(a, b, bias, out, accumulate)
-    a, b = (x if _is_matrix(x) else x.contiguous() for x in (a, b))
+    a, b = a if _is_matrix(a) else a.contiguous(), b if _is_matrix(b) else b.contiguous()
     target = out if _is_matrix(out) else out.contiguous()
+    bias = bias if bias is None or bias.is_contiguous() else bias.contiguous()
     dispatch._C.widened_product(
         a=a, b=b, out=target, bias=bias, accumulate=accumulate, threads=torch.get_num_threads()
     )
@@ -167,6 +173,8 @@ def _has_cpp() -> bool:
 
 def _is_matrix(x: Tensor) -> bool:
     """Whether rows or columns are contiguous and none overlap; `contiguous` makes it so."""
+    if x.is_contiguous():
+        return True
     (rows, columns), (down, along) = x.shape, x.stride()
     by_rows = (along == 1 or columns <= 1) and (down >= columns or rows <= 1)
     return by_rows or ((down == 1 or rows <= 1) and (along >= rows or columns <= 1))
@@ -214,11 +222,12 @@ def einsum(equation: str, a: Tensor, b: Tensor) -> Tensor:
 def describe() -> dict[str, str]:
     """How each dtype is multiplied on this CPU, in words."""
     by = "oneDNN" if _mkl_is_half_as_wide() else "PyTorch"
+    widening = "the C++ kernels" if _has_cpp() else f"{by}, a panel at a time"
     return {
         str(dtype).removeprefix(
             "torch."
         ): f"native, by {by if dtype == torch.float32 else 'oneDNN'}"
         if native
-        else f"widened to float32 a panel at a time, by {by}: it saves memory, not time"
+        else f"widened to float32, by {widening}: it saves memory, not time"
         for dtype, native in NATIVE.items()
     }

@@ -347,6 +347,9 @@ def drive(ext: Any) -> int:
                 (13, 33, 70),
                 (70, 530, 9),
                 (9, 20, 130),
+                (16, 600, 300),
+                (37, 13, 70),
+                (38, 530, 70),
             ):
                 for form in range(64):
                     widened(ext, dtype, *product, form)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -136,3 +137,20 @@ def assert_matches_float64(call, leaves, douts, backend, dtype):  # type: ignore
         assert mine.dtype == dtype
         assert mine.shape == other.shape
         assert_close_to_float64(mine.to_dense(), other.to_dense())
+
+
+class HalfProducts(TorchDispatchMode):
+    """Within it ``names`` collects the products that PyTorch itself makes of bfloat16 or float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().removeprefix("aten::").partition(".")[0]
+        multiplies = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution")
+        if name in multiplies and any(
+            isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16) for x in args
+        ):
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))

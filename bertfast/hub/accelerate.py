@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
+from bertfast.kernels import products
+from bertfast.kernels.linear import widened_products
 from bertfast.model.attention import POSITIONS
 from bertfast.model.encoder import Encoder, make_tree, num_blocks
 from bertfast.model.family import FAMILY, Member
@@ -114,7 +116,7 @@ def accelerate(model: Any) -> Any:
             if trouble is not None:
                 refused.append(f"{name or 'the model'} ({type(module).__name__}): {trouble}")
                 continue
-            _exchange(module, state, _base_forward)
+            _exchange(module, state)
         served += 1
     if not served:
         supported = ", ".join(name for _, name in _BASES)
@@ -126,6 +128,8 @@ def accelerate(model: Any) -> Any:
         warnings.warn(f"bertfast leaves untouched {'; '.join(refused)}", stacklevel=2)
     for _, root in roots:
         _attach_heads(root)
+        if _STATE not in root.__dict__ and not all(products.NATIVE.values()):
+            _exchange(root, _Root())
     return model
 
 
@@ -202,13 +206,13 @@ def _own_forward(module: nn.Module) -> str | None:
     return None
 
 
-def _exchange(module: nn.Module, state: _Base | _Head, make: Callable[[Any], Any]) -> None:
+def _exchange(module: nn.Module, state: _Base | _Head) -> None:
     """Puts our forward before the class's. As a bound method it is copied with the module; pickled,
     it gives the class's own.
     """
     state.previous = module.__dict__.get("forward")
     object.__setattr__(module, _STATE, state)
-    object.__setattr__(module, "forward", MethodType(make(type(module).forward), module))
+    object.__setattr__(module, "forward", MethodType(state.make(type(module).forward), module))
     object.__setattr__(
         module, "_replicate_for_data_parallel", MethodType(_replicate_for_data_parallel, module)
     )
@@ -218,10 +222,11 @@ def _is_exchanged(module: nn.Module) -> bool:
     """Whether our forward is in place; someone may have put another before it, and pickling drops
     it.
     """
-    if _STATE not in module.__dict__:
+    state = module.__dict__.get(_STATE)
+    if state is None:
         return False
-    make = _base_forward if _is_base(module) else _head_forward
-    return getattr(module.__dict__.get("forward"), "__func__", None) is make(type(module).forward)
+    forward = getattr(module.__dict__.get("forward"), "__func__", None)
+    return forward is state.make(type(module).forward)
 
 
 def _replicate_for_data_parallel(module: nn.Module) -> nn.Module:
@@ -244,7 +249,10 @@ def _base_forward(original: Callable[..., Any]) -> Callable[..., Any]:
         if _STATE not in self.__dict__ or torch.jit.is_tracing() or torch.compiler.is_exporting():
             return original(self, *args, **kwargs)
         output = serve(self.__dict__[_STATE], original, args, kwargs)
-        return original(self, *args, **kwargs) if output is None else output
+        if output is None:
+            with widened_products(_first_parameter(self)):
+                output = original(self, *args, **kwargs)
+        return output
 
     return forward
 
@@ -280,11 +288,40 @@ def _head_forward(original: Callable[..., Any]) -> Callable[..., Any]:
             len(args) > before or any(kwargs.get(name) is not None for name in _LABELS)
         ):
             announce(self, original, args, kwargs)
-        if state is None or state.previous is None:
-            return original(self, *args, **kwargs)
-        return state.previous(*args, **kwargs)
+        return _run_widened(self, original, args, kwargs)
 
     return forward
+
+
+@cache
+def _root_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of the model that `accelerate` was given: the original's, with the products of
+    its other layers widened where the encoder's are.
+    """
+
+    @wraps(original)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return _run_widened(self, original, args, kwargs)
+
+    return forward
+
+
+def _run_widened(
+    module: nn.Module,
+    original: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The forward that a module had, its own or its class's."""
+    state = module.__dict__.get(_STATE)
+    with widened_products(_first_parameter(module)):
+        if state is None or state.previous is None:
+            return original(module, *args, **kwargs)
+        return state.previous(*args, **kwargs)
+
+
+def _first_parameter(module: nn.Module) -> Tensor | None:
+    return next(module.parameters(), None)
 
 
 def _announce(
@@ -329,9 +366,17 @@ class _Head:
 
     Attributes:
         previous: the forward that the instance had of its own.
+        make: from the class's forward to the one in its place.
     """
 
     previous: Callable[..., Any] | None = None
+    make = staticmethod(_head_forward)
+
+
+class _Root(_Head):
+    """The same of a model that holds an encoder deeper down."""
+
+    make = staticmethod(_root_forward)
 
 
 def _attach_heads(model: nn.Module) -> None:
@@ -350,7 +395,7 @@ def _attach_heads(model: nn.Module) -> None:
             and set(_LABELS) & set(_parameters(type(module).forward)[0])
             and not _is_exchanged(module)
         ):
-            _exchange(module, _Head(), _head_forward)
+            _exchange(module, _Head())
     for base, heads in above.items():
         base.head_reads_first = not heads or not all(_is_per_token(type(head)) for head in heads)
 
@@ -386,7 +431,10 @@ class _Base:
         previous: the forward that the instance had of its own.
         head_reads_first: whether something beside the pooler may read the outputs at column 0.
         loss_reads_padding: whether the loss of the next call is of outputs at padding too.
+        make: from the class's forward to the one in its place.
     """
+
+    make = staticmethod(_base_forward)
 
     def __init__(self, base: Any, member: Member) -> None:
         self.base, self.kind = base, member.config.model_type

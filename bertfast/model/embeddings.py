@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bertfast import kernels
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
+from bertfast.kernels.linear import widened_products
 
 from .family import member_of
 from .functional import dropout, is_plain, norm, project
@@ -79,11 +80,12 @@ def embed(
             sparse_grad=tied is not None,
         )
         return x if modules.projection is None else project(modules.projection, x)
-    total = word(input_ids) if inputs_embeds is None else inputs_embeds
-    if segment is not None:
-        total = total + segment(segment_ids)
-    if position is not None:
-        total = total + position(position_ids)
+    with widened_products(word.weight):  # of adapters to the tables
+        total = word(input_ids) if inputs_embeds is None else inputs_embeds
+        if segment is not None:
+            total = total + segment(segment_ids)
+        if position is not None:
+            total = total + position(position_ids)
     if _projects_first(modules, config):
         return dropout(norm(layer_norm, project(modules.projection, total)), p, seed)
     x = dropout(norm(layer_norm, total), p, seed)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bertfast import kernels
 from bertfast.kernels import products
-from bertfast.kernels.linear import can_fuse_gelu
+from bertfast.kernels.linear import can_fuse_gelu, widened_products
 from bertfast.seeds import ROWS, fold_in
 
 GELUS = {
@@ -53,7 +53,8 @@ def project(module: Any, x: Tensor) -> Tensor:
     """module(x)."""
     if is_plain(module, nn.Linear):
         return kernels.linear(x, module.weight, module.bias)
-    y: Tensor = module(x)
+    with widened_products(x):  # of an adapter, say
+        y: Tensor = module(x)
     return y
 
 
@@ -63,8 +64,7 @@ def convolved(module: Any, x: Tensor) -> Tensor:
         bias = None if module.bias is None else module.bias.float()
         shape = (module.stride, module.padding, module.dilation, module.groups)
         return F.conv1d(x.float(), module.weight.float(), bias, *shape).to(x.dtype)
-    y: Tensor = module(x)
-    return y
+    return project(module, x)
 
 
 def activated(module: Any, x: Tensor, activation: str, gated: bool = False) -> Tensor:

@@ -22,10 +22,11 @@ void widened_product(py::handle a_, py::handle b_, py::handle out_, py::handle b
   out.there().of_floats().shaped({a.size(0), b.size(1)});
   REQUIRE(b.size(0) == a.size(1), "a has " + std::to_string(a.size(1)) + " columns and b " + std::to_string(b.size(0)) +
                                       " rows; they must be the same");
-  const Tensor bias = argument("bias", bias_, Dtype::float32, {b.size(1)});
+  const Tensor bias("bias", bias_);
+  bias.of_floats().shaped({b.size(1)}).contiguous();
   const Tensor *narrow = &a;
-  for (const Tensor *x : {&a, &b, &out}) {
-    if (x->dtype() == Dtype::float32) continue;
+  for (const Tensor *x : {&a, &b, &out, &bias}) {
+    if (!*x || x->dtype() == Dtype::float32) continue;
     if (narrow->dtype() != Dtype::float32) x->of(narrow->dtype());
     narrow = x;
   }
@@ -34,8 +35,8 @@ void widened_product(py::handle a_, py::handle b_, py::handle out_, py::handle b
   const int count = thread_count(threads);
   with_dtype(*narrow, [&](auto tag) {
     using T = decltype(tag);
-    ops<T>().widened_product({a.data<const void>(), b.data<const void>(), out.data<void>(), bias.data<const float>(),
-                              elements_of(a), elements_of(b), elements_of(out), a.size(0), a.size(1), b.size(1),
+    ops<T>().widened_product({a.data<const void>(), b.data<const void>(), bias.data<const void>(), out.data<void>(),
+                              elements_of(a), elements_of(b), elements_of(bias), elements_of(out), a.size(0), a.size(1), b.size(1),
                               {a_strides[0], a_strides[1]}, {b_strides[0], b_strides[1]}, {out_strides[0], out_strides[1]},
                               accumulate, count});
   });

@@ -4,6 +4,7 @@ original.
 
 import copy
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import torch
 from live import assert_same, assert_same_gradients, inputs_for, make, served, transformers, warned
 
 from bertfast import accelerate, restore
-from support import COMPILE_BACKEND
+from bertfast.kernels import products
+from support import COMPILE_BACKEND, HalfProducts
 
 __all__ = ["served"]  # a fixture
 
@@ -208,6 +210,92 @@ def test_lora_trains_and_merges_as_on_the_original(order, served):
         merged[0](**arguments).logits, merged[1](**arguments).logits, rtol=1e-5, atol=1e-5
     )
     assert len(served) == 2
+
+
+class Around(torch.nn.Module):
+    """A user's own model, with a layer of its own on top."""
+
+    def __init__(self):
+        super().__init__()
+        self.bert, self.top = make("BertModel"), torch.nn.Linear(32, 3)
+
+    def forward(self, **arguments):
+        return self.top(self.bert(**arguments).last_hidden_state)
+
+
+def labelled(name):
+    arguments = inputs_for(name)
+    return arguments | {"labels": torch.zeros(len(arguments["input_ids"]), dtype=torch.long)}
+
+
+HALF_MODELS = {
+    "head": lambda: (accelerate(make(CLASSIFIER)), labelled(CLASSIFIER)),
+    "masked LM": lambda: (accelerate(make("BertForMaskedLM")), inputs_for("BertForMaskedLM")),
+    "own layer": lambda: (accelerate(Around()), inputs_for("BertModel")),
+    "LoRA after": lambda: (with_lora(accelerate(make("BertModel"))), inputs_for("BertModel")),
+    "LoRA before": lambda: (accelerate(with_lora(make("BertModel"))), inputs_for("BertModel")),
+    "unserved": lambda: (
+        accelerate(make("BertModel")),
+        inputs_for("BertModel") | {"output_attentions": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", HALF_MODELS)
+@pytest.mark.filterwarnings("ignore:bertfast. the original forward")
+def test_without_native_products_no_layer_multiplies_in_half_precision(name, dtype, monkeypatch):
+    for half in (torch.bfloat16, torch.float16):
+        monkeypatch.setitem(products.NATIVE, half, False)
+    model, arguments = HALF_MODELS[name]()
+    model.to(dtype)
+    with HalfProducts() as seen:
+        output = model(**arguments)
+        output = output if isinstance(output, torch.Tensor) else output[0]
+        output.float().sum().backward()
+    assert seen.names == []
+    assert output.dtype == dtype
+    restored = restore(model)
+    with HalfProducts() as seen:
+        restored.eval()(**arguments)
+    assert seen.names
+
+
+def test_with_native_products_only_encoders_and_heads_are_exchanged(monkeypatch):
+    for dtype in products.NATIVE:
+        monkeypatch.setitem(products.NATIVE, dtype, True)
+    model = accelerate(Around())
+    assert "forward" not in model.__dict__
+    assert "forward" in model.bert.__dict__
+
+
+def test_a_model_around_an_encoder_is_copied_pickled_and_restored(monkeypatch):
+    monkeypatch.setitem(products.NATIVE, torch.bfloat16, False)
+    model = accelerate(Around().eval())
+    arguments = inputs_for("BertModel")
+    real = arguments["attention_mask"].bool()
+    wanted = model(**arguments)
+    assert torch.equal(copy.deepcopy(model)(**arguments), wanted)
+    assert accelerate(model) is model
+    pickled = pickle.loads(pickle.dumps(model))
+    assert set(restore(model).__dict__) == set(Around().__dict__)
+    for other in (pickled, model):
+        got = other(**arguments)
+        torch.testing.assert_close(got[real], wanted[real], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_without_native_products_the_layers_of_sentence_transformers_are_widened(
+    dtype, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(products.NATIVE, dtype, False)
+    model = accelerate(sentence_transformer(make("BertModel"), tmp_path))
+    from sentence_transformers.models import Dense
+
+    model.append(Dense(32, 8)).to(dtype)
+    with HalfProducts() as seen:
+        model.encode(SENTENCES)
+    assert seen.names == []
 
 
 @pytest.mark.slow

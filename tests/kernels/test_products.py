@@ -16,7 +16,8 @@ from torch import nn
 
 from bertfast import kernels
 from bertfast.kernels import dispatch, products
-from support import COMPILE_BACKEND, assert_close_to_float64, missing_backend
+from bertfast.kernels.linear import widened_products
+from support import COMPILE_BACKEND, HalfProducts, assert_close_to_float64, missing_backend
 
 HALVES = [torch.bfloat16, torch.float16]
 needs_cpp = pytest.mark.skipif(bool(missing_backend("cpp")), reason=missing_backend("cpp"))
@@ -62,8 +63,12 @@ def bound(wanted, inner, dtype):
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (3, 5, 7), (70, 300, 33), (9, 513, 290), (5, 0, 4), (65, 64, 1), (0, 3, 2)]
-)
+    "shape",
+    [
+        (1, 1, 1), (3, 5, 7), (70, 300, 33), (9, 513, 290), (5, 0, 4), (65, 64, 1), (0, 3, 2),
+        (16, 70, 66), (17, 17, 17), (40, 11, 130), (70, 16, 35), (40, 0, 20), (300, 33, 2),
+    ],
+)  # fmt: skip
 def test_a_product_is_rounded_once_from_float32_sums(shape, dtype, widened, way):
     rows, inner, columns = shape
     forms = itertools.product(["rows", "turned", "spread"], repeat=2)
@@ -83,7 +88,17 @@ def test_a_product_is_rounded_once_from_float32_sums(shape, dtype, widened, way)
 
 
 @needs_cpp
-@pytest.mark.parametrize("shape", [(2060, 300, 20), (40, 20, 1100), (700, 260, 700), (7, 2000, 65)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2060, 300, 20),
+        (40, 20, 1100),
+        (700, 260, 700),
+        (7, 2000, 65),
+        (9, 65, 2000),
+        (900, 12, 300),
+    ],
+)
 def test_every_instruction_set_and_any_number_of_threads_agree(shape, widened):
     rows, inner, columns = shape
     a, b = torch.randn(rows, inner).bfloat16(), torch.randn(columns, inner).bfloat16().t()
@@ -119,6 +134,81 @@ def test_a_layer_and_its_gradients_equal_float64(dims, dtype, widened):
     for mine, other in [(got, wanted), *pairs]:
         assert mine.dtype == dtype
         assert_close_to_float64(mine, other)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 16, 17, 33])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_layer_of_a_short_text_and_its_gradients_equal_float64(dtype, rows, widened, way):
+    x, weight, bias = (torch.randn(s).to(dtype) for s in ((rows, 200), (90, 200), (90,)))
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    got = kernels.linear(*leaves)
+    dout = torch.randn(90, rows).to(dtype).t()  # neither contiguous nor its layout the output's
+    gradients = torch.autograd.grad(got, leaves, dout)
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    wanted = F.linear(*wide)
+    pairs = zip(gradients, torch.autograd.grad(wanted, wide, dout.double()), strict=True)
+    for mine, other in [(got, wanted), *pairs]:
+        assert_close_to_float64(mine, other)
+
+
+@needs_cpp
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_a_bias_of_either_dtype_is_added_in_float32(dtype):
+    a, b = torch.randn(5, 40).half(), torch.randn(40, 33).half()
+    bias = torch.randn(33).to(dtype)
+    call = {"a": a, "b": b, "bias": bias, "out": torch.empty(5, 33), "accumulate": False}
+    if dtype == torch.bfloat16:
+        with pytest.raises(TypeError, match="bias is bfloat16; it must be float16"):
+            dispatch._C.widened_product(**call, threads=1)
+        return
+    dispatch._C.widened_product(**call, threads=1)
+    wanted = a.double() @ b.double() + bias.double()
+    torch.testing.assert_close(call["out"].double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+PLAIN = {  # PyTorch's own products of two matrices
+    "F.linear": lambda x, y: F.linear(x, y.t()),
+    "@": lambda x, y: x @ y,
+    "matmul": torch.matmul,
+    "mm": lambda x, y: x.mm(y),
+    "bmm": lambda x, y: x[None].bmm(y[None])[0],
+    "addmm": lambda x, y: torch.addmm(torch.zeros((), dtype=x.dtype), x, y),
+    "einsum": lambda x, y: torch.einsum("ij,jk->ik", x, y),
+    "conv1d": lambda x, y: F.conv1d(x[:, :, None], y.t()[:, :, None])[:, :, 0],
+    "nn.Linear": lambda x, y: torch.func.functional_call(
+        nn.Linear(*y.shape, bias=False), {"weight": y.t()}, (x,)
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("name", PLAIN)
+def test_pytorchs_products_are_widened_where_asked(name, dtype, widened):
+    x, y = (torch.randn(s).to(dtype).requires_grad_() for s in ((6, 20), (20, 9)))
+    with HalfProducts() as seen, widened_products(x), widened_products(x):
+        got = PLAIN[name](x, y)
+    with seen:
+        gradients = torch.autograd.grad(got.float().square().sum(), (x, y))
+    assert seen.names == []
+    assert got.dtype == dtype
+    wide = [t.detach().double().requires_grad_() for t in (x, y)]
+    wanted = wide[0] @ wide[1]
+    assert_close_to_float64(got, wanted)
+    for mine, other in zip(
+        gradients, torch.autograd.grad(wanted, wide, 2 * got.double()), strict=True
+    ):
+        assert mine.dtype == dtype
+        assert_close_to_float64(mine, other)
+
+
+@pytest.mark.parametrize("name", ["native", "meta", "nothing"])
+def test_pytorchs_products_are_left_alone_elsewhere(name, monkeypatch):
+    monkeypatch.setitem(products.NATIVE, torch.bfloat16, name == "native")
+    x = torch.randn(3, 4).bfloat16()
+    like = {"native": x, "meta": x.to("meta"), "nothing": None}[name]
+    with HalfProducts() as seen, widened_products(like):
+        F.linear(x, x)
+    assert seen.names == ["mm"]
 
 
 def test_a_layer_is_differentiable_twice(widened):
