@@ -16,6 +16,7 @@ from .lengths import Lengths
 DTYPES = ("float32", "bfloat16")
 OPS = (
     "attention",
+    "linear",
     "linear_cross_entropy",
     "add_layer_norm",
     "bias_gelu",

@@ -63,7 +63,7 @@ def case(
         )
     else:
         paragraphs = made_up(setup.lengths, setup.config)
-        model, source = _random_model(setup.config), setup.lengths.name
+        model, source = random_model(setup.config), setup.lengths.name
     model = model.to(setup.device, setup.dtype)
     lengths = Lengths(source, tuple(len(row) for row in model.tokenize(paragraphs).rows))
     sides = [_ours(model, paragraphs, tokenized)]
@@ -123,7 +123,8 @@ def _made_up_tokenizer(config: EncoderConfig) -> Tokenizer:
     return wordpiece_tokenizer({word: index for index, word in enumerate(words)}, lowercase=True)
 
 
-def _random_model(config: EncoderConfig) -> SentenceEncoder:
+def random_model(config: EncoderConfig) -> SentenceEncoder:
+    """A model for `made_up` texts, its weights as drawn."""
     encoder = member_class(config, "Model")(config)
     assert isinstance(encoder, EncoderModel)
     return SentenceEncoder(

@@ -164,7 +164,7 @@ def test_sentence_embeddings_are_measured_against_sentence_transformers(tmp_path
     pytest.importorskip("sentence_transformers")
     text = tmp_path / "text.txt"
     text.write_text(" = A heading = \n\nw7 w8 w9\nw10\n", encoding="utf-8")
-    sentence_embedding._random_model(small().config).save_pretrained(tmp_path / "model")
+    sentence_embedding.random_model(small().config).save_pretrained(tmp_path / "model")
     cases = [
         command.embedding_cases(None, None)[0],
         command.embedding_cases(text, tmp_path / "model")[1],

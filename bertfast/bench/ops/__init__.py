@@ -13,6 +13,7 @@ from . import (
     dropout,
     embed,
     gather_rows,
+    linear,
     linear_cross_entropy,
     mask_tokens,
     padding,
@@ -24,6 +25,7 @@ Build = Callable[[Setup], Case]
 # What `bertfast bench` measures of each op.
 OPS: dict[str, tuple[Build, ...]] = {
     "attention": (attention.case, partial(attention.case, dropout_p=0.1)),
+    "linear": (linear.case,),
     "linear_cross_entropy": (linear_cross_entropy.case,),
     "add_layer_norm": (add_layer_norm.case,),
     "bias_gelu": (bias_gelu.case,),
