@@ -90,7 +90,8 @@ def constant_weights() -> Iterator[None]:
 # Functions of PyTorch that multiply, but for `F.linear`, which is `linear`.
 _MULTIPLY = {
     torch.addmm, torch.baddbmm, torch.bmm, torch.einsum, torch.matmul, torch.mm, Tensor.__matmul__,
-    Tensor.__rmatmul__, Tensor.addmm, Tensor.baddbmm, Tensor.bmm, Tensor.matmul, Tensor.mm, F.conv1d,
+    Tensor.__rmatmul__, Tensor.addmm, Tensor.baddbmm, Tensor.bmm, Tensor.matmul, Tensor.mm,
+    F.conv1d,
 }  # fmt: skip
 # Whether they are routed already.
 _routed: ContextVar[bool] = ContextVar("routed", default=False)

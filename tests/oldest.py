@@ -1,5 +1,5 @@
-"""``make test-oldest``: the tests of the kernels, the models and the training on the oldest releases
-that pyproject.toml admits, in an environment of their own.
+"""``make test-oldest``: the tests of the kernels, the models and the training on the oldest
+releases that pyproject.toml admits, in an environment of their own.
 
 PyTorch is the newest build of its oldest release that pip finds. On Linux that is a CUDA build of
 several gigabytes, unless pip is told of PyTorch's index of CPU builds (``PIP_EXTRA_INDEX_URL``).

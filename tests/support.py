@@ -140,7 +140,9 @@ def assert_matches_float64(call, leaves, douts, backend, dtype):  # type: ignore
 
 
 class HalfProducts(TorchDispatchMode):
-    """Within it ``names`` collects the products that PyTorch itself makes of bfloat16 or float16."""
+    """Within it ``names`` collects the products that PyTorch itself makes of bfloat16 or
+    float16.
+    """
 
     def __init__(self) -> None:
         super().__init__()

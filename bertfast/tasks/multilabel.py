@@ -112,8 +112,8 @@ def _labels(example: Any, source: str | Path) -> tuple[str, ...]:
     labels = example.label
     if not isinstance(labels, tuple) or "" in labels:
         raise BertfastError(
-            f"{source}, line {example.line}: the label is {quoted(labels)}; a JSON list of labels is "
-            'wanted, as ["a", "b"], in a .jsonl file'
+            f"{source}, line {example.line}: the label is {quoted(labels)}; a JSON list of labels "
+            'is wanted, as ["a", "b"], in a .jsonl file'
         )
     return tuple(dict.fromkeys(labels))
 
