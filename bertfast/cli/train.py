@@ -38,6 +38,17 @@ resume_option = option(
 )
 
 
+def report_option(default: str) -> Callable[[T], T]:
+    """``--report-to``, for a command whose default is said so."""
+    return option(
+        "--report-to",
+        multiple=True,
+        metavar="NAME...",
+        help="Trackers that get the numbers: tensorboard, wandb, mlflow, trackio, all that are "
+        f"installed, or none. Default: {default}.",
+    )
+
+
 @command(spellings=spellings.TOKENIZER)
 @data_option(help="Files of text: plain, JSON lines, or gzip of either.")
 @option("--out", type=FILE, required=True, help="Folder to write; it must not exist.")
@@ -147,6 +158,7 @@ def _objectives() -> Mapping[str, Any]:
     default=10,
     help="Updates that a line of metrics.jsonl averages over.",
 )
+@report_option("TensorBoard, where it is installed")
 @text_field_option
 @import_option
 @resume_option
@@ -164,6 +176,7 @@ def pretrain(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
         if values["warmup"] is not None:
             raise BertfastError("--warmup and --warmup-ratio say the same thing; give one")
         values["warmup"] = round(warmup_ratio * values["steps"])
+    values["report_to"] = values["report_to"] or None
     options = {field.name: values[field.name] for field in fields(PretrainConfig)}
     result = _until_stopped(lambda: run_pretrain(**options, resume=resume))
     print(f"{result.out}: step {result.steps}, loss {result.last.get('loss', float('nan')):.4f}")
@@ -204,6 +217,7 @@ def _tasks() -> Mapping[str, Any]:
 @bf16_flag
 @device_option
 @option("--seed", type=int, default=0, help="Of new weights, order and dropout.")
+@report_option("none")
 @import_option
 @resume_option
 def finetune(resume: bool, **values: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,6 +19,7 @@ from bertfast.objectives import default_objective, find_objective
 from bertfast.resolve import Source, resolve
 
 from .precision import PRECISIONS
+from .trackers import TRACKERS, tracker_names
 
 SHAPE = "bert-small"  # of a new model, where nobody says
 
@@ -60,6 +62,8 @@ class PretrainConfig:
         checkpoint_every: updates; one more is written at the end.
         log_every: updates that a logged line averages over.
         text_field: of JSON lines.
+        report_to: trackers that get the numbers: of tensorboard, wandb, mlflow and trackio, "all"
+            that are installed, or "none". None is TensorBoard where it is installed.
     """
 
     data: tuple[str, ...]
@@ -88,8 +92,14 @@ class PretrainConfig:
     checkpoint_every: int = 1000
     log_every: int = 10
     text_field: str = "text"
+    report_to: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.report_to is None:
+            found = ("tensorboard",) if TRACKERS["tensorboard"].installed else ()
+        else:
+            found = tracker_names(self.report_to)
+        object.__setattr__(self, "report_to", found)
         object.__setattr__(self, "data", tuple(str(path) for path in self.data))
         self._settle_model()
         objective = find_objective(self.objective)
@@ -216,9 +226,16 @@ class PretrainConfig:
             )
         return EncoderConfig.from_json_file(self.shape)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, lists in the place of tuples."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""
-        return yaml.safe_dump({**asdict(self), "data": list(self.data)}, sort_keys=False)
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
 def _whole(name: str, value: object, least: int) -> int:

@@ -44,6 +44,7 @@ from .optimizer import linear_schedule
 from .options import takes_fields_of
 from .precision import PRECISIONS, find_device
 from .predict import batches_by_length, outputs_of
+from .trackers import EVENTS, Report, tracker_names
 from .trainer import Trainer
 
 WARMUP_SHARE = 0.1  # of the updates. Devlin et al., "BERT", appendix A.3
@@ -71,6 +72,8 @@ class FinetuneConfig:
         device: "cpu", "cuda" or "cuda:N"; None is the GPU where there is one.
         revision: branch, tag or commit of the model on the Hub.
         seed: of the new weights, the order and the dropout.
+        report_to: trackers that get the numbers: of tensorboard, wandb, mlflow and trackio, or
+            "all" that are installed.
     """
 
     model: str
@@ -91,8 +94,10 @@ class FinetuneConfig:
     device: str | None = None
     revision: str | None = None
     seed: int = 0
+    report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "report_to", tracker_names(self.report_to))
         if self.task is not None:
             find_task(self.task)
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
@@ -215,7 +220,10 @@ def finetune(
             for name in new:
                 net.get_parameter(name).requires_grad_(True)
     inputs = {
-        "options": json.dumps({**asdict(config), "out": "", "device": None}),
+        "options": json.dumps(
+            {name: value for name, value in asdict(config).items() if name != "report_to"}
+            | {"out": "", "device": None}
+        ),
         "data": "".join(file_sha256(Path(path)) for path in (config.train, config.dev)),
         "model": "".join(
             file_sha256(path) for path in sorted(source.folder.iterdir()) if path.is_file()
@@ -224,9 +232,22 @@ def finetune(
     start = f"random weights, the shape of {source}" if config.from_scratch else str(source)
     print(f"bertfast: starts from {start}", file=sys.stderr)
     with _new_folder(target) as folder, _work(target) as work:
-        history, best, seconds = _train(
-            config, task, net.to(device), train_data, dev_data, device, work, inputs, resume
-        )
+        with Report(config.report_to, target, asdict(config), events=work) as report:
+            history, best, seconds = _train(
+                config,
+                task,
+                net.to(device),
+                train_data,
+                dev_data,
+                device,
+                work,
+                inputs,
+                resume,
+                report,
+            )
+            report.finish(best)
+        if (work / EVENTS).is_dir():
+            shutil.move(work / EVENTS, folder / EVENTS)
         summary = _summary(config, train_data, dev_data, max_length, history, best, seconds)
         _fill_folder(folder, task, net, tokenizer, special, config, summary, max_length)
     scores = {name: best[f"dev_{name}"] for name in task.scores}
@@ -359,6 +380,7 @@ def _train(
     work: Path,
     inputs: dict[str, str],
     resume: bool,
+    report: Report,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
     """Every epoch's numbers, the best one's, and the seconds; the model has the best's weights in
     float32 then.
@@ -412,7 +434,7 @@ def _train(
         models={"": model},
         inputs=inputs,
         label="finetune",
-        tensorboard=False,
+        callbacks=[report],
     )
     trainer.train(resume)
     losses = {line["step"]: line["loss"] for line in read_metrics(work)}

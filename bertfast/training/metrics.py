@@ -1,9 +1,8 @@
-"""Where a run's numbers go: metrics.jsonl and TensorBoard events."""
+"""A run's numbers, as metrics.jsonl has them."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,14 @@ FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends one JSON object a logged step to ``metrics.jsonl``, and the same numbers to
-    TensorBoard.
+    """Appends one JSON object a logged step to ``metrics.jsonl``.
 
     Args:
         folder: of the run.
         start_step: steps after it are dropped from an earlier log, since they will be run again.
-        events: whether TensorBoard gets the numbers too.
     """
 
-    def __init__(self, folder: Path, start_step: int = 0, events: bool = True) -> None:
+    def __init__(self, folder: Path, start_step: int = 0) -> None:
         self.path = folder / FILE
         if self.path.exists():
             kept = [
@@ -37,7 +34,6 @@ class MetricsLog:
             text = "".join(f"{line}\n" for line in kept)
             write_text(self.path, text)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
-        self.events = _event_writer(folder / "tensorboard", start_step) if events else None
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line, flushed.
@@ -48,20 +44,14 @@ class MetricsLog:
         try:
             self.file.write(json.dumps({"step": step, **values}) + "\n")
             self.file.flush()
-            if self.events is not None:
-                for name, value in values.items():
-                    if isinstance(value, (int, float)):
-                        self.events.add_scalar(name, value, step)
         except OSError as error:
             raise BertfastError(
                 f"{self.path}: cannot be written ({error}); the last checkpoint is untouched"
             ) from error
 
     def close(self) -> None:
-        """Flushes both logs."""
+        """Flushes the log."""
         self.file.close()
-        if self.events is not None:
-            self.events.close()
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
@@ -76,19 +66,6 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _event_writer(folder: Path, start_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        print(
-            "bertfast: tensorboard is not installed, so no events are written (pip install "
-            "'bertfast[train]')",
-            file=sys.stderr,
-        )
-        return None
-    return SummaryWriter(str(folder), purge_step=start_step + 1)
 
 
 class Window:

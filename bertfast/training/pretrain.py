@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from .config import PretrainConfig
 from .optimizer import linear_schedule
 from .options import takes_fields_of
 from .precision import find_device
+from .trackers import Report
 from .trainer import Callback, Interrupted, Trainer
 
 __all__ = ["Interrupted", "PretrainResult", "pretrain"]
@@ -115,29 +116,31 @@ def pretrain(
         if graph is None:
             graph = device.type == "cuda" and config.accumulation == 1
         assert config.warmup is not None
-        trainer = Trainer(
-            model,
-            batches,
-            out=run,
-            steps=config.steps,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            schedule=partial(linear_schedule, warmup=config.warmup, total=config.steps),
-            precision=config.precision,
-            clip_norm=config.clip_norm,
-            accumulation=config.accumulation,
-            seed=config.seed,
-            callbacks=() if on_log is None else (_OnLog(on_log),),
-            checkpoint_every=config.checkpoint_every,
-            log_every=config.log_every,
-            device=device,
-            budget=batches.budget() if graph else None,
-            models=saved,
-            files=_tokenizer_files(run, saved),
-            inputs=_fingerprints(config, words, model, saved, batches),
-            label="pretrain",
-        )
-        done = trainer.train(resume)
+        with Report(config.report_to, run, config.to_dict()) as report:
+            trainer = Trainer(
+                model,
+                batches,
+                out=run,
+                steps=config.steps,
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                schedule=partial(linear_schedule, warmup=config.warmup, total=config.steps),
+                precision=config.precision,
+                clip_norm=config.clip_norm,
+                accumulation=config.accumulation,
+                seed=config.seed,
+                callbacks=[report, *([] if on_log is None else [_OnLog(on_log)])],
+                checkpoint_every=config.checkpoint_every,
+                log_every=config.log_every,
+                device=device,
+                budget=batches.budget() if graph else None,
+                models=saved,
+                files=_tokenizer_files(run, saved),
+                inputs=_fingerprints(config, words, model, saved, batches),
+                label="pretrain",
+            )
+            done = trainer.train(resume)
+            report.finish(done.last)
         result = PretrainResult(run, done.steps, done.last)
         _write_cards(config, saved, result)
     return result
@@ -321,9 +324,5 @@ def _claim(run: Path, config: PretrainConfig, resume: bool) -> bool:
 
 def _kept_options(config: PretrainConfig) -> dict[str, Any]:
     """The options without those that change nothing in what is computed."""
-    values = {**asdict(config), "data": list(config.data)}
-    return {
-        name: value
-        for name, value in values.items()
-        if name not in ("out", "checkpoint_every", "log_every", "device")
-    }
+    others = ("out", "checkpoint_every", "log_every", "device", "report_to")
+    return {name: value for name, value in config.to_dict().items() if name not in others}

@@ -125,7 +125,6 @@ class Trainer:
         files: small text files by path, saved beside the weights.
         inputs: digests of what decides the run and stands outside of it; a resume refuses others.
         label: of the progress bar.
-        tensorboard: whether its events are written beside metrics.jsonl.
 
     Raises:
         BertfastError: an argument that cannot be used.
@@ -162,7 +161,6 @@ class Trainer:
         files: dict[str, str] | None = None,
         inputs: dict[str, str] | None = None,
         label: str = "train",
-        tensorboard: bool = True,
     ) -> None:
         for name, value in (
             ("steps", steps),
@@ -186,7 +184,7 @@ class Trainer:
         self.evaluate, self.evaluate_every, self.best_by = evaluate, evaluate_every, best
         self.checkpoint_every, self.log_every, self.keep = checkpoint_every, log_every, keep
         self.prefetch, self.inputs, self.label = prefetch, inputs or {}, label
-        self.files, self.tensorboard = files or {}, tensorboard
+        self.files = files or {}
         say_what_it_saves(precision, self.device)
         self.masters = Masters(model, precision)
         if optimizer is None:
@@ -228,7 +226,7 @@ class Trainer:
         if start >= self.steps:
             print(f"bertfast: {self.run} is complete at step {start}", file=sys.stderr)
             return TrainResult(self.run, start, self.last, self.best)
-        log = MetricsLog(self.run, start, self.tensorboard)
+        log = MetricsLog(self.run, start)
         self.clock = time.monotonic() - self.window.elapsed
         with (
             LiveBar(self.steps, start, self.label) as bar,

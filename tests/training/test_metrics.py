@@ -1,4 +1,4 @@
-"""metrics.jsonl, TensorBoard's events, and the progress bar."""
+"""metrics.jsonl and the progress bar."""
 
 from __future__ import annotations
 
@@ -36,20 +36,6 @@ def test_steps_that_will_be_run_again_are_dropped(tmp_path: Path) -> None:
         (10, 1.0),
         (20, 1.0),
         (30, 7.0),
-    ]
-
-
-def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = MetricsLog(tmp_path)
-    for step, loss in ((10, 2.5), (20, 1.25)):
-        log.write(step, {"loss": loss})
-    log.close()
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
-        (10, 2.5),
-        (20, 1.25),
     ]
 
 
