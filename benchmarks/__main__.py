@@ -12,7 +12,8 @@ import sys
 import time
 from typing import Any
 
-from .importable import REPOSITORY
+from .importable import REPOSITORY, is_missing
+from .plain import NEEDED
 
 # `make gpu` ends within nine minutes; what the kernel tests leave of it goes to the figures.
 GPU_SECONDS, GPU_TEST_SECONDS, GPU_MARGIN = 520.0, 240.0, 45.0
@@ -84,8 +85,15 @@ def _has_gpu() -> bool:
 def _measure(device: str, quick: bool, only: str, update: bool) -> int:
     from .settings import PARTIAL_RESULTS, RESULTS, Settings
 
-    started = time.monotonic()
-    if device == "cuda":
+    started, wall = time.monotonic(), time.time()
+    missing = [name for name in NEEDED if is_missing(name)]
+    if missing:
+        print(
+            f"benchmarks: {', '.join(missing)} not installed: the kernels' tests are left out; "
+            "each case still checks that its sides agree",
+            file=sys.stderr,
+        )
+    elif device == "cuda":
         # What the compiler says of registers and shared memory needs no GPU: `make test` checks it.
         tests = (
             "tests/kernels",
@@ -105,23 +113,31 @@ def _measure(device: str, quick: bool, only: str, update: bool) -> int:
     )
     kept = not quick and (update or not only)
     settings = Settings(device, quick, left, RESULTS if kept else PARTIAL_RESULTS, update)
-    chosen = ["-k", only] if only else []
-    code = _pytest(
-        "benchmarks",
-        "--capture=sys",  # the lines of progress go past it
-        "-p",
-        "no:xdist",
-        "--benchmark-columns=median,iqr,rounds",
-        *chosen,
-        environment=settings.environment(),
-        # A case starts only where there is time for it; should one take longer, what was measured
-        # before is written already.
-        timeout=left + GPU_MARGIN / 2 if device == "cuda" else None,
-    )
-    from .page import print_tables, write_page
+    # A case starts only where there is time for it; should one take longer, what was measured
+    # before is written already.
+    limit = left + GPU_MARGIN / 2 if device == "cuda" else None
+    if missing:
+        words = only.replace(" and ", " ").split()
+        code = _run("benchmarks.plain", *words, environment=settings.environment(), timeout=limit)
+    else:
+        code = _pytest(
+            "benchmarks",
+            "--capture=sys",  # the lines of progress go past it
+            "-p",
+            "no:xdist",
+            "--benchmark-columns=median,iqr,rounds",
+            *(["-k", only] if only else []),
+            environment=settings.environment(),
+            timeout=limit,
+        )
+    from .page import load_results, print_tables, write_page
 
-    print_tables(settings.results)
-    if kept:
+    # Only what this run wrote: another one's figures must not pass for it.
+    records = load_results(settings.results, since=wall)
+    print_tables(records)
+    if kept and records and is_missing("matplotlib"):
+        print("benchmarks: matplotlib is not installed: `python -m benchmarks page` draws the page")
+    elif kept and records:
         write_page()
     return code
 
@@ -129,17 +145,14 @@ def _measure(device: str, quick: bool, only: str, update: bool) -> int:
 def _pytest(
     *arguments: str, environment: dict[str, str] | None = None, timeout: float | None = None
 ) -> int:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "--timeout",
-        "0",
-        "-p",
-        "benchmarks.importable",
-        *arguments,
-    ]
+    options = ("-q", "--timeout", "0", "-p", "benchmarks.importable")
+    return _run("pytest", *options, *arguments, environment=environment, timeout=timeout)
+
+
+def _run(
+    module: str, *arguments: str, environment: dict[str, str] | None, timeout: float | None
+) -> int:
+    command = [sys.executable, "-m", module, *arguments]
     # In a session of its own, so that a stop reaches it once: as an interrupt, by which pytest ends
     # in order.
     child = subprocess.Popen(
@@ -157,7 +170,7 @@ def _pytest(
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
-        print(f"error: {arguments[0]} did not end within {timeout:.0f} s", file=sys.stderr)
+        print(f"error: {module} did not end within {timeout:.0f} s", file=sys.stderr)
         return 1
     finally:
         for number, handler in before.items():

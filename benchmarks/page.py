@@ -14,7 +14,7 @@ from bertfast.bench.ops import OPS
 from bertfast.bench.timing import NOISE_BOUND
 
 from .front import write_front
-from .importable import REPOSITORY
+from .importable import REPOSITORY, is_missing
 from .plots import FIGURES, draw_all, others, ours, ratio
 from .settings import RESULTS
 
@@ -63,9 +63,12 @@ a step's time goes. Run nothing else meanwhile: noise is marked, not removed.
 COLUMNS = 100
 
 
-def load_results(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """Every machine's record, by name."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+def load_results(folder: Path = RESULTS, since: float = 0.0) -> list[dict[str, Any]]:
+    """Every machine's record, by name; those alone that were written after ``since``, in seconds of
+    the epoch.
+    """
+    paths = [path for path in sorted(folder.glob("*.json")) if path.stat().st_mtime >= since]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def rows(record: dict[str, Any], op: str) -> Iterator[list[str]]:
@@ -148,16 +151,20 @@ FILES = {"pack": "padding", "unpack": "padding"}  # of cases, where the name is 
 HEADINGS = ["shape", "dtype", "ms", "ratios to ours", "share", "peak, MiB", "backend"]
 
 
-def print_tables(folder: Path) -> None:
-    """The newest figures on the terminal."""
+def print_tables(records: list[dict[str, Any]]) -> None:
+    """A run's figures on the terminal; without rich, as plain lines."""
+    if not records:
+        print("benchmarks: this run has no figures")
+    if is_missing("rich"):
+        _print_lines(records)
+        return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=150)
-    for record in load_results(folder):
-        rates = ", ".join(_rate(name, value) for name, value in record["rates"].items())
-        console.rule(f"{record['machine']['name']}: {rates}")
+    for record in records:
+        console.rule(_heading(record))
         for op, title in TITLES.items():
             lines = list(rows(record, op))
             if not lines:
@@ -168,6 +175,23 @@ def print_tables(folder: Path) -> None:
             console.print(table)
         for name, why in record["skipped"].items():
             console.print(f"not measured: {name}: {why}", markup=False)
+
+
+def _print_lines(records: list[dict[str, Any]]) -> None:
+    for record in records:
+        print(_heading(record))
+        for op, title in TITLES.items():
+            lines = list(rows(record, op))
+            if lines:
+                print(f"\n{title}: {' | '.join(HEADINGS)}")
+                print("\n".join(" | ".join(line) for line in lines))
+        for name, why in record["skipped"].items():
+            print(f"not measured: {name}: {why}")
+
+
+def _heading(record: dict[str, Any]) -> str:
+    rates = ", ".join(_rate(name, value) for name, value in record["rates"].items())
+    return f"{record['machine']['name']}: {rates}"
 
 
 def _rate(name: str, value: float) -> str:
