@@ -113,7 +113,6 @@ def train(
         checkpoint_every=steps,
         log_every=steps,
         label="labels",
-        tensorboard=False,
     ).train()
     return model
 
