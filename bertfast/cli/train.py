@@ -38,7 +38,7 @@ resume_option = option(
 )
 
 
-def report_option(default: str) -> Callable[[T], T]:
+def report_option(default: str) -> Callable[[Any], Any]:
     """``--report-to``, for a command whose default is said so."""
     return option(
         "--report-to",

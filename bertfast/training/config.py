@@ -95,10 +95,8 @@ class PretrainConfig:
     report_to: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.report_to is None:
-            found = ("tensorboard",) if TRACKERS["tensorboard"].installed else ()
-        else:
-            found = tracker_names(self.report_to)
+        default = ("tensorboard",) if TRACKERS["tensorboard"].installed else ()
+        found = default if self.report_to is None else tracker_names(self.report_to)
         object.__setattr__(self, "report_to", found)
         object.__setattr__(self, "data", tuple(str(path) for path in self.data))
         self._settle_model()

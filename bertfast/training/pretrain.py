@@ -116,7 +116,7 @@ def pretrain(
         if graph is None:
             graph = device.type == "cuda" and config.accumulation == 1
         assert config.warmup is not None
-        with Report(config.report_to, run, config.to_dict()) as report:
+        with Report(config.report_to or (), run, config.to_dict()) as report:
             trainer = Trainer(
                 model,
                 batches,
