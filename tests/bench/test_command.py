@@ -336,7 +336,7 @@ def test_a_step_is_measured_beside_other_work_under_each_way_to_wait(
 ) -> None:
     monkeypatch.setattr(beside, "ROUNDS", 1)
     monkeypatch.setattr(
-        openmp, "PREPARED", openmp.Prepared(True, {}, {"OMP_WAIT_POLICY": "active"})
+        openmp, "PREPARED", openmp.Prepared("", True, {}, {"OMP_WAIT_POLICY": "active"})
     )
     said: list[str] = []
     found = json.loads(json.dumps(beside.measure(small(), 0.05, said.append)))
