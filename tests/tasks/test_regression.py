@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import BAD, run_cli, sentences, write_model, write_table
 
@@ -110,6 +110,7 @@ def test_targets_that_cannot_be_used_are_one_line(
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=30))
+@settings(deadline=None)
 def test_the_scores_are_those_of_scipy(pairs: list[tuple[int, int]]) -> None:
     stats = pytest.importorskip("scipy.stats")
     x, y = (np.array(row, np.float64) for row in zip(*pairs, strict=True))
