@@ -160,7 +160,7 @@ def bench(
     setup = app.make_setup(
         shape, lengths, dtype, compiled, app.EMBEDDED if embedding else None, device
     )
-    more = app.embedding_cases(text, source and source.folder) if embedding else []
+    more = app.embedding_cases(text, source.folder if source else None) if embedding else []
     show = None if as_json else app.show
     found = app.bench(setup, list(op), step, seconds, show, more, progress)
     if as_json:

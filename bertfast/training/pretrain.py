@@ -197,7 +197,7 @@ def _prepare(
         vocab_size,
         config.seq_len,
         config.batch_tokens,
-        config.objective,
+        find_objective(config.objective),
         config.masking,
         config.seed,
         "cpu",  # a worker makes them, and the trainer moves them
@@ -251,7 +251,9 @@ class _Setup:
             raise BertfastError(
                 f"seq-len is {options.seq_len} and the model has {self.shape.max_length} positions"
             )
-        check_tokenizer_fits(tokenizer, self.shape, options.tokenizer)
+        check_tokenizer_fits(
+            tokenizer, self.shape, options.tokenizer or str(options.tokenizer_folder)
+        )
         if options.starts_random:
             with torch.device("meta"):
                 encoder = member_class(self.shape, "Model")(self.shape)

@@ -25,7 +25,6 @@ from tiny import POSITIONS, sentences, write_model, write_table
 import bertfast
 from bertfast.errors import BertfastError
 from bertfast.model import BertForMaskedLM, BertForPreTraining, BertModel, load
-from bertfast.model.models import EncoderModel
 from bertfast.tasks.classification import score
 from bertfast.tokenization import load_tokenizer
 from bertfast.training.config import PretrainConfig
@@ -340,27 +339,6 @@ def test_a_frozen_encoder_in_bfloat16_is_saved_as_it_was(place: Path, tmp_path: 
     result = _finetune(place, tmp_path / "out", freeze_encoder=True, precision="bf16", epochs=1)
     before, after = load(place / "model").bert.state_dict(), load(result.out).bert.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if "pooler" not in name)
-
-
-def test_batches_have_few_shapes(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Training, evaluation and prediction each take the grid of sizes."""
-    from bertfast.training.predict import Classifier
-
-    sizes: set[int] = set()
-    encode = EncoderModel.encode
-
-    def look(self: Any, batch: Any, *arguments: Any, **options: Any) -> Any:
-        sizes.add(batch.num_tokens)
-        return encode(self, batch, *arguments, **options)
-
-    monkeypatch.setattr(EncoderModel, "encode", look)
-    result = _finetune(place, tmp_path / "out", epochs=1, batch_size=7)
-    Classifier(result.out).predict(["the film was warm " * count for count in range(1, 6)])
-    _finetune(place, tmp_path / "frozen", epochs=1, freeze_encoder=True)
-    assert sizes
-    assert all(size % 8 == 0 for size in sizes)
 
 
 def test_nan_loss_stops_and_leaves_nothing(place: Path, tmp_path: Path) -> None:
