@@ -37,6 +37,7 @@ class Setup:
         dtype: of the tensors.
         device: "cpu" or "cuda".
         compiled: whether `torch.compile` is among the peers; compiling takes a while.
+        say: told what comes next while a case is made, a line each.
     """
 
     lengths: Lengths
@@ -44,6 +45,7 @@ class Setup:
     dtype: torch.dtype
     device: str
     compiled: bool = True
+    say: Callable[[str], None] = lambda text: None
 
     @property
     def dtype_name(self) -> str:
@@ -181,6 +183,7 @@ class Sides(list[Side]):
 
     def peer(self, name: str, run: Call, probe: Call) -> None:
         """Somebody else's way, if it runs here."""
+        self.setup.say(f"making {name}")
         try:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")

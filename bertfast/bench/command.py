@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def bench(
             for number, (name, build) in enumerate(builds, 1):
                 say(f"case {number} of {len(builds)}, {name}")
                 torch.manual_seed(0)
-                record = build(setup).run(setup.device, seconds, say)
+                record = build(replace(setup, say=say)).run(setup.device, seconds, say)
                 found["cases"].append(record)
                 rate = rates.needed(record)
                 if rate not in found["rates"] and not stopped:

@@ -95,9 +95,7 @@ def case(setup: Setup, *, attentions: tuple[str, ...] = ("eager", "sdpa")) -> Ca
     masked = masked_count(lengths.tokens)
     torch._dynamo.reset()
     ours = our_side(config, batch, setup.dtype, setup.device)
-    peers, missing = peer_sides(
-        config, batch, setup.dtype, setup.device, attentions, setup.compiled
-    )
+    peers, missing = peer_sides(setup, batch, attentions)
     ops = floors.step_ops(
         config, lengths, masked, BertForMaskedLM(config).num_parameters(), setup.itemsize
     )
@@ -172,12 +170,7 @@ def graph_sides(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device:
 
 
 def peer_sides(
-    config: EncoderConfig,
-    batch: Batch,
-    dtype: torch.dtype,
-    device: str,
-    attentions: tuple[str, ...],
-    compiled: bool,
+    setup: Setup, batch: Batch, attentions: tuple[str, ...]
 ) -> tuple[list[Side], dict[str, str]]:
     """transformers' BertForMaskedLM with each of its attentions, and the last one compiled; in
     bfloat16 under autocast, and with bfloat16 weights.
@@ -189,9 +182,9 @@ def peer_sides(
         import transformers
     except ImportError as error:
         return [], {"transformers": reason(error)}
-    casts = ["autocast", "bfloat16 weights"] if dtype == torch.bfloat16 else [""]
+    casts = ["autocast", "bfloat16 weights"] if setup.dtype == torch.bfloat16 else [""]
     variants = [(attention, False) for attention in attentions] + (
-        [(attentions[-1], True)] if compiled else []
+        [(attentions[-1], True)] if setup.compiled else []
     )
     sides, missing = [], {}
     for cast in casts:
@@ -201,9 +194,17 @@ def peer_sides(
                 + (", compiled" if is_compiled else "")
                 + (f", {cast}" if cast else "")
             )
+            setup.say(f"step: {'compiling' if is_compiled else 'making'} {name}")
             try:
                 side = _peer(
-                    transformers, config, batch, device, name, attention, is_compiled, cast
+                    transformers,
+                    setup.config,
+                    batch,
+                    setup.device,
+                    name,
+                    attention,
+                    is_compiled,
+                    cast,
                 )
             # a compiler fails in many ways; the record says how, and the other peers remain
             except Exception as error:

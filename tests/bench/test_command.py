@@ -59,6 +59,7 @@ def test_a_rate_is_measured_once_and_only_where_a_case_is_set_beside_it() -> Non
     assert list(found["rates"]) == ["copy", "matrix bfloat16"]
     assert sum("rate, copy" in line for line in said) == 1
     assert "case 1 of" in said[0]
+    assert "making eager" in said
     assert "rate" in "".join(said[1:])
 
 
