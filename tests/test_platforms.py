@@ -130,6 +130,6 @@ def test_a_model_is_pretrained_resumed_fine_tuned_and_used(place: str, tmp_path:
 
 
 def test_where_no_process_can_be_halted_bench_beside_says_so() -> None:
-    done = command("windows", "bench", "--beside", "--model", "bert-tiny", "--seconds", "0.01")
+    done = command("windows", "bench", "--beside", "--shape", "bert-tiny", "--seconds", "0.01")
     assert done.returncode == 2
     assert "this system cannot" in done.stderr.splitlines()[-1]

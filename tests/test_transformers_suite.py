@@ -90,6 +90,7 @@ def test_equal_outcomes_are_counted_and_pass(source):
     )
 
 
+@pytest.mark.slow
 def test_what_fails_accelerated_alone_is_listed_with_the_first_line_of_why(source):
     result = suite("--source", source / "tests", "--models", "bert", "--with", "patches:spoil")
     assert result.returncode == 1, result.stdout + result.stderr

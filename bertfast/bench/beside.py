@@ -202,7 +202,7 @@ def _window(trainings: Sequence[Training], seconds: float) -> dict[str, float]:
     for training in trainings:
         training.signal(signal.SIGCONT)
     for training in trainings:
-        training.send(seconds)
+        training.send([SETTLING, seconds])
     answers = [training.answer() for training in trainings]
     for training in trainings:
         training.send("stop")
@@ -314,8 +314,8 @@ def work(source: IO[str], sink: IO[str]) -> None:
         step()
     say("ready")
     for line in source:
-        least, count = json.loads(line), 0
-        settled = time.perf_counter() + SETTLING
+        (settling, least), count = json.loads(line), 0
+        settled = time.perf_counter() + settling
         while time.perf_counter() < settled:
             step()
         start, used = time.perf_counter(), time.process_time()

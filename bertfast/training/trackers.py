@@ -154,8 +154,9 @@ def tracker_names(given: str | Iterable[str]) -> tuple[str, ...]:
 class Report(Callback):
     """Sends a run's options, logged numbers, held-out scores and final scores to trackers.
 
-    It is a context manager too, which closes what it opened. A tracker that cannot be started, or
-    fails later, is left out with a line on standard error; it never ends the run.
+    It is a context manager too, which closes what it opened. Trackers start with the updates, so
+    that a run with none left to make leaves no trace. One that cannot be started, or fails later,
+    is left out with a line on standard error; it never ends the run.
 
     Args:
         names: of trackers, as `tracker_names` gives them.
@@ -171,12 +172,16 @@ class Report(Callback):
         options: dict[str, Any],
         events: Path | None = None,
     ) -> None:
+        self.names, self.run, self.options = tuple(names), Path(run).absolute(), options
+        self.events = events or self.run
         self.clients: dict[str, Client] = {}
         self.step = 0
-        run = Path(run).absolute()
-        for name in names:
+
+    def on_start(self, trainer: Trainer, step: int) -> None:
+        for name in self.names:
             with self._guarded(name):
-                self.clients[name] = TRACKERS[name].start(run.name, events or run, options)
+                start = TRACKERS[name].start
+                self.clients[name] = start(self.run.name, self.events, self.options)
 
     def on_log(self, trainer: Trainer, line: dict[str, Any]) -> None:
         values = {name: value for name, value in line.items() if name != "step"}

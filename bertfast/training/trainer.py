@@ -67,6 +67,9 @@ class Callback:
     An error in one ends the run with one line; checkpoints that were written are kept.
     """
 
+    def on_start(self, trainer: Trainer, step: int) -> None:
+        """Updates begin, after the ``step`` that a resumed run had made; not where all are made."""
+
     def on_step(self, trainer: Trainer, step: int) -> None:
         """An update was made, the ``step``-th."""
 
@@ -226,6 +229,7 @@ class Trainer:
         if start >= self.steps:
             print(f"bertfast: {self.run} is complete at step {start}", file=sys.stderr)
             return TrainResult(self.run, start, self.last, self.best)
+        self._tell("on_start", start)
         log = MetricsLog(self.run, start)
         self.clock = time.monotonic() - self.window.elapsed
         with (

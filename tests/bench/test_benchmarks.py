@@ -130,7 +130,7 @@ def test_useful_flops_count_what_the_model_multiplies() -> None:
     from bertfast.model import BertForMaskedLM
 
     config = BertConfig.preset("bert-tiny", vocab_size=512)
-    packed = lengths.full(1, 64)  # one sequence: the reference pads nothing
+    packed = lengths.full(8, 64)  # on the grid of sizes: nothing is padded
     batch = steps.make_batch(packed, config.vocab_size, "cpu")
     model = BertForMaskedLM(config).eval()
     with (
@@ -151,7 +151,7 @@ def test_flops_of_inference_count_what_the_encoder_multiplies() -> None:
     from bertfast import BertModel, ModernBertModel, kernels
     from bertfast.config import ModernBertConfig
 
-    packed = lengths.full(1, 64)
+    packed = lengths.full(8, 64)
     for model in (
         BertModel(BertConfig.preset("bert-tiny"), add_pooling_layer=False),
         ModernBertModel(

@@ -361,7 +361,7 @@ def test_a_new_model_beyond_the_machine_is_refused(folder):
     ).to_dict()
     shape.write_text(json.dumps(values | {"num_hidden_layers": 100}))
     config = PretrainConfig(
-        data=("x",), tokenizer=str(folder), out="o", model=str(tmp), seq_len=16, objective="mlm"
+        data=("x",), tokenizer=str(folder), out="o", shape=str(tmp), seq_len=16, objective="mlm"
     )
     text = message_of(lambda: _Setup(config, load_tokenizer(folder)))
     assert "parameters, which take" in text

@@ -62,7 +62,7 @@ def test_any_wrong_call_raises_or_gives_what_clean_copies_give(part, names, exam
 
 
 def test_every_function_of_the_extension_is_tried():
-    plain = {"capabilities", "set_isa"}
+    plain = {"capabilities", "set_isa", "set_pressure_file", "spin_state"}
     assert {name for name in dir(dispatch._C) if not name.startswith("_")} == {*WRITTEN, *plain}
 
 

@@ -11,6 +11,7 @@ import pytest
 from bertfast.kernels.resources import ROW_KERNELS
 
 pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = pytest.mark.slow  # some hundred compilations a dtype
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "float16", "float32"])

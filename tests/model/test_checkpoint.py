@@ -574,7 +574,7 @@ def test_a_truncated_file_is_refused(tmp_path, kept):
 def test_a_folder_that_is_none_is_refused(tmp_path):
     assert "no such folder" in refusal(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
-    assert "no such folder" in refusal(tmp_path / "file")
+    assert "is a file" in refusal(tmp_path / "file")
     (tmp_path / "empty").mkdir()
     assert "config.json" in refusal(tmp_path / "empty")
     saved(tmp_path / "half")

@@ -85,7 +85,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def pretrain(place: Path, out: str, **options: Any) -> Any:
-    sizes = {"model": "bert-tiny", "steps": 6, "batch_tokens": 96, "seq_len": 24, "log_every": 1}
+    sizes = {"shape": "bert-tiny", "steps": 6, "batch_tokens": 96, "seq_len": 24, "log_every": 1}
     places = ([place / "corpus.txt"], place / "model", place / out)
     return bertfast.pretrain(*places, **{"objective": "mlm+own", **sizes, **options})
 

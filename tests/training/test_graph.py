@@ -53,7 +53,7 @@ CONFIG = BertConfig(
 
 
 def rtd(config: BertConfig) -> ReplacedTokenDetection:
-    shape = ElectraConfig(**asdict(config), embedding_size=16)
+    shape = ElectraConfig(**asdict(config) | {"embedding_size": 16})
     return ReplacedTokenDetection(
         ElectraForPreTraining(shape), ElectraForMaskedLM(generator_config(shape, 0.5))
     )

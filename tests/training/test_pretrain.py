@@ -274,6 +274,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert_same_run(whole, resumed.out)
 
 
+@pytest.mark.slow
 def test_runs_killed_at_any_moment_go_on_bit_for_bit(
     place: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -158,6 +158,7 @@ def test_a_resumed_runs_events_have_no_step_twice(place: Path) -> None:
 
     for start in (0, 10):
         with Report(["tensorboard"], "run", {}) as report:
+            report.on_start(None, start)  # type: ignore[arg-type]
             for step in (start + 10, start + 20):
                 report.on_log(None, {"step": step, "loss": float(step)})  # type: ignore[arg-type]
     events = EventAccumulator(f"run/{EVENTS}")

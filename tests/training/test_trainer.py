@@ -222,6 +222,18 @@ def test_a_callback_that_raises_is_one_error_and_keeps_the_checkpoint(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_callbacks_are_told_of_a_start_unless_all_updates_are_made(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    class Note(Callback):
+        def on_start(self, trainer: Trainer, step: int) -> None:
+            told.append(step)
+
+    for steps, resume in ((4, False), (6, True), (6, True)):
+        trainer(tmp_path, callbacks=[Note()], steps=steps).train(resume=resume)
+    assert told == [0, 4]
+
+
 def test_the_last_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     scores = iter([0.1, 0.9, 0.2, 0.3, 0.9, 0.4, 0.5, 0.6])
     result = trainer(
