@@ -183,7 +183,7 @@ def terms_of(positions: RelativePositions | None, heads: int, max_seqlen: int) -
     strides = [stride for table in (query_scores, key_scores) if table for stride in table[1:]]
     # Within a sequence the tables and their scratch are counted in 32 bits.
     buckets = bucket_count(positions)
-    elements = max_seqlen * max(*strides, heads * max(max_seqlen, buckets))
+    elements = max_seqlen * max([*strides, heads * max(max_seqlen, buckets)])
     if elements >= 2**31:
         raise ValueError(
             f"max_seqlen {max_seqlen} makes the tables of a sequence {elements} elements; on a GPU "

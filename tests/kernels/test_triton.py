@@ -136,6 +136,12 @@ def test_more_buckets_than_distances_and_fewer_match_float64():
 
 @pytest.mark.parametrize("tables", ["b", "q", "k"])
 @pytest.mark.slow_unless(lambda tables: tables == "b")
+def test_each_table_alone_matches_float64(tables):
+    attention_check([20, 3], 1, 16, torch.float32, slack=1, tables=tables)
+
+
+@pytest.mark.parametrize("tables", ["b", "q", "k"])
+@pytest.mark.slow_unless(lambda tables: tables == "b")
 def test_a_table_that_needs_no_gradient_changes_no_other_gradient(tables):
     leaves = [torch.randn(20, 2, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
     positions = random_positions("bqk", 20, 2, 15)
