@@ -91,6 +91,7 @@ def _one_pass_kernel(
         zeros = tl.zeros((BLOCK_D, BLOCK_M), tl.float32)
         dq_i = tl.trans(dot(tl.trans(k_j), ds, zeros, PRECISION))  # (BLOCK_M, BLOCK_D)
         store_rows(dq, start, head, query, real, head_dim, dq_i * scale)  # (BLOCK_M, BLOCK_D)
+    _, _, start, length = program(cu_ptr, 1, AGAIN=True)
     store_rows(dk, start, head, key, key < length, head_dim, dk_j * scale)  # (BLOCK_N, BLOCK_D)
     store_rows(dv, start, head, key, key < length, head_dim, dv_j)  # (BLOCK_N, BLOCK_D)
 

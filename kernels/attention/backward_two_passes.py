@@ -117,6 +117,8 @@ def _query_gradient_kernel(
         inside = real[:, None] & (key < length)[None, :]
         _store_ds(ds_rows, start, head, query, key, inside, ds)
         dq_i = dot(ds.to(k_j.dtype), k_j, dq_i, PRECISION)  # (BLOCK_M, BLOCK_D)
+    _, _, start, length = program(cu_ptr, blocks, AGAIN=True)
+    real = query < length
     store_rows(dq, start, head, query, real, head_dim, dq_i * scale)  # (BLOCK_M, BLOCK_D)
 
 
@@ -171,8 +173,8 @@ def _key_gradient_kernel(
         s = scores(
             k_j, q_i, query[None, :], key[:, None], start, length, head, scale, terms, PRECISION
         )  # (BLOCK_N, BLOCK_M)
-        inside = (key < length)[:, None] & real[None, :]
-        seen = within(inside, query[None, :], key[:, None], window)
+        # A query past the end meets zeros in q and dout.
+        seen = within((key < length)[:, None], query[None, :], key[:, None], window)
         p = probabilities(s, lse_i[None, :], seen)  # (BLOCK_N, BLOCK_M)
         zeros = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         dp = dot(v_j, tl.trans(do_i), zeros, PRECISION)  # (BLOCK_N, BLOCK_M)
@@ -182,8 +184,10 @@ def _key_gradient_kernel(
             dropped, dp = drop(p, keep, dropout), drop(dp, keep, dropout)
         dv_j = dot(dropped.to(do_i.dtype), do_i, dv_j, PRECISION)  # (BLOCK_N, BLOCK_D)
         ds = p * (dp - delta_i[None, :])  # (BLOCK_N, BLOCK_M)
+        inside = (key < length)[:, None] & real[None, :]
         _store_ds(ds_rows, start, head, key, query, inside, ds)
         dk_j = dot(ds.to(q_i.dtype), q_i, dk_j, PRECISION)  # (BLOCK_N, BLOCK_D)
+    _, _, start, length = program(cu_ptr, blocks, AGAIN=True)
     store_rows(dk, start, head, key, key < length, head_dim, dk_j * scale)  # (BLOCK_N, BLOCK_D)
     store_rows(dv, start, head, key, key < length, head_dim, dv_j)  # (BLOCK_N, BLOCK_D)
 

@@ -80,6 +80,8 @@ def _forward_kernel(
             p = drop(p, kept(seed_ptr, dropout, start + query, head, first_key, BLOCK_N), dropout)
         o_i = dot(p.to(v_j.dtype), v_j, o_i * alpha[:, None], PRECISION)  # (BLOCK_M, BLOCK_D)
         m_i = m_new
+    _, _, start, length = program(cu_ptr, blocks, AGAIN=True)
+    real = query < length
     store_rows(out, start, head, query, real, head_dim, o_i / l_i[:, None])  # (BLOCK_M, BLOCK_D)
     lse = lse_ptr + head.to(tl.int64) * tokens + (start + query)
     tl.store(lse, (m_i + tl.log2(l_i)) * LN_2, real)  # (BLOCK_M,)

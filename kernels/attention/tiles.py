@@ -58,11 +58,15 @@ class Terms(NamedTuple):
 
 
 @triton.jit
-def program(cu_ptr, blocks):
-    """This program's block and head, and the first row and the length of its sequence."""
+def program(cu_ptr, blocks, AGAIN: tl.constexpr = False):
+    """This program's block and head, and the first row and the length of its sequence.
+
+    After a loop they are read AGAIN: what is made of them there, such as the mask of the rows to
+    store, would else be made before the loop, and kept through it in registers or on the stack.
+    """
     sequence = tl.program_id(0) // blocks
-    start = tl.load(cu_ptr + sequence).to(tl.int64)
-    length = (tl.load(cu_ptr + sequence + 1) - start).to(tl.int32)
+    start = tl.load(cu_ptr + sequence, volatile=AGAIN).to(tl.int64)
+    length = (tl.load(cu_ptr + sequence + 1, volatile=AGAIN) - start).to(tl.int32)
     return tl.program_id(0) % blocks, tl.program_id(1), start, length
 
 
