@@ -60,7 +60,8 @@ class Results:
             "cases": [],
             "skipped": {},
         }
-        if settings.update:
+        # The first figures of a kind of machine have no record to go into.
+        if settings.update and self.path.exists():
             self.record = json.loads(self.path.read_text(encoding="utf-8"))
 
     @classmethod

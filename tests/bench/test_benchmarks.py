@@ -222,6 +222,19 @@ def test_a_readme_without_its_marks_is_named(text: str) -> None:
         front.put_between(text, "figures")
 
 
+def test_an_update_of_a_machine_that_has_no_record_begins_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "bertfast.bench.rates.measure", lambda device, names, quick: dict.fromkeys(names, 1.0)
+    )
+    machine = {"slug": "machine", "name": "machine", "device": "cpu"}
+    results = Results(Settings(results=tmp_path, update=True), machine)
+    results.add({"op": "dropout", "shape": "4 x 4", "dtype": "float32", "value": 1})
+    (record,) = page.load_results(tmp_path)
+    assert [found["value"] for found in record["cases"]] == [1]
+
+
 def test_an_update_replaces_the_same_case_and_says_when(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
