@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bertfast.config import EncoderConfig
-from bertfast.data import tasks as labelled
+from bertfast.data import labelled
 from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bertfast.config import EncoderConfig
-from bertfast.data import tasks as labelled
+from bertfast.data import labelled
 from bertfast.errors import BertfastError
 from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel, load, member_class

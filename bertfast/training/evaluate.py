@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bertfast.data.tasks import Columns
+from bertfast.data.labelled import Columns
 
 from .predict import Predictor
 

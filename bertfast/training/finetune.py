@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bertfast.card import CARD_FILE
 from bertfast.config import EncoderConfig
-from bertfast.data.tasks import Columns
+from bertfast.data.labelled import Columns
 from bertfast.errors import BertfastError
 from bertfast.files import file_sha256
 from bertfast.model import PreTrainedModel, load_config, load_weights
@@ -57,7 +57,7 @@ class FinetuneConfig:
     Attributes:
         model: folder of a pretrained model in Hugging Face's format, its tokenizer beside it; or
             its Hub id.
-        train, dev: files of the task; of most, with a header (see `bertfast.data.tasks`).
+        train, dev: files of the task; of most, with a header (see `bertfast.data.labelled`).
         out: folder of the result; it must not exist.
         task: the name of a registered one; None is the one that the labels of ``train`` are of.
         text_column, pair_column, label_column: None for the defaults.
@@ -515,7 +515,7 @@ PREDICT_SCRIPT = '''\
 import sys
 from pathlib import Path
 
-from bertfast.data.tasks import Example
+from bertfast.data.labelled import Example
 from bertfast.escape import one_line
 from bertfast.training.predict import Predictor
 

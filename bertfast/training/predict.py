@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bertfast.data import tasks as labelled
+from bertfast.data import labelled
 from bertfast.data.readers import read_lines
 from bertfast.errors import BertfastError
 from bertfast.files import read_object

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertfast import BertfastError
-from bertfast.data import tasks
+from bertfast.data import labelled
 from bertfast.data.labels import class_names
 from support import SHARED_DATA, needs_shared_data
 
@@ -135,7 +135,7 @@ def test_one_class_in_two_spellings_is_refused(one: str, other: str) -> None:
 
 def test_spaces_around_a_label_do_not_count(tmp_path) -> None:
     (tmp_path / "a.csv").write_text("text,label\nx,pos\ny,pos \nz, neg\n")
-    assert tasks.label_names(tasks.read_task(tmp_path / "a.csv")) == ["neg", "pos"]
+    assert labelled.label_names(labelled.read_task(tmp_path / "a.csv")) == ["neg", "pos"]
 
 
 def test_labels_that_are_nearly_all_different_are_no_classes() -> None:
@@ -188,13 +188,13 @@ def test_json_values_that_are_no_class_are_refused(value: object, said: str, tmp
     rows = [{"text": "x", "label": 0}, {"text": "y", "label": 1}, {"text": "z", "label": value}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(BertfastError, match=f"a.jsonl, line .*{said}"):
-        tasks.label_names(tasks.read_task(file), file)
+        labelled.label_names(labelled.read_task(file), file)
 
 
 def test_json_truth_values_are_classes(tmp_path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "x", "label": true}\n{"text": "y", "label": false}\n')
-    assert tasks.label_names(tasks.read_task(file)) == ["False", "True"]
+    assert labelled.label_names(labelled.read_task(file)) == ["False", "True"]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
@@ -203,7 +203,7 @@ def test_lists_in_tables_are_refused(name: str, tmp_path) -> None:
         writer = csv.writer(stream, delimiter="," if name == "a.csv" else "\t", quotechar='"')
         writer.writerows([["text", "label"], ["x", "['a', 'b']"], ["y", "['c', 'd']"]])
     with pytest.raises(BertfastError, match="list of labels"):
-        tasks.label_names(tasks.read_task(tmp_path / name))
+        labelled.label_names(labelled.read_task(tmp_path / name))
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=30))
@@ -235,4 +235,7 @@ def test_the_targets_of_real_data_are_told_apart() -> None:
     for column in (columns[0], columns[1], columns[3]):
         with pytest.raises(BertfastError):
             class_names(enumerate(column, 2), "SICK")
-    assert tasks.label_names(tasks.read_task(SHARED_DATA / "sst2_glue" / "dev.tsv")) == ["0", "1"]
+    assert labelled.label_names(labelled.read_task(SHARED_DATA / "sst2_glue" / "dev.tsv")) == [
+        "0",
+        "1",
+    ]

@@ -13,7 +13,7 @@ import pytest
 from tiny import run_cli, sentences, write_model
 
 import bertfast
-from bertfast.data.tasks import Example
+from bertfast.data.labelled import Example
 from bertfast.tasks import infer_task
 from bertfast.tasks.multilabel import score
 from bertfast.training.evaluate import evaluate

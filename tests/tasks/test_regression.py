@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import BAD, run_cli, sentences, write_model, write_table
 
 import bertfast
-from bertfast.data.tasks import Example
+from bertfast.data.labelled import Example
 from bertfast.tasks import infer_task
 from bertfast.tasks.regression import pearson, ranks
 from bertfast.training.evaluate import evaluate

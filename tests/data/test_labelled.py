@@ -5,7 +5,7 @@ each that is wrong.
 import pytest
 
 from bertfast import BertfastError
-from bertfast.data import tasks
+from bertfast.data import labelled
 from bertfast.tokenization import train_byte_level_bpe, train_unigram, train_wordpiece
 from support import SHARED_DATA, needs_shared_data
 
@@ -28,7 +28,7 @@ def test_tables_and_json_lines_give_the_same_rows(write):
         write("a.jsonl", '{"sentence": "say \\"hi", "label": 1}\n{"sentence": "b", "label": 0}\n'),
     ]
     for file in files:
-        assert [(row.text, row.label) for row in tasks.read_task(file)] == [
+        assert [(row.text, row.label) for row in labelled.read_task(file)] == [
             ('say "hi', "1"),
             ("b", "0"),
         ]
@@ -36,12 +36,12 @@ def test_tables_and_json_lines_give_the_same_rows(write):
 
 def test_columns_can_be_named_and_have_defaults(write):
     file = write("a.tsv", "text\tother\tgold\nx\ty\tz\n")
-    rows = tasks.read_task(file, pair_column="other", label_column="gold")
+    rows = labelled.read_task(file, pair_column="other", label_column="gold")
     assert (rows[0].text, rows[0].pair, rows[0].label) == ("x", "y", "z")
 
 
 def test_labels_may_be_missing_where_they_are_not_needed(write):
-    assert tasks.read_task(write("a.tsv", "text\nx\n"), require_labels=False)[0].label is None
+    assert labelled.read_task(write("a.tsv", "text\nx\n"), require_labels=False)[0].label is None
 
 
 @pytest.mark.parametrize(
@@ -65,36 +65,36 @@ def test_labels_may_be_missing_where_they_are_not_needed(write):
 def test_a_file_that_cannot_be_used_is_named(write, name, text, message):
     file = write(name, text)
     with pytest.raises(BertfastError, match=message) as caught:
-        tasks.read_task(file)
+        labelled.read_task(file)
     assert str(file) in str(caught.value)
 
 
 def test_one_label_is_no_choice():
-    examples = [tasks.Example(line, "x", None, "a") for line in (2, 3)]
+    examples = [labelled.Example(line, "x", None, "a") for line in (2, 3)]
     with pytest.raises(BertfastError, match="f.tsv: the training data has 1 label"):
-        tasks.label_names(examples, "f.tsv")
+        labelled.label_names(examples, "f.tsv")
 
 
 def test_a_label_that_training_did_not_see_is_named():
-    examples = [tasks.Example(2, "x", None, "a"), tasks.Example(7, "y", None, "c")]
-    assert tasks.encode_labels(examples[:1], {"a": 0, "b": 1}, "f.tsv") == [0]
+    examples = [labelled.Example(2, "x", None, "a"), labelled.Example(7, "y", None, "c")]
+    assert labelled.encode_labels(examples[:1], {"a": 0, "b": 1}, "f.tsv") == [0]
     with pytest.raises(
         BertfastError,
         match="f.tsv, line 7: the label 'c' was not seen in training; known are 'a', 'b'",
     ):
-        tasks.encode_labels(examples, {"a": 0, "b": 1}, "f.tsv")
+        labelled.encode_labels(examples, {"a": 0, "b": 1}, "f.tsv")
 
 
 def test_an_unseen_label_lists_ten_known_ones_at_most():
     known = {f"class {number}": number for number in range(293)}
     with pytest.raises(BertfastError, match="'class 9' and 283 more$") as caught:
-        tasks.encode_labels([tasks.Example(2, "x", None, "c")], known, "f.tsv")
+        labelled.encode_labels([labelled.Example(2, "x", None, "c")], known, "f.tsv")
     assert "class 10'" not in str(caught.value)
 
 
 def test_a_csv_field_may_be_long(write):
     file = write("a.csv", f'sentence,label\n"{"word " * 100_000}",1\nb,0\n')
-    assert len(tasks.read_task(file)[0].text) == 500_000
+    assert len(labelled.read_task(file)[0].text) == 500_000
 
 
 def test_a_blank_line_is_an_empty_text_where_no_label_is_needed(write):
@@ -106,29 +106,29 @@ def test_a_blank_line_is_an_empty_text_where_no_label_is_needed(write):
         write("one.csv", "sentence\n\nb\n\n"),
     ]
     for file in files:
-        rows = tasks.read_task(file, require_labels=False)
+        rows = labelled.read_task(file, require_labels=False)
         assert [row.text for row in rows] == [*([""] * (1 + (file.suffix == ".jsonl"))), "b", ""]
         assert [row.line for row in rows] == sorted(row.line for row in rows)
     for file in files[:3]:
-        assert [row.text for row in tasks.read_task(file)] == ["b"]
+        assert [row.text for row in labelled.read_task(file)] == ["b"]
 
 
 def test_only_line_feeds_end_a_row_of_tsv(write):
     odd = "a\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\rb"
     with open(write("a.tsv", ""), "w", encoding="utf-8", newline="") as stream:
         stream.write(f"sentence\tlabel\r\n{odd}\t1\r\nc\t0")
-    assert [row.text for row in tasks.read_task(stream.name)] == [odd, "c"]
+    assert [row.text for row in labelled.read_task(stream.name)] == [odd, "c"]
 
 
 @pytest.mark.parametrize(("value", "kind"), [('["a", "b"]', "list"), ('{"a": 1}', "object")])
 def test_a_text_that_is_a_json_list_or_object_is_refused(write, value, kind):
     file = write("a.jsonl", f'{{"text": {value}}}\n')
     with pytest.raises(BertfastError, match=f"line 1: 'text' holds a JSON {kind}"):
-        tasks.read_task(file, require_labels=False)
+        labelled.read_task(file, require_labels=False)
 
 
 def test_texts_and_pairs_get_special_tokens_and_segments():
-    one, two = tasks.encode(TOKENIZER, ["a b", "c"], [None, "d e"], 16)
+    one, two = labelled.encode(TOKENIZER, ["a b", "c"], [None, "d e"], 16)
     assert [TOKENIZER.id_to_token(index) for index in one.ids] == ["[CLS]", "a", "b", "[SEP]"]
     assert [TOKENIZER.id_to_token(index) for index in two.ids] == [
         "[CLS]",
@@ -144,10 +144,10 @@ def test_texts_and_pairs_get_special_tokens_and_segments():
 @pytest.mark.parametrize(("train", "size"), [(train_byte_level_bpe, 300), (train_unigram, 40)])
 def test_inputs_are_what_the_tokenizer_makes_of_text_and_pair(train, size):
     tokenizer = train(["a b c d e f g h i j"], size)
-    one, two = tasks.encode(tokenizer, ["a b", "c"], [None, "d e"], 32)
+    one, two = labelled.encode(tokenizer, ["a b", "c"], [None, "d e"], 32)
     for item, encoding in ((one, tokenizer.encode("a b")), (two, tokenizer.encode("c", "d e"))):
         assert (item.ids, item.segments) == (encoding.ids, encoding.type_ids)
-    (cut,) = tasks.encode(tokenizer, ["a b c d"], ["e f g h"], 8)
+    (cut,) = labelled.encode(tokenizer, ["a b c d"], ["e f g h"], 8)
     assert (len(cut.ids), cut.truncated) == (8, True)
 
 
@@ -155,19 +155,19 @@ def test_inputs_are_what_the_tokenizer_makes_of_text_and_pair(train, size):
     ("left", "right", "kept"), [(8, 1, (4, 1)), (1, 8, (1, 4)), (8, 8, (3, 2)), (3, 3, (3, 2))]
 )
 def test_the_longer_text_of_a_pair_is_cut(left, right, kept):
-    (item,) = tasks.encode(TOKENIZER, ["a " * left], ["b " * right], 8)
+    (item,) = labelled.encode(TOKENIZER, ["a " * left], ["b " * right], 8)
     assert item.truncated
     assert (item.segments.count(0) - 2, item.segments.count(1) - 1) == kept
 
 
 def test_what_fits_is_not_cut():
-    (item,) = tasks.encode(TOKENIZER, ["a b c"], [None], 5)
+    (item,) = labelled.encode(TOKENIZER, ["a b c"], [None], 5)
     assert not item.truncated
     assert len(item.ids) == 5
 
 
 @needs_shared_data
 def test_sst2_reads_whole():
-    assert len(tasks.read_task(SHARED_DATA / "sst2_glue" / "dev.tsv")) == 872
+    assert len(labelled.read_task(SHARED_DATA / "sst2_glue" / "dev.tsv")) == 872
     with pytest.raises(BertfastError, match="a table needs a header line"):
-        tasks.read_task(SHARED_DATA / "sst2" / "dev.tsv")
+        labelled.read_task(SHARED_DATA / "sst2" / "dev.tsv")
