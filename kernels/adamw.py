@@ -22,6 +22,7 @@ from torch import Tensor
 from . import dispatch, reference, tuning
 from .checks import check_device, check_launch, check_tensor, register_fake
 from .launch import launch
+from .threads import num_threads
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -103,7 +104,7 @@ def _adamw(
             beta2=beta2,
             eps=eps,
             weight_decay=weight_decay,
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
         return
     if not weights:
@@ -236,7 +237,7 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     ):
         total = dispatch._C.sum_of_squares(
             gradients=[gradient.contiguous() for gradient in gradients],
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
         return torch.tensor(total, dtype=torch.float64).sqrt().float()
     norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)

@@ -33,6 +33,7 @@ from .launch import launch
 from .layer_norm_triton import moments, norm_backward, padded_width
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
+from .threads import num_threads
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -287,7 +288,7 @@ def _add_layer_norm(
             rms=rms,
             threshold=threshold,
             seed=int(seed),
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         _check_launch(backend, x, residual, weight, threshold, seed)
@@ -356,7 +357,7 @@ def _add_layer_norm_backward(
             rms=rms,
             threshold=threshold,
             seed=int(seed),
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         like_x = {"dout": (dout, x.dtype, x.shape), "dsummed": (dsummed, x.dtype, x.shape)}

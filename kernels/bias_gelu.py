@@ -18,6 +18,7 @@ from torch import Tensor
 from . import dispatch, reference, tuning
 from .checks import Wanted, check_device, check_launch, check_tensor, register_fake
 from .launch import launch
+from .threads import num_threads
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -178,7 +179,7 @@ def _bias_gelu(x: Tensor, bias: Tensor | None, tanh: bool, gated: bool, backend:
             out=out,
             tanh=tanh,
             gated=gated,
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         _check_launch(backend, x, bias, gated)
@@ -202,7 +203,7 @@ def _bias_gelu_backward(
             dbias=dbias if dbias.numel() else None,
             tanh=tanh,
             gated=gated,
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         half = (*x.shape[:-1], x.shape[-1] // 2 if gated else x.shape[-1])

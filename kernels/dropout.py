@@ -17,6 +17,7 @@ from .checks import check_dropout, check_launch, check_tensor, register_fake
 from .launch import launch
 from .philox import LANES, as_seed, dropout_threshold, keep_scale
 from .philox_triton import interleave_lanes
+from .threads import num_threads
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -70,7 +71,7 @@ def _dropout(x: Tensor, seed: Tensor, threshold: int, backend: str) -> Tensor:
             out=out,
             threshold=threshold,
             seed=int(seed),
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         check_launch("dropout", backend, x)

@@ -34,6 +34,7 @@ from .launch import launch
 from .layer_norm_triton import moments, norm_backward, padded_width
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
+from .threads import num_threads
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -340,7 +341,7 @@ def _embed(
             eps=eps,
             threshold=threshold,
             seed=int(seed),
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         _check_launch(backend, tables, ids, weight, threshold, seed)
@@ -415,7 +416,7 @@ def _embed_backward(
             dparameters=dparameters,
             threshold=threshold,
             seed=int(seed),
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         _check_launch(backend, tables, ids, weight, threshold, seed)
@@ -459,7 +460,7 @@ def _sum_rows(rows: Tensor, ids: Tensor, size: int, dtype: torch.dtype, backend:
             starts=starts,
             targets=targets,
             out=out,
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         check_launch("embed", backend, rows, ids=(ids, torch.int64, rows.shape[:1]))

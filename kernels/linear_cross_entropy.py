@@ -33,6 +33,7 @@ from .checks import (
     register_fake,
 )
 from .launch import launch
+from .threads import num_threads
 from .triton_compat import tl, triton
 from .triton_dot import dot
 
@@ -352,7 +353,7 @@ def _rows_cpp(
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
         if not wanted:
             continue

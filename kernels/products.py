@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from bertfast.openmp import vendor
 
 from . import dispatch
+from .threads import num_threads
 
 # Multiply-adds of a product below which it is left to MKL: oneDNN takes a quarter of a millisecond
 # to prepare each new shape.
@@ -160,7 +161,7 @@ def _widened(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor, accumulate:
     target = out if _is_matrix(out) else out.contiguous()
     bias = bias if bias is None or bias.is_contiguous() else bias.contiguous()
     dispatch._C.widened_product(
-        a=a, b=b, out=target, bias=bias, accumulate=accumulate, threads=torch.get_num_threads()
+        a=a, b=b, out=target, bias=bias, accumulate=accumulate, threads=num_threads()
     )
     return out if target is out else out.copy_(target)
 

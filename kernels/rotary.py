@@ -28,6 +28,7 @@ from .checks import (
     register_fake,
 )
 from .launch import launch
+from .threads import num_threads
 from .triton_compat import tl, triton
 
 # --- Triton ---
@@ -146,7 +147,7 @@ def _rotary(
             cos=cos,
             sin=sin,
             inverse=inverse,
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         table = (cos.shape[0], q.shape[2] // 2)

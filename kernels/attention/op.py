@@ -25,6 +25,7 @@ from ..checks import (
 )
 from ..philox import as_seed, dropout_threshold
 from ..positions import RelativePositions, check_positions
+from ..threads import num_threads
 from .backward_one_pass import launch_one_pass, one_pass_options
 from .backward_two_passes import launch_two_passes
 from .forward import launch_forward
@@ -103,7 +104,7 @@ def _attention(
             scale=scale,
             threshold=threshold,
             seed=int(seed),
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         _check_launch(backend, q, k, v, cu_seqlens, seed, max_seqlen, threshold, positions)
@@ -163,7 +164,7 @@ def _attention_backward(
             scale=scale,
             threshold=threshold,
             seed=int(seed),
-            threads=torch.get_num_threads(),
+            threads=num_threads(),
         )
     else:
         written: dict[str, Wanted] = {

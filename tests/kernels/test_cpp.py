@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from boundary import OPS, call_op, op_call
 
 from bertfast import kernels
-from bertfast.kernels import dispatch
+from bertfast.kernels import dispatch, products, threads
 from support import boundaries, missing_backend, random_positions, tolerance
 
 pytestmark = pytest.mark.skipif(bool(missing_backend("cpp")), reason=missing_backend("cpp"))
@@ -83,3 +84,38 @@ print(len({line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in 
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) <= 1
+
+
+class Recorder:
+    """The extension, which notes the threads of each call."""
+
+    def __init__(self, extension):
+        self.extension, self.threads = extension, {}
+
+    def __getattr__(self, name):
+        function = getattr(self.extension, name)
+
+        def call(**arguments):
+            if "threads" in arguments:
+                self.threads[name] = arguments["threads"]
+            return function(**arguments)
+
+        return call
+
+
+def test_every_op_takes_one_thread_where_its_caller_works_beside_another(monkeypatch):
+    recorder = Recorder(dispatch._C)
+    monkeypatch.setattr(dispatch, "_C", recorder)
+    monkeypatch.setattr(products, "_has_cpp", lambda: True)
+    monkeypatch.setattr(products, "NATIVE", {torch.bfloat16: False})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    factors = torch.ones(4, 4, dtype=torch.bfloat16), torch.ones(4, 4, dtype=torch.bfloat16)
+    with kernels.use_backend("cpp"):
+        for alone, wanted in ((False, {2}), (True, {1})):
+            monkeypatch.setattr(threads._own, "alone", alone, raising=False)
+            recorder.threads.clear()
+            for name in OPS:
+                call_op(name, op_call(name, torch.float32, "cpp"))
+            products.mm(*factors)
+            assert len(recorder.threads) > 15
+            assert set(recorder.threads.values()) == wanted
