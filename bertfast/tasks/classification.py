@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.config import EncoderConfig
 from bertfast.data import labelled
 from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel
+from bertfast.scoring import Calibration, LabelTable, Scorer, confusion, single_label
 
 from .registry import Task, register_task
 
@@ -25,7 +27,12 @@ class Classification(Task):
     """Words or whole numbers as labels, one a row; see `bertfast.data.labels`."""
 
     name, summary = "classification", "one label of several"
-    scores: ClassVar = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+    scores: ClassVar = {
+        "accuracy": "accuracy",
+        "macro_f1": "macro F1",
+        "micro_f1": "micro F1",
+        "mcc": "MCC",
+    }
     pipeline = "text-classification"
 
     def configure(
@@ -39,15 +46,31 @@ class Classification(Task):
     ) -> list[int]:
         return labelled.encode_labels(examples, config.label2id, source)
 
-    def score(
+    def scorer(
         self,
         outputs: Sequence[Tensor],
         inputs: Sequence[Any],
         examples: Sequence[Any],
         config: EncoderConfig,
-    ) -> dict[str, float]:
-        chosen = torch.stack(list(outputs)).argmax(-1)
-        return score(chosen.tolist(), [item.target for item in inputs], config.num_labels)
+    ) -> Scorer:
+        return single_label(*_choices(outputs, inputs))
+
+    def report(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> dict[str, Any]:
+        """``table``, ``confusion``, and the likeliest label's ``calibration``."""
+        targets, chosen = _choices(outputs, inputs)
+        names = [config.id2label[number] for number in range(config.num_labels)]
+        likeliest = torch.stack(list(outputs)).double().softmax(-1).amax(-1).numpy()
+        return {
+            "table": LabelTable(names, targets, chosen).rows(),
+            "confusion": confusion(names, targets, chosen),
+            "calibration": Calibration(likeliest, targets == chosen).report(),
+        }
 
     def predict(
         self,
@@ -79,15 +102,9 @@ class Classification(Task):
         return super().serves(model) and config.num_labels > 1 and config.problem_type in kinds
 
 
-def score(predicted: Sequence[int], labels: Sequence[int], num_labels: int) -> dict[str, float]:
-    """Accuracy, and macro F1: the mean over labels of the harmonic mean of precision and recall.
-
-    A label that occurs neither in the predictions nor in the data does not enter macro F1, as in
-    scikit-learn.
-    """
-    confusion = np.zeros((num_labels, num_labels), np.int64)
-    np.add.at(confusion, (np.asarray(labels), np.asarray(predicted)), 1)
-    right = np.diag(confusion)
-    occurrences = confusion.sum(0) + confusion.sum(1)
-    f1 = 2 * right[occurrences > 0] / occurrences[occurrences > 0]
-    return {"accuracy": float(right.sum() / len(labels)), "macro_f1": float(f1.mean())}
+def _choices(
+    outputs: Sequence[Tensor], inputs: Sequence[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The label number that each input has, and the likeliest one."""
+    targets = np.array([item.target for item in inputs], np.int64)
+    return targets, torch.stack(list(outputs)).argmax(-1).numpy()

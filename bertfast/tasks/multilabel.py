@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.config import EncoderConfig
@@ -17,6 +18,7 @@ from bertfast.data.labels import class_names, listed, quoted
 from bertfast.errors import BertfastError
 from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel
+from bertfast.scoring import Calibration, LabelTable, Scorer, multi_label
 
 from .registry import Task, register_task
 
@@ -66,15 +68,30 @@ class MultiLabel(Task):
             found.append(row)
         return found
 
-    def score(
+    def scorer(
         self,
         outputs: Sequence[Tensor],
         inputs: Sequence[Any],
         examples: Sequence[Any],
         config: EncoderConfig,
-    ) -> dict[str, float]:
-        given = (torch.stack(list(outputs)).sigmoid() >= LEAST).numpy()
-        return score(given, np.array([item.target for item in inputs], bool))
+    ) -> Scorer:
+        probabilities, wanted = _decisions(outputs, inputs)
+        return multi_label(probabilities >= LEAST, wanted)
+
+    def report(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> dict[str, Any]:
+        """``table``, and the ``calibration`` of every label's probability."""
+        probabilities, wanted = _decisions(outputs, inputs)
+        names = [config.id2label[number] for number in range(config.num_labels)]
+        return {
+            "table": LabelTable(names, wanted, probabilities >= LEAST).rows(),
+            "calibration": Calibration(probabilities, wanted).report(),
+        }
 
     def predict(
         self,
@@ -118,17 +135,9 @@ def _labels(example: Any, source: str | Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(labels))
 
 
-def score(given: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    """F1 of all decisions together (micro), its mean over labels (macro; 0 for one that occurs
-    nowhere, as in scikit-learn), and the share of rows with every label right.
-
-    Args:
-        given, wanted: (rows, labels) bool.
-    """
-    both, either = (given & wanted).sum(0), given.sum(0) + wanted.sum(0)
-    f1 = 2 * both / np.maximum(either, 1)
-    return {
-        "micro_f1": float(2 * both.sum() / max(either.sum(), 1)),
-        "macro_f1": float(f1.mean()),
-        "exact": float((given == wanted).all(1).mean()),
-    }
+def _decisions(
+    outputs: Sequence[Tensor], inputs: Sequence[Any]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Each label's probability, and whether the input has it: (inputs, labels) each."""
+    wanted = np.array([item.target for item in inputs], bool)
+    return torch.stack(list(outputs)).sigmoid().numpy(), wanted

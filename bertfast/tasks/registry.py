@@ -6,7 +6,7 @@ An own task is a subclass of `Task` that is registered; those here use nothing e
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -20,6 +20,7 @@ from bertfast.errors import BertfastError
 from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel, load, member_class
 from bertfast.packed import PackedBatch
+from bertfast.scoring import Scorer, scores_of
 
 DEFAULT = "classification"  # of labels that no other task claims
 
@@ -124,6 +125,20 @@ class Task:
         """What `run` gave of each input: the rows of its logits."""
         return list(output.logits.float().cpu())
 
+    def scorer(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> Scorer | None:
+        """Each of `scores` as a function of how often each example counts, (draws, examples), from
+        what the model said of their inputs: what bootstrap intervals are made of. More scores than
+        those of `scores` may be in it. `mean_of`, `sums_of` and the others of `bertfast.scoring`
+        make one; None gives the task no intervals, and it has a `score` of its own then.
+        """
+        return None
+
     def score(
         self,
         outputs: Sequence[Tensor],
@@ -132,7 +147,23 @@ class Task:
         config: EncoderConfig,
     ) -> dict[str, float]:
         """The value of each of `scores`, from what the model said of the inputs of the examples."""
-        raise NotImplementedError
+        scorer = self.scorer(outputs, inputs, examples, config)
+        if scorer is None:
+            raise NotImplementedError
+        found = scores_of(scorer, len(examples))
+        return {name: float(found[name]) for name in self.scores}
+
+    def report(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> dict[str, Any]:
+        """What else an evaluation says, as JSON: ``table``, a row for each label as `LabelTable`
+        gives it, ``confusion``, as `confusion` gives it, ``calibration``, or a task's own.
+        """
+        return {}
 
     def predict(
         self,
@@ -164,9 +195,16 @@ class Task:
         """Whether a model can be of this task."""
         return isinstance(model, member_class(model.config, self.head))
 
-    def said(self, scores: dict[str, float]) -> list[str]:
-        """Each score with its words."""
-        return [f"{words} {scores[name]:.4f}" for name, words in self.scores.items()]
+    def said(
+        self,
+        scores: Mapping[str, float],
+        intervals: Mapping[str, Sequence[float]] | None = None,
+    ) -> list[str]:
+        """Each score with its words, and its interval where it has one."""
+        ends = {name: f" [{low:.4f}, {high:.4f}]" for name, (low, high) in (intervals or {}).items()}
+        return [
+            f"{words} {scores[name]:.4f}{ends.get(name, '')}" for name, words in self.scores.items()
+        ]
 
 
 TASKS: dict[str, Task] = {}

@@ -8,15 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.config import EncoderConfig
 from bertfast.data.labels import quoted
 from bertfast.errors import BertfastError
 from bertfast.model import PreTrainedModel
+from bertfast.scoring import Scorer, correlations
 
 from .registry import Task, register_task
 
@@ -59,19 +58,14 @@ class Regression(Task):
             found.append(number)
         return found
 
-    def score(
+    def scorer(
         self,
         outputs: Sequence[Tensor],
         inputs: Sequence[Any],
         examples: Sequence[Any],
         config: EncoderConfig,
-    ) -> dict[str, float]:
-        predicted = torch.cat(list(outputs)).double().numpy()
-        targets = np.array([item.target for item in inputs], np.float64)
-        return {
-            "pearson": pearson(predicted, targets),
-            "spearman": pearson(ranks(predicted), ranks(targets)),
-        }
+    ) -> Scorer:
+        return correlations(torch.cat(list(outputs)), [item.target for item in inputs])
 
     def predict(
         self,
@@ -97,17 +91,3 @@ def _number(label: Any) -> float | None:
         return float(label)
     except ValueError:
         return None
-
-
-def pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """The correlation of two rows of numbers; 0 where one of them does not vary."""
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt(float(x @ x) * float(y @ y))
-    return float(x @ y) / scale if scale > 0 else 0.0
-
-
-def ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The place of each number in their order; equal ones share the mean of theirs."""
-    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
-    ends = counts.cumsum()
-    return ((ends - counts + 1 + ends) / 2)[place]

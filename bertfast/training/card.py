@@ -25,6 +25,7 @@ _CACHED = re.compile(r"models--(.+)")
 HUB_METRICS = {
     "macro_f1": "f1",
     "micro_f1": "f1",
+    "mcc": "matthews_correlation",
     "pearson": "pearsonr",
     "spearman": "spearmanr",
 }

@@ -1,11 +1,15 @@
-"""Scores of a fine-tuned model."""
+"""Scores of a fine-tuned model, with intervals, and what else its task reports."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bertfast.config import EncoderConfig
 from bertfast.data.labelled import Columns
+from bertfast.scoring import LEVEL, RESAMPLES, intervals
+from bertfast.tasks import Task
 
 from .predict import Predictor
 
@@ -24,8 +28,9 @@ def evaluate(
     `Predictor`.
 
     Returns:
-        task, each of its scores (of a classifier accuracy and macro_f1), examples, truncated (how
-        many inputs were cut), max_length (at how many tokens).
+        task, each of its scores (of a classifier accuracy, macro_f1, micro_f1 and mcc), intervals,
+        examples, truncated (how many inputs were cut), max_length (at how many tokens), and what
+        `Task.report` gives.
 
     Raises:
         BertfastError: no fine-tuned model there, a file that cannot be used, or a label that
@@ -36,10 +41,33 @@ def evaluate(
     columns = Columns(text_column, pair_column or predictor.columns.pair, label_column)
     examples = task.read(data, columns)
     outputs, inputs = predictor.run(examples, data)
+    found = measure(task, outputs, inputs, examples, predictor.model.config)
     return {
         "task": task.name,
-        **task.score(outputs, inputs, examples, predictor.model.config),
+        **found.pop("scores"),
         "examples": len(examples),
         "truncated": sum(item.truncated for item in inputs),
         "max_length": predictor.max_length,
+        **found,
+    }
+
+
+def measure(
+    task: Task,
+    outputs: Sequence[Any],
+    inputs: Sequence[Any],
+    examples: Sequence[Any],
+    config: EncoderConfig,
+) -> dict[str, Any]:
+    """What an evaluation says of the model's outputs: ``scores``, ``intervals`` of those that the
+    task has a scorer for, and the task's report.
+    """
+    scorer = task.scorer(outputs, inputs, examples, config)
+    ends = {} if scorer is None else intervals(scorer, len(examples))
+    return {
+        "scores": task.score(outputs, inputs, examples, config),
+        "intervals": {name: ends[name].tolist() for name in task.scores if name in ends},
+        "level": LEVEL,
+        "resamples": RESAMPLES,
+        **task.report(outputs, inputs, examples, config),
     }

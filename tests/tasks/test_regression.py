@@ -1,4 +1,4 @@
-"""One number a text: told from the labels, learned, scored as SciPy scores it, and predicted."""
+"""One number a text: told from the labels, learned, scored, and predicted."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny import BAD, run_cli, sentences, write_model, write_table
 
 import bertfast
 from bertfast.data.labelled import Example
 from bertfast.tasks import infer_task
-from bertfast.tasks.regression import pearson, ranks
 from bertfast.training.evaluate import evaluate
 
 SETTINGS = {"epochs": 6, "lr": 5e-3, "batch_size": 8}
@@ -68,10 +65,8 @@ def test_it_is_told_learned_scored_and_predicted(
     done = run_cli(monkeypatch, capfd, "predict", result.out, dev)
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert all(line.keys() == {"text", "pair", "score"} for line in lines)
-    assert pearson(
-        np.array([line["score"] for line in lines]),
-        np.array([float(row[2]) for row in rows(40, 2)]),
-    ) == pytest.approx(scores["pearson"])
+    theirs = np.corrcoef([line["score"] for line in lines], [float(row[2]) for row in rows(40, 2)])
+    assert theirs[0, 1] == pytest.approx(scores["pearson"])
     pipeline = pytest.importorskip("transformers").pipeline(
         "text-classification", str(result.out), device=-1
     )
@@ -107,15 +102,3 @@ def test_targets_that_cannot_be_used_are_one_line(
     assert said in done.err
     assert len(done.errors) == 1
     assert not (tmp_path / "out").exists()
-
-
-@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=30))
-@settings(deadline=None)
-def test_the_scores_are_those_of_scipy(pairs: list[tuple[int, int]]) -> None:
-    stats = pytest.importorskip("scipy.stats")
-    x, y = (np.array(row, np.float64) for row in zip(*pairs, strict=True))
-    if len(set(x)) < 2 or len(set(y)) < 2:
-        assert pearson(x, y) == 0
-        return
-    assert pearson(x, y) == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
-    assert pearson(ranks(x), ranks(y)) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
