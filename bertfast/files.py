@@ -11,8 +11,10 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +174,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise BertfastError(
             f"{path}: cannot be written ({error}); what was there before is untouched"
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -199,6 +202,30 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BertfastError(f"{folder}: cannot be made ({error})") from error
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes ``target`` at the end: that is there whole or not at all.
+
+    It is made at once, so that a place that cannot be written to is found before the work and not
+    after it.
+
+    Raises:
+        BertfastError: it cannot be written.
+    """
+    folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+        if target.is_dir():
+            target.rmdir()
+        os.replace(folder, target)
+    except OSError as error:
+        raise BertfastError(f"{target}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _PlainLoader(yaml.SafeLoader):

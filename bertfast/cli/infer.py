@@ -40,6 +40,7 @@ pair_column_option = option(
 @option("--label-column", help="Default: label.")
 @device_option
 @precision_option
+@option("--out", type=FILE, help="Folder to write: scores.json and pictures; it must not exist.")
 @import_option
 @json_option
 def evaluate(
@@ -51,17 +52,21 @@ def evaluate(
     label_column: str | None,
     device: str | None,
     precision: str,
+    out: Path | None,
     as_json: bool,
 ) -> None:
-    """Score a fine-tuned model, a folder or a Hub id, on labelled data.
+    """Score a fine-tuned model, a folder or a Hub id, on labelled data, with bootstrap intervals.
 
     \b
     Example:
         bertfast evaluate classifier --data test.tsv --json
     """
-    from bertfast.tasks import TASKS
+    from bertfast.files import check_new
     from bertfast.training.evaluate import evaluate as run_evaluate
+    from bertfast.training.evaluate import shown, write_evaluation
 
+    if out is not None:
+        check_new(out)
     source = resolve(model, revision)
     scores = run_evaluate(
         source.folder,
@@ -74,11 +79,9 @@ def evaluate(
     )
     say_weights(source)
     _say_truncated(scores["truncated"], scores["max_length"])
-    if as_json:
-        print(json.dumps(scores))
-    else:
-        said = "  ".join(TASKS[scores["task"]].said(scores))
-        print(f"{said}  ({scores['examples']} examples)")
+    print(json.dumps(scores) if as_json else shown(scores))
+    if out is not None:
+        write_evaluation(scores, out)
 
 
 @command()

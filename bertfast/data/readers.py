@@ -1,4 +1,4 @@
-"""Text in: plain files, JSON lines, and gzip of either, as documents of lines."""
+"""Text in: plain files, JSON lines, and gzip or Zstandard of either, as documents of lines."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from typing import BinaryIO, TextIO
 from bertfast.errors import BertfastError
 from bertfast.files import check_file
 
+from .columnar import import_arrow
+
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-GZIP_MAGIC = b"\x1f\x8b"
+COMPRESSED = (".gz", ".zst")
+GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+HEAD = 8192  # bytes in which a zero byte is looked for
 
 
 @contextmanager
 def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """A UTF-8 text stream of a file or of the gzip of one, told by its first bytes; a byte-order
-    mark is dropped. ``newline`` is that of `open`.
+    """A UTF-8 text stream of a file, or of the gzip or Zstandard of one, told by its first bytes; a
+    byte-order mark is dropped. ``newline`` is that of `open`.
 
     Raises:
         BertfastError: the file is missing, a folder, empty, not to be read, or not text.
@@ -32,19 +36,15 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     check_file(path)
     try:
         with open(path, "rb") as raw:
-            head = raw.read(2)
-            if not head:
+            if not raw.read(1):
                 raise BertfastError(f"{path}: the file is empty")
-            raw.seek(0)
-            stream: BinaryIO = gzip.GzipFile(fileobj=raw) if head == GZIP_MAGIC else raw  # type: ignore[assignment]
-            start = stream.read(8192)
+            start = _expanded(raw, path).read(HEAD)
             if b"\0" in start:
                 raise BertfastError(
                     f"{path}: is a binary file (a zero byte at {start.index(0)}); "
                     "text in UTF-8 is wanted"
                 )
-            stream.seek(0)
-            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
+            yield io.TextIOWrapper(_expanded(raw, path), encoding="utf-8-sig", newline=newline)
     except FileNotFoundError:
         raise BertfastError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -57,9 +57,27 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
         raise BertfastError(f"{path}: cannot be read ({error})") from error
 
 
+def _expanded(raw: BinaryIO, path: Path) -> BinaryIO:
+    """The bytes that a file holds, from its beginning."""
+    raw.seek(0)
+    magic = raw.read(4)
+    raw.seek(0)
+    if magic.startswith(GZIP_MAGIC):
+        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+    if magic == ZSTD_MAGIC:
+        return import_arrow(path).input_stream(str(path), compression="zstd")
+    return raw
+
+
+def suffix_of(path: Path) -> str:
+    """The ending of a name in lower case, less ``.gz`` or ``.zst``."""
+    inner = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    return inner.suffix.lower()
+
+
 def is_json(path: Path) -> bool:
-    """Whether the name, less ``.gz``, says JSON lines."""
-    return Path(path.name.removesuffix(".gz")).suffix.lower() in JSON_SUFFIXES
+    """Whether the name, less ``.gz`` or ``.zst``, says JSON lines."""
+    return suffix_of(path) in JSON_SUFFIXES
 
 
 def without_end(line: str) -> str:

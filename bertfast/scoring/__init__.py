@@ -4,6 +4,7 @@ from .bootstrap import LEVEL, RESAMPLES, Scorer, intervals, mean_of, scores_of, 
 from .calibration import Calibration, best_temperature
 from .classes import LabelTable, confusion, multi_label, single_label
 from .correlation import correlations
+from .plots import pictures
 
 __all__ = [
     "LEVEL",
@@ -17,6 +18,7 @@ __all__ = [
     "intervals",
     "mean_of",
     "multi_label",
+    "pictures",
     "scores_of",
     "single_label",
     "sums_of",

@@ -201,10 +201,17 @@ class Task:
         intervals: Mapping[str, Sequence[float]] | None = None,
     ) -> list[str]:
         """Each score with its words, and its interval where it has one."""
-        ends = {name: f" [{low:.4f}, {high:.4f}]" for name, (low, high) in (intervals or {}).items()}
+        ends = {
+            name: f" [{low:.4f}, {high:.4f}]" for name, (low, high) in (intervals or {}).items()
+        }
         return [
             f"{words} {scores[name]:.4f}{ends.get(name, '')}" for name, words in self.scores.items()
         ]
+
+
+def _interval(intervals: Mapping[str, Sequence[float]] | None, name: str) -> str:
+    ends = (intervals or {}).get(name)
+    return "" if ends is None else f" [{ends[0]:.4f}, {ends[1]:.4f}]"
 
 
 TASKS: dict[str, Task] = {}

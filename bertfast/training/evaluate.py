@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bertfast.config import EncoderConfig
 from bertfast.data.labelled import Columns
-from bertfast.scoring import LEVEL, RESAMPLES, intervals
-from bertfast.tasks import Task
+from bertfast.escape import one_line
+from bertfast.files import whole_folder
+from bertfast.scoring import LEVEL, RESAMPLES, intervals, pictures
+from bertfast.tasks import TASKS, Task
 
 from .predict import Predictor
+
+LISTED, WIDEST = 50, 40  # labels of a table that are shown, and characters of each
 
 
 def evaluate(
@@ -71,3 +76,40 @@ def measure(
         "resamples": RESAMPLES,
         **task.report(outputs, inputs, examples, config),
     }
+
+
+def shown(found: Mapping[str, Any]) -> str:
+    """What `evaluate` gave, as lines to read: a score a line, then a table of the labels."""
+    lines = TASKS[found["task"]].said(found, found["intervals"])
+    if calibration := found.get("calibration"):
+        low, high = calibration["interval"]
+        lines.append(f"calibration error {calibration['ece']:.4f} [{low:.4f}, {high:.4f}]")
+    note = f"{found['examples']} examples"
+    if found["intervals"]:
+        note += f"; in brackets {found['level']:.0%} intervals of {found['resamples']} resamples"
+    lines.append(f"({note})")
+    if table := found.get("table"):
+        names = [one_line(row["label"])[:WIDEST] for row in table[:LISTED]]
+        width = max(map(len, ["label", *names]))
+        lines += ["", f"{'label':<{width}}  precision  recall      F1  support"]
+        lines += [
+            f"{name:<{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  "
+            f"{row['support']:7d}"
+            for name, row in zip(names, table, strict=False)
+        ]
+        if len(table) > LISTED:
+            lines.append(f"and {len(table) - LISTED} labels more (--json has them all)")
+    return "\n".join(lines)
+
+
+def write_evaluation(found: Mapping[str, Any], out: Path) -> None:
+    """Makes a folder of what `evaluate` gave: ``scores.json``, and pictures where matplotlib is
+    installed.
+
+    Raises:
+        BertfastError: the folder cannot be written.
+    """
+    with whole_folder(out) as folder:
+        text = json.dumps(found, indent=2, ensure_ascii=False)
+        for name, content in {"scores.json": f"{text}\n", **pictures(found)}.items():
+            (folder / name).write_text(content, encoding="utf-8")

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from bertfast.card import CARD_FILE
 from bertfast.config import EncoderConfig
 from bertfast.data.labelled import Columns
 from bertfast.errors import BertfastError
-from bertfast.files import file_sha256
+from bertfast.files import file_sha256, whole_folder
 from bertfast.model import PreTrainedModel, load_config, load_weights
 from bertfast.model.heads import classification_loss
 from bertfast.model.models import ForSequenceClassification
@@ -231,7 +230,7 @@ def finetune(
     }
     start = f"random weights, the shape of {source}" if config.from_scratch else str(source)
     print(f"bertfast: starts from {start}", file=sys.stderr)
-    with _new_folder(target) as folder, _work(target) as work:
+    with whole_folder(target) as folder, _work(target) as work:
         with Report(config.report_to, target, asdict(config), events=work) as report:
             history, best, seconds = _train(
                 config,
@@ -462,27 +461,6 @@ def _features(model: ForSequenceClassification, data: _Data, device: torch.devic
         encoded = model.base.encode(batch, every_row=model.reads_every_row)
         found |= zip(rows, encoded.of_sequences(model.features(encoded)), strict=True)
     return torch.stack([found[row] for row in range(len(data.inputs))])
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill that becomes ``target`` at the end: that is there whole or not at all.
-
-    It is made at once, so that a place that cannot be written to is found before the training and
-    not after it.
-    """
-    folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        yield folder
-        if target.is_dir():
-            target.rmdir()
-        os.replace(folder, target)
-    except OSError as error:
-        raise BertfastError(f"{target}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fill_folder(

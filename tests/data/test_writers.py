@@ -1,0 +1,79 @@
+"""Rows out, in every format: read back as they were."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertfast.data.writers import format_of, row_writer
+from bertfast.errors import BertfastError
+
+ROWS: list[dict[str, Any]] = [
+    {"text": 'a "b",\n\u2028c', "pair": None, "p": {"good": 0.25, "b,d": 1}, "spans": [], "n": 1},
+    {"text": "", "pair": "é", "p": {"good": 0.5, "b,d": 0.5}, "spans": [{"start": 1}], "n": 2},
+]
+
+
+def write(path: Path, kind: str, *parts: list[dict[str, Any]]) -> None:
+    with row_writer(path, kind) as writer:
+        for rows in parts:
+            writer(rows)
+
+
+def test_json_lines_are_a_line_a_row(tmp_path: Path) -> None:
+    write(tmp_path / "a", "jsonl", ROWS[:1], [], ROWS[1:])
+    lines = (tmp_path / "a").read_text("utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == ROWS
+
+
+def test_csv_has_a_column_for_each_number(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "csv", ROWS[:1], ROWS[1:])
+    with open(tmp_path / "a.csv", newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["text"] for row in rows] == [row["text"] for row in ROWS]
+    assert [row["p.good"] for row in rows] == ["0.25", "0.5"]
+    assert [row["p.b,d"] for row in rows] == ["1", "0.5"]
+    assert [json.loads(row["spans"]) for row in rows] == [[], [{"start": 1}]]
+
+
+def test_parquet_keeps_numbers_and_maps(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write(tmp_path / "a.parquet", "parquet", ROWS[:1], [], ROWS[1:])
+    rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    for row, expected in zip(rows, ROWS, strict=True):
+        assert dict(row.pop("p")) == expected["p"]
+        assert json.loads(row.pop("spans")) == expected["spans"]
+        assert row == {name: expected[name] for name in ("text", "pair", "n")}
+
+
+def test_a_value_of_another_type_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    with pytest.raises(BertfastError, match="'n' is not of the type int64"):
+        write(tmp_path / "a.parquet", "parquet", [{"n": 1}], [{"n": "x"}])
+
+
+@pytest.mark.parametrize(
+    ("out", "name", "kind"),
+    [
+        (None, None, "jsonl"),
+        ("a.JSONL", None, "jsonl"),
+        ("a.csv", None, "csv"),
+        ("a.txt", "csv", "csv"),
+        (None, "csv", "csv"),
+        ("a.txt", None, "must end in"),
+        ("a.csv", "xml", "must be one of jsonl, csv, parquet"),
+        (None, "parquet", "does not go to standard output"),
+    ],
+)
+def test_the_format_is_the_one_named_or_that_of_the_ending(
+    out: str | None, name: str | None, kind: str
+) -> None:
+    if " " in kind:
+        with pytest.raises(BertfastError, match=kind):
+            format_of(out, name)
+    else:
+        assert format_of(out, name) == kind
