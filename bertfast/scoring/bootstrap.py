@@ -18,7 +18,7 @@ Scorer = Callable[[Array], dict[str, Array]]
 
 LEVEL = 0.95
 RESAMPLES = 1000
-CHUNK = 1 << 20  # weights that stand in memory at once
+CHUNK = 1 << 17  # weights that stand in memory at once
 
 
 def scores_of(scorer: Scorer, examples: int) -> dict[str, Array]:
@@ -55,10 +55,14 @@ def intervals(
 
 
 def _weights(rng: np.random.Generator, draws: int, examples: int) -> Array:
-    """(draws, examples): how often each draw of ``examples`` examples has each of them."""
-    chosen = rng.integers(0, examples, (draws, examples)) + np.arange(draws)[:, None] * examples
+    """(draws, examples): how often each draw of ``examples`` examples has each of them. A column's
+    numbers lie together, since what is summed is columns.
+    """
+    chosen = rng.integers(0, examples, (draws, examples))
+    chosen *= draws
+    chosen += np.arange(draws)[:, None]
     counts = np.bincount(chosen.ravel(), minlength=draws * examples)
-    return counts.reshape(draws, examples).astype(np.float64)
+    return counts.astype(np.float64).reshape(examples, draws).T
 
 
 def sums_of(counts: Array, scores: Callable[[Array], dict[str, Array]]) -> Scorer:
@@ -101,9 +105,9 @@ class Groups:
 
     def sum(self, values: Array) -> Array:
         """(rows, columns) to (rows, number)."""
-        sums = np.zeros((len(values), self.number))
-        sums[:, self.found] = np.add.reduceat(values[:, self.order], self.starts, axis=1)
-        return sums
+        sums = np.zeros((self.number, len(values)))
+        sums[self.found] = np.add.reduceat(values.T[self.order], self.starts, axis=0)
+        return sums.T
 
 
 def ratio(part: Array, whole: Array) -> Array:

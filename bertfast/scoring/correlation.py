@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .bootstrap import Array, Groups, Scorer
 
@@ -17,16 +17,21 @@ def correlations(predicted: ArrayLike, targets: ArrayLike) -> Scorer:
     Args:
         predicted, targets: (examples,).
     """
-    sides = [np.asarray(side, np.float64) for side in (predicted, targets)]
-    centred = [side - side.mean() for side in sides]
-    ranked = [_Ranks(side) for side in sides]
+    x, y = (np.asarray(side, np.float64) for side in (predicted, targets))
+    centred = [side - side.mean() for side in (x, y)]
+    a, b = centred
+    moments = np.stack([a, b, a * a, b * b, a * b], 1)
+    ranked = [_Ranks(side) for side in (x, y)]
 
     def score(weights: Array) -> dict[str, Array]:
-        rows = [side[None] for side in centred]
-        return {
-            "pearson": _correlation(rows[0], rows[1], weights),
-            "spearman": _correlation(ranked[0](weights), ranked[1](weights), weights),
-        }
+        mean = (weights @ moments / weights.sum(1, keepdims=True)).T
+        spreads = [mean[2] - mean[0] ** 2, mean[3] - mean[1] ** 2]
+        varies = (spreads[0] > ROUNDING * mean[2]) & (spreads[1] > ROUNDING * mean[3])
+        found = {"pearson": _share(mean[4] - mean[0] * mean[1], *spreads, varies)}
+        (ranks, spread), (others, other_spread) = (side(weights) for side in ranked)
+        joint = np.einsum("ed,ed,ed->d", weights.T, ranks, others)
+        varies = (spread > 0) & (other_spread > 0)
+        return found | {"spearman": _share(joint, spread, other_spread, varies)}
 
     return score
 
@@ -38,24 +43,19 @@ class _Ranks:
         found, self.places = np.unique(values, return_inverse=True)
         self.groups = Groups(self.places, len(found))
 
-    def __call__(self, weights: Array) -> Array:
-        """(draws, examples), from the middle rank, which is 0."""
-        counts = self.groups.sum(weights)
+    def __call__(self, weights: Array) -> tuple[Array, Array]:
+        """(examples, draws), from the middle rank, which is 0, and the sum of the draw's squares,
+        (draws,).
+        """
+        counts = self.groups.sum(weights).T
         # The last rank of the equal ones, less half of their number.
-        ranks = counts.cumsum(1) - counts / 2
-        return (ranks - weights.sum(1, keepdims=True) / 2)[:, self.places]
+        ranks = counts.cumsum(0)
+        ranks -= counts / 2
+        ranks -= ranks[-1] / 2 + counts[-1] / 4
+        return ranks[self.places], np.einsum("gd,gd,gd->d", counts, ranks, ranks)
 
 
-def _correlation(x: Array, y: Array, weights: Array) -> Array:
-    """(draws,) of (draws, examples), or of (1, examples) in every draw."""
-    total = weights.sum(1)
-
-    def mean(values: Array) -> Array:
-        shared = len(values) == 1 and len(weights) > 1
-        return (weights @ values[0] if shared else (weights * values).sum(1)) / total
-
-    mean_x, mean_y, square_x, square_y = mean(x), mean(y), mean(x * x), mean(y * y)
-    spread_x, spread_y = square_x - mean_x**2, square_y - mean_y**2
-    varies = (spread_x > ROUNDING * square_x) & (spread_y > ROUNDING * square_y)
-    scale = np.sqrt(np.where(varies, spread_x * spread_y, 1))
-    return np.where(varies, (mean(x * y) - mean_x * mean_y) / scale, 0.0).clip(-1, 1)
+def _share(joint: Array, spread: Array, other: Array, varies: NDArray[np.bool_]) -> Array:
+    """A correlation, which is 0 where a side does not vary."""
+    scale = np.sqrt(np.where(varies, spread * other, 1))
+    return np.where(varies, joint / scale, 0.0).clip(-1, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -119,7 +119,12 @@ class AdamW(torch.optim.Optimizer):
             parameter.grad = None
 
 
-def build_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.01) -> AdamW:
+def build_optimizer(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.01,
+    shares: Mapping[Tensor, float] | None = None,
+) -> AdamW:
     """AdamW over the parameters that require gradients, without decay on biases and norms.
 
     Args:
@@ -127,14 +132,23 @@ def build_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.01) -> 
             `Masters` of a model.
         lr: the peak rate.
         weight_decay: of the others, decoupled (Loshchilov and Hutter, 2019).
+        shares: of the rate, for some of the parameters; 1 for the others.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    shares = shares or {}
+    groups: dict[tuple[float, bool], list[Tensor]] = defaultdict(list)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups[shares.get(parameter, 1.0), parameter.dim() > 1].append(parameter)
+    # The first group's rate is the one that is logged: the highest.
     return AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {
+                "params": groups[share, decays],
+                "lr": lr * share,
+                "weight_decay": weight_decay if decays else 0.0,
+            }
+            for share, decays in sorted(groups, reverse=True)
+        ],
         lr,
         model.lower if isinstance(model, Masters) else None,
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,10 @@ class Masters(nn.Module):
     def by_weight(self) -> dict[Tensor, str]:
         """The name of each master."""
         return dict(zip(self.weights, self.names, strict=True))
+
+    def shares(self, of_parameters: Mapping[nn.Parameter, float]) -> dict[Tensor, float]:
+        """What is said of the model's parameters, said of their masters."""
+        return {self.by_parameter[parameter]: share for parameter, share in of_parameters.items()}
 
     def adopt(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Lets an optimizer over the model's parameters work on their masters; returns it.

@@ -52,6 +52,10 @@ class Interrupted(Exception):
     """
 
 
+class Diverged(BertfastError):
+    """The loss or a gradient is no number any more."""
+
+
 class Batches(Protocol):
     """Where batches come from; a list of `PackedBatch` serves too."""
 
@@ -110,6 +114,7 @@ class Trainer:
             parameters; or a function that makes one of a list of parameters.
         lr: peak rate of the default optimizer; an own one keeps the rates of its groups as peaks.
         weight_decay: of the default optimizer.
+        rates: shares of the rate for some of the model's parameters, with the default optimizer.
         schedule: the share of the peak rate for the update with that index; None is 1.
         precision: "fp32", or "bf16" with float32 master weights.
         clip_norm: the joint norm that gradients are scaled down to; None leaves them.
@@ -119,6 +124,8 @@ class Trainer:
         evaluate: gives scores of the model in evaluation mode; called every ``evaluate_every``
             updates and at the end.
         best: the score whose highest value marks the best checkpoint, which is then kept too.
+        lowest: whether the lowest value does.
+        patience: evaluations in a row without a better one after which the run ends.
         checkpoint_every, log_every: updates; a checkpoint is written at the end too.
         keep: how many of the newest checkpoints are kept.
         prefetch: batches that a worker thread makes ahead; 0 makes each when it is due.
@@ -145,6 +152,7 @@ class Trainer:
         | None = None,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
+        rates: Mapping[nn.Parameter, float] | None = None,
         schedule: Callable[[int], float] | None = None,
         precision: str = "fp32",
         clip_norm: float | None = 1.0,
@@ -154,6 +162,8 @@ class Trainer:
         evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
         evaluate_every: int | None = None,
         best: str | None = None,
+        lowest: bool = False,
+        patience: int | None = None,
         checkpoint_every: int = 1000,
         log_every: int = 10,
         keep: int = KEEP,
@@ -172,6 +182,7 @@ class Trainer:
             ("log_every", log_every),
             ("keep", keep),
             ("evaluate_every", steps if evaluate_every is None else evaluate_every),
+            ("patience", 1 if patience is None else patience),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BertfastError(f"{name} is {value!r}; it must be a whole number of at least 1")
@@ -184,14 +195,17 @@ class Trainer:
         self.schedule = schedule or (lambda step: 1.0)
         self.clip_norm, self.accumulation, self.seed = clip_norm, accumulation, seed
         self.callbacks = tuple(callbacks)
-        self.evaluate, self.evaluate_every, self.best_by = evaluate, evaluate_every, best
+        self.evaluate, self.evaluate_every = evaluate, evaluate_every
+        self.best_by, self.lowest, self.patience = best, lowest, patience
         self.checkpoint_every, self.log_every, self.keep = checkpoint_every, log_every, keep
         self.prefetch, self.inputs, self.label = prefetch, inputs or {}, label
         self.files = files or {}
         say_what_it_saves(precision, self.device)
         self.masters = Masters(model, precision)
         if optimizer is None:
-            self.optimizer: torch.optim.Optimizer = build_optimizer(self.masters, lr, weight_decay)
+            self.optimizer: torch.optim.Optimizer = build_optimizer(
+                self.masters, lr, weight_decay, self.masters.shares(rates or {})
+            )
         elif isinstance(optimizer, torch.optim.Optimizer):
             self.optimizer = self.masters.adopt(optimizer)
         else:
@@ -226,7 +240,7 @@ class Trainer:
         if self.device.type == "cpu":
             openmp.warn_if_late(torch.get_num_threads())
         start = self._start(resume)
-        if start >= self.steps:
+        if start >= self.steps or self._gave_up():
             print(f"bertfast: {self.run} is complete at step {start}", file=sys.stderr)
             return TrainResult(self.run, start, self.last, self.best)
         self._tell("on_start", start)
@@ -243,9 +257,10 @@ class Trainer:
                 epoch, loss, norm = self._update(step, rate, parts)
                 self.tokens += self.window.step_tokens()
                 done, now = step + 1, _Finite(step + 1, loss, norm)
-                last = done == self.steps
-                logs = done % self.log_every == 0 or last
                 scores = self._scored(done)
+                is_best = scores is not None and self._note_best(done, scores)
+                last = done == self.steps or self._gave_up()
+                logs = done % self.log_every == 0 or last
                 saves = done % self.checkpoint_every == 0 or last or bool(stop)
                 # The host reads the step before, so that no step waits; nothing is written unread.
                 for values in (before, now if logs or saves or scores else None):
@@ -254,15 +269,16 @@ class Trainer:
                 before = now
                 if logs:
                     self._log(log, bar, done, rate, float(norm), epoch)
-                is_best = scores is not None and self._note_best(done, scores)
                 self._tell("on_step", done)
                 if saves or is_best:
                     self._save(done)
                 if stop and not last:
                     log.close()
                     raise Interrupted(stop[0])
+                if last:
+                    break
         log.close()
-        return TrainResult(self.run, self.steps, self.last, self.best)
+        return TrainResult(self.run, done, self.last, self.best)
 
     def _start(self, resume: bool) -> int:
         """The index of the first update; what a checkpoint holds is restored."""
@@ -330,7 +346,7 @@ class Trainer:
         where = (
             f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
         )
-        raise BertfastError(
+        raise Diverged(
             f"step {values.step}: the loss is {loss} and the gradient norm {norm}; stopped, "
             f"{where}. A lower --lr or a longer --warmup may help"
         )
@@ -353,10 +369,19 @@ class Trainer:
         if self.best_by is None:
             self.best = {"step": done, **scores}
             return False
-        if self.best and scores[self.best_by] <= self.best[self.best_by]:
-            return False
+        if self.best:
+            gain = scores[self.best_by] - self.best[self.best_by]
+            if not (gain < 0 if self.lowest else gain > 0):
+                return False
         self.best = {"step": done, **scores}
         return True
+
+    def _gave_up(self) -> bool:
+        """Whether as many evaluations as the patience have passed since the best one."""
+        if self.patience is None or not self.best:
+            return False
+        later = sum(scores["step"] > self.best["step"] for scores in self.evaluations)
+        return later >= self.patience
 
     def _log(
         self, log: MetricsLog, bar: LiveBar, done: int, rate: float, norm: float, epoch: int
