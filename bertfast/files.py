@@ -204,6 +204,13 @@ def make_folder(folder: Path) -> None:
         raise BertfastError(f"{folder}: cannot be made ({error})") from error
 
 
+def check_new(out: str | Path) -> None:
+    """Raises BertfastError where there is something at ``out`` but an empty folder."""
+    path = Path(out)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BertfastError(f"{out}: exists already; choose another --out")
+
+
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A folder to fill that becomes ``target`` at the end: that is there whole or not at all.
