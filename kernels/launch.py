@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Launch(NamedTuple):
+    """What `launch` was called with."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+_record: Callable[[Launch], None] | None = None
+
+
+@contextmanager
+def recording(record: Callable[[Launch], None]) -> Iterator[None]:
+    """Inside, every launch is handed to ``record`` and not made, so that tensors may be on the meta
+    device.
+    """
+    global _record
+    before, _record = _record, record
+    try:
+        yield
+    finally:
+        _record = before
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -20,6 +45,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         arguments: the tensors may stand in tuples.
         constants: of the kernel, and launch options.
     """
+    if _record is not None:
+        _record(Launch(kernel, grid, arguments, constants))
+        return
     device = next(_tensors(arguments)).device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](*arguments, **constants)

@@ -71,6 +71,21 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(
     assert entered == [torch.device("cuda", 1), ((3, 2), count, {"BLOCK": 16}), "left"]
 
 
+def test_a_recorded_launch_is_not_made() -> None:
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            raise AssertionError("launched")
+
+    kernel, x, found = Kernel(), torch.zeros(2, device="meta"), []
+    with module.recording(found.append):
+        with module.recording(lambda launch: None):
+            module.launch(kernel, (1,), x)
+        module.launch(kernel, (3, 2), x, 5, BLOCK=16)
+    assert found == [module.Launch(kernel, (3, 2), (x, 5), {"BLOCK": 16})]
+    with pytest.raises(AssertionError, match="launched"):
+        module.launch(kernel, (1,), torch.zeros(1))
+
+
 def grids(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> dict[str, Any]:
     """The grid of each kernel that a call launches."""
     from triton.runtime.interpreter import InterpretedFunction
