@@ -45,13 +45,13 @@ def column_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             ) from error
 
 
-def data_files(path: Path) -> list[Path]:
+def data_files(path: str | Path) -> list[Path]:
     """The files that hold a data set: those of a folder that `datasets` saved, or the file itself.
 
     Raises:
         BertfastError: the folder holds no data set, or several.
     """
-    return _parts(path) if path.is_dir() else [path]
+    return _parts(Path(path)) if Path(path).is_dir() else [Path(path)]
 
 
 def import_arrow(path: str | Path) -> ModuleType:
@@ -149,7 +149,7 @@ def _named(
             found[column] = str(names[column][label])
         else:
             raise BertfastError(
-                f"{path}, row {number}: the class label {column!r} is {label!r}, and it has "
+                f"{path}, line {number}: the class label {column!r} is {label!r}, and it has "
                 f"{len(names[column])} names"
             )
     return found

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 from bertfast.errors import BertfastError
 from bertfast.tokenization import SpecialIds
 
+from .columnar import column_rows, is_columnar
 from .labels import ONE_A_ROW, class_names, listed, quoted
-from .readers import is_json, open_text, read_json_lines, without_end
+from .readers import is_json, open_text, read_json_lines, suffix_of, without_end
 
 TEXT_COLUMNS = ("sentence", "text")
 LABEL_COLUMN = "label"
@@ -51,7 +52,8 @@ def read_task(
     require_labels: bool = True,
     lists: bool = False,
 ) -> list[Example]:
-    """The rows of a file whose name ends in .tsv, .csv or .jsonl (or .json), gzip of it too.
+    """The rows of a file whose name ends in .tsv, .csv or .jsonl (or .json), gzip or Zstandard of
+    it too, of a Parquet or an Arrow file, or of a folder that `datasets` saved.
 
     A blank line is a row of empty texts where no labels are required, so that predictions match
     lines; where they are, it holds no example and is passed over.
@@ -102,6 +104,10 @@ def read_task(
             label = _label(row[wanted_label], path, line, wanted_label, lists)
         if require_labels and label == "":
             raise BertfastError(f"{path}, line {line}: the label is empty")
+        if require_labels and not any(word and word.strip() for word in words):
+            raise BertfastError(
+                f"{path}, line {line}: the text is empty; leave out rows without a text"
+            )
         examples.append(Example(line, words[0] or "", words[1], label))
     if not examples:
         raise BertfastError(f"{path}: has no rows below its header")
@@ -113,18 +119,14 @@ def read_task(
 
 
 def is_task_file(path: Path) -> bool:
-    """Whether the name says that the file has columns: .tsv, .csv or JSON lines, gzip of them
-    too.
+    """Whether the name says that the file has columns: .tsv, .csv or JSON lines, compressed too,
+    Parquet or Arrow; or it is a folder, as `datasets` saves one.
     """
-    return is_json(path) or _suffix(path) in TABLE_SUFFIXES
-
-
-def _suffix(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix.lower()
+    return is_json(path) or suffix_of(path) in TABLE_SUFFIXES or is_columnar(path)
 
 
 def _cell(value: Any, path: Path, line: int, column: str, advice: str) -> str:
-    """A cell as text; of JSON, null is an empty one and a number is as it is written.
+    """A cell as text; null is an empty one, and a number of JSON is as it is written.
 
     Raises:
         BertfastError: a JSON list or object, or half of a surrogate pair, which is no character.
@@ -135,6 +137,8 @@ def _cell(value: Any, path: Path, line: int, column: str, advice: str) -> str:
             f"{path}, line {line}: {column!r} holds a JSON {kind}, {quoted(json.dumps(value))}; "
             f"{advice}"
         )
+    if isinstance(value, bytes):
+        raise BertfastError(f"{path}, line {line}: {column!r} holds bytes; {advice}")
     text = "" if value is None else str(value)
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise BertfastError(
@@ -152,9 +156,15 @@ def _label(value: Any, path: Path, line: int, column: str, lists: bool) -> str |
 
 def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """(line number, row) of a table, None for the row of a blank line."""
-    suffix = _suffix(path)
+    if is_columnar(path):
+        yield from column_rows(path)
+        return
+    suffix = suffix_of(path)
     if suffix not in TABLE_SUFFIXES:
-        raise BertfastError(f"{path}: the name must end in .tsv, .csv or .jsonl (.gz may follow)")
+        raise BertfastError(
+            f"{path}: the name must end in .tsv, .csv or .jsonl (.gz or .zst may follow), .parquet "
+            "or .arrow"
+        )
     cells = _tsv_cells(path) if suffix == ".tsv" else _csv_cells(path)
     _, header = next(cells, (0, []))
     repeated = sorted({name for name in header if header.count(name) > 1})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertfast.card import model_card
+from bertfast.data.readers import suffix_of
 from bertfast.escape import markdown, one_line
 
 if TYPE_CHECKING:
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
     from .finetune import FinetuneConfig
 
 NAMED = 100  # labels that a card lists
-BUILDERS = {".csv": "csv", ".tsv": "csv"}  # by which `datasets` reads a file; else "json"
+# By which `datasets` reads a file; else "json".
+BUILDERS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    **dict.fromkeys((".arrow", ".feather", ".ipc", ""), "arrow"),
+}
 _CACHED = re.compile(r"models--(.+)")
 
 
@@ -45,12 +52,11 @@ def task_card(
     from huggingface_hub import EvalResult
 
     labels, scores = list(labels), task.scores
-    data = Path(config.dev.removesuffix(".gz"))
     kind = task.pipeline or "other"
     dataset: dict[str, Any] = {
         "task_type": kind,
         "task_name": kind.replace("-", " ").title(),
-        "dataset_type": BUILDERS.get(data.suffix.lower(), "json"),
+        "dataset_type": BUILDERS.get(suffix_of(Path(config.dev)), "json"),
         "dataset_name": one_line(Path(config.dev).name),
         "dataset_split": "validation",
     }

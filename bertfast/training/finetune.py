@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from bertfast.card import CARD_FILE
 from bertfast.config import EncoderConfig
+from bertfast.data.columnar import data_files
 from bertfast.data.labelled import Columns
 from bertfast.errors import BertfastError
 from bertfast.files import file_sha256, whole_folder
@@ -223,7 +224,9 @@ def finetune(
             {name: value for name, value in asdict(config).items() if name != "report_to"}
             | {"out": "", "device": None}
         ),
-        "data": "".join(file_sha256(Path(path)) for path in (config.train, config.dev)),
+        "data": "".join(
+            file_sha256(part) for data in (config.train, config.dev) for part in data_files(data)
+        ),
         "model": "".join(
             file_sha256(path) for path in sorted(source.folder.iterdir()) if path.is_file()
         ),

@@ -2,6 +2,8 @@
 each that is wrong.
 """
 
+import gzip
+
 import pytest
 
 from bertfast import BertfastError
@@ -34,6 +36,45 @@ def test_tables_and_json_lines_give_the_same_rows(write):
         ]
 
 
+def test_columnar_and_compressed_files_give_the_same_rows(write, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import feather, parquet
+
+    table = pa.table({"sentence": ['say "hi', "b"], "label": [1, 0]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    feather.write_feather(table, str(tmp_path / "a.arrow"))
+    plain = write("a.tsv", 'sentence\tlabel\nsay "hi\t1\nb\t0\n').read_bytes()
+    (tmp_path / "b.tsv.gz").write_bytes(gzip.compress(plain))
+    (tmp_path / "b.TSV.ZST").write_bytes(pa.compress(plain, codec="zstd", asbytes=True))
+    for name in ("a.parquet", "a.arrow", "b.tsv.gz", "b.TSV.ZST"):
+        assert labelled.is_task_file(tmp_path / name)
+        assert [
+            (row.line > 0, row.text, row.label) for row in labelled.read_task(tmp_path / name)
+        ] == [(True, 'say "hi', "1"), (True, "b", "0")]
+
+
+def test_a_saved_data_set_gives_its_names_as_labels(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        text=datasets.Value("string"), label=datasets.ClassLabel(names=["bad", "good"])
+    )
+    rows = {"text": ["a", "b", "c"], "label": [1, 0, -1]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    found = labelled.read_task(tmp_path / "set", require_labels=False, label_column="label")
+    assert [row.label for row in found] == ["good", "bad", ""]
+    with pytest.raises(BertfastError, match="line 3: the label is empty"):
+        labelled.read_task(tmp_path / "set")
+
+
+@pytest.mark.parametrize("cut", [4, 30])
+def test_damaged_zstandard_is_one_line(cut, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    data = pa.compress(b"sentence\tlabel\n" + bytes(range(32, 127)) * 20, "zstd", asbytes=True)
+    (tmp_path / "a.tsv.zst").write_bytes(data[:cut])
+    with pytest.raises(BertfastError, match=r"a\.tsv\.zst: cannot be read"):
+        labelled.read_task(tmp_path / "a.tsv.zst")
+
+
 def test_columns_can_be_named_and_have_defaults(write):
     file = write("a.tsv", "text\tother\tgold\nx\ty\tz\n")
     rows = labelled.read_task(file, pair_column="other", label_column="gold")
@@ -58,6 +99,7 @@ def test_labels_may_be_missing_where_they_are_not_needed(write):
         ("a.tsv", "sentence\tlabel\nx\t1\textra\n", "line 2: has 3 fields and the header 2"),
         ("a.tsv", "sentence\tlabel\nx\t\n", "line 2: the label is empty"),
         ("a.csv", "sentence,sentence\nx,1\n", "names 'sentence' more than once"),
+        ("a.tsv", "sentence\tlabel\na\t1\n \t1\n", "line 3: the text is empty"),
         ("a.txt", "x", "must end in .tsv, .csv or .jsonl"),
         ("a.jsonl", '{"sentence": "x"}', "no column 'label'"),
     ],
