@@ -200,8 +200,15 @@ def _tasks() -> Mapping[str, Any]:
     registry=_tasks,
     help=f"One of {REGISTERED}. Default: the one that the labels are of.",
 )
+@option(
+    "--task-option",
+    "task_options",
+    multiple=True,
+    metavar="NAME=VALUE...",
+    help="What the task alone has; the pages of the tasks list it.",
+)
 @text_column_option
-@option("--pair-column", help="Second text of a pair.")
+@option("--pair-column", help="Second text of a pair. Default: found by the usual names.")
 @option("--label-column", help="Default: label. A label is a word or a whole number.")
 @option("--freeze-encoder", is_flag=True, help="Train the classifier alone.")
 @option("--from-scratch", is_flag=True, help="Keep the model's shape, not its weights.")

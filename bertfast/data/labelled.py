@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -15,21 +16,12 @@ from bertfast.errors import BertfastError
 from bertfast.tokenization import SpecialIds
 
 from .columnar import column_rows, is_columnar
+from .columns import LABELS, NONE, TEXTS, Columns
 from .labels import ONE_A_ROW, class_names, listed, quoted
 from .readers import is_json, open_text, read_json_lines, suffix_of, without_end
 
-TEXT_COLUMNS = ("sentence", "text")
-LABEL_COLUMN = "label"
 TABLE_SUFFIXES = (".tsv", ".csv")
 MAX_FIELD = 2**31 - 1  # characters of a CSV field; a larger limit overflows C's long on Windows
-
-
-class Columns(NamedTuple):
-    """The names of a file's columns; None for the usual ones, and for no pair."""
-
-    text: str | None = None
-    pair: str | None = None
-    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,9 +52,8 @@ def read_task(
 
     Args:
         path: of the file; TSV is split at tabs and its quotes are text, CSV is quoted as usual.
-        text_column: None is ``sentence``, or else ``text``.
-        pair_column: of the second text; None for single texts.
-        label_column: None is ``label``.
+        text_column, pair_column, label_column: None for the usual ones, which the first row's are
+            looked through for; see `Columns.among`.
         require_labels: False leaves labels out, unless ``label_column`` asks for them.
         lists: whether a label may be a JSON list of labels.
 
@@ -71,23 +62,18 @@ def read_task(
             rows.
     """
     path = Path(path)
-    rows = read_json_lines(path) if is_json(path) else _table_rows(path)
     examples: list[Example] = []
     blank: list[int] = []
-    wanted_label = label_column or LABEL_COLUMN
     labelled = require_labels or label_column is not None
-    needed: list[str] = []
-    for line, row in rows:
+    columns, needed = Columns(text_column, pair_column, label_column), []
+    for line, row in table_rows(path):
         if row is None:
             # Blank lines above the first record wait until it has named the columns.
             blank.append(line)
             continue
         if not needed:
-            text = text_column or next(
-                (name for name in TEXT_COLUMNS if name in row), TEXT_COLUMNS[0]
-            )
-            needed = [text, *([pair_column] if pair_column else [])]
-            needed += [wanted_label] if labelled else []
+            columns = columns.among(row)
+            needed = [name for name in columns[: 3 if labelled else 2] if name is not None]
         for name in needed:
             if name not in row:
                 raise BertfastError(
@@ -97,11 +83,12 @@ def read_task(
                 )
         words = [
             None if name is None else _cell(row[name], path, line, name, "a text is advice")
-            for name in (text, pair_column)
+            for name in columns[:2]
         ]
         label: str | tuple[str, ...] | None = None
         if labelled:
-            label = _label(row[wanted_label], path, line, wanted_label, lists)
+            assert columns.label is not None
+            label = _label(row[columns.label], path, line, columns.label, lists)
         if require_labels and label == "":
             raise BertfastError(f"{path}, line {line}: the label is empty")
         if require_labels and not any(word and word.strip() for word in words):
@@ -112,10 +99,52 @@ def read_task(
     if not examples:
         raise BertfastError(f"{path}: has no rows below its header")
     if blank and not labelled:
-        nothing = None if pair_column is None else ""
+        nothing = None if columns.pair is None else ""
         examples += [Example(line, "", nothing) for line in blank]
         examples.sort(key=lambda example: example.line)
     return examples
+
+
+def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(line number, row) of a table or of JSON lines, None for the row of a blank line.
+
+    Raises:
+        BertfastError: the file cannot be used.
+    """
+    return read_json_lines(path) if is_json(path) else _table_rows(path)
+
+
+def column_names(path: str | Path) -> list[str]:
+    """The columns of the first row of a table or of JSON lines; none where there is no row."""
+    return next((list(row) for _, row in table_rows(Path(path)) if row is not None), [])
+
+
+def find_columns(path: str | Path, columns: Columns, trained: Columns = NONE) -> Columns:
+    """Those columns of a file; the usual ones where none is given, or those that a model was
+    trained with. A pair that is found, and labels that have another name than most, are said on
+    standard error.
+    """
+    names = column_names(path)
+    text, pair, label = (given or known for given, known in zip(columns, trained, strict=True))
+    if columns.text is None and pair is None and text not in (None, *names):
+        # A single text may have another usual name; it is no half of a pair for that.
+        text = next((name for name in TEXTS if name in names), text)
+    if columns.label is None and label not in names:
+        label = None
+    columns = Columns(text, pair, label)
+    found = columns.among(names)
+    if found.pair != columns.pair:
+        print(
+            f"bertfast: {path}: pairs of texts, {found.text!r} and {found.pair!r}; --text-column "
+            "and --pair-column name others",
+            file=sys.stderr,
+        )
+    if found.label not in (columns.label, LABELS[0]):
+        print(
+            f"bertfast: {path}: the labels are {found.label!r}; --label-column names others",
+            file=sys.stderr,
+        )
+    return found
 
 
 def is_task_file(path: Path) -> bool:

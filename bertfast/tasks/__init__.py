@@ -2,7 +2,7 @@
 
 from .classification import Classification
 from .multilabel import MultiLabel
-from .registry import TASKS, Task, find_task, infer_task, register_task, task_of
+from .registry import TASKS, Task, find_task, infer_task, recognize_task, register_task, task_of
 from .regression import Regression
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Task",
     "find_task",
     "infer_task",
+    "recognize_task",
     "register_task",
     "task_of",
 ]

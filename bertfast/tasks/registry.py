@@ -5,17 +5,20 @@ An own task is a subclass of `Task` that is registered; those here use nothing e
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Self, TypeVar
 
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from bertfast.config import EncoderConfig
 from bertfast.data import labelled
+from bertfast.data.columns import NONE, Columns
 from bertfast.errors import BertfastError
 from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel, load, member_class
@@ -23,6 +26,8 @@ from bertfast.packed import PackedBatch
 from bertfast.scoring import Scorer, scores_of
 
 DEFAULT = "classification"  # of labels that no other task claims
+KEPT = "task.json"
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 class Task:
@@ -34,25 +39,72 @@ class Task:
     Attributes:
         name: on the command line.
         summary: a few words of help.
+        options: what ``--task-option`` may set, each with its default.
+        kept: what `fit` chose; of a folder, what it keeps.
         scores: the words that a person reads for each score, by its name. The first decides which
             epoch is the best one: that with the highest.
         head: class of the model, without its member.
-        pipeline: of `transformers`, for the model card; None for none.
+        pipeline: the Hub's tag of the task, for the model card; None for none.
+        usage: arguments of the inference script, and of ``pipeline(...)`` ("" where `transformers`
+            has no such pipeline), as examples.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""
+    options: Mapping[str, Any] = MappingProxyType({})
+    kept: Mapping[str, Any] = MappingProxyType({})
     scores: ClassVar[dict[str, str]]
     head: ClassVar[str] = "ForSequenceClassification"
     pipeline: ClassVar[str | None] = None
+    usage: ClassVar[tuple[str, str]] = ('"some text" "another"', '"some text"')
 
-    def read(self, path: str | Path, columns: labelled.Columns, labels: bool = True) -> list[Any]:
+    def configured(
+        self, options: Mapping[str, Any] | None = None, kept: Mapping[str, Any] | None = None
+    ) -> Self:
+        """This task with some of its options set, as values or as their texts, and with what a
+        folder keeps of it.
+
+        Raises:
+            BertfastError: it has no such option, or the value is of another type.
+        """
+        made = copy.copy(self)
+        values = {name: _option(self, name, value) for name, value in (options or {}).items()}
+        made.options, made.kept = {**self.options, **values}, {**self.kept, **(kept or {})}
+        return made
+
+    def recognizes(self, path: Path) -> bool:
+        """Whether a file is of this task alone, by its name or its first rows."""
+        return False
+
+    def reads(self, path: Path) -> bool:
+        """Whether `read` takes a file of this name; others are plain text, an example a line."""
+        return labelled.is_task_file(path)
+
+    def columns(self, path: str | Path, columns: Columns, trained: Columns = NONE) -> Columns:
+        """The columns of a file: those given, those that a model was trained with, and what is
+        found for the rest. The dev data has those of the training data.
+        """
+        return labelled.find_columns(path, columns, trained)
+
+    def read(self, path: str | Path, columns: Columns, labels: bool = True) -> list[Any]:
         """The examples of a file; without ``labels``, those that predictions are wanted of.
 
         Raises:
             BertfastError: the file cannot be used; it is named with the row.
         """
         return list(labelled.read_task(path, *columns, require_labels=labels, lists=True))
+
+    def of_text(self, line: int, text: str) -> Any:
+        """The example of a line of plain text.
+
+        Raises:
+            BertfastError: an example of the task is more than a text.
+        """
+        return labelled.Example(line, text)
+
+    def of_arguments(self, arguments: Sequence[str]) -> list[Any]:
+        """The examples that the arguments of the inference script are."""
+        return [self.of_text(number, text) for number, text in enumerate(arguments, 1)]
 
     def fits(self, examples: Sequence[Any]) -> bool:
         """Whether the labels of a table can be of this task alone, so that nobody need name it."""
@@ -165,6 +217,18 @@ class Task:
         """
         return {}
 
+    def fit(
+        self,
+        outputs: Sequence[Any],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> dict[str, Any]:
+        """What is chosen on the dev data when training is done, as a threshold: JSON that the
+        folder keeps as `KEPT`, and that `kept` holds from then on.
+        """
+        return {}
+
     def predict(
         self,
         outputs: Sequence[Tensor],
@@ -249,18 +313,52 @@ def find_task(name: object) -> Task:
     return TASKS[name]
 
 
+def _option(task: Task, name: str, value: Any) -> Any:
+    """The value of an option, of its default's type."""
+    if name not in task.options:
+        known = ", ".join(f"{key} ({default})" for key, default in task.options.items())
+        raise BertfastError(
+            f"the task {task.name!r} has no option {name!r}; "
+            + (f"its options, and their defaults, are {known}" if known else "it has none")
+        )
+    kind = type(task.options[name])
+    try:
+        if isinstance(value, str) and kind is not str:
+            value = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        if type(value) is kind or (kind is float and type(value) is int):
+            return kind(value)
+    except (KeyError, ValueError, OverflowError):
+        pass
+    raise BertfastError(
+        f"the option {name} of the task {task.name!r} is {value!r}; it must be {KINDS[kind]}"
+    )
+
+
+def recognize_task(path: str | Path) -> Task | None:
+    """The one task that a file is of by its name or its first rows, which is said on standard
+    error; None where the labels are to say it.
+
+    Raises:
+        BertfastError: it can be of several.
+    """
+    return _only([task for task in TASKS.values() if task.recognizes(Path(path))], path)
+
+
 def infer_task(examples: Sequence[Any], source: str | Path) -> Task:
     """The one task that the examples' labels can be of; it is said on standard error.
 
     Raises:
         BertfastError: they can be of several.
     """
-    found = [task for task in TASKS.values() if task.fits(examples)]
+    return _only([task for task in TASKS.values() if task.fits(examples)], source) or TASKS[DEFAULT]
+
+
+def _only(found: Sequence[Task], source: str | Path) -> Task | None:
     if len(found) > 1:
         names = " and ".join(repr(task.name) for task in found)
         raise BertfastError(f"{source}: its labels fit the tasks {names}; give --task")
     if not found:
-        return TASKS[DEFAULT]
+        return None
     print(
         f"bertfast: {source}: the task is {found[0].name} ({found[0].summary}); "
         "--task names another",

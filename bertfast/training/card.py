@@ -94,9 +94,10 @@ def task_card(
     text = markdown(config.text_column) if config.text_column else "`sentence` or `text`"
     cut = summary["truncated"]
     first, *_ = scores.values()
+    script, call = task.usage
     pipeline = f"""
     from transformers import pipeline
-    pipeline("{task.pipeline}", ".")("some text")
+    pipeline("{task.pipeline}", ".")({call})
 """
     kind_of_task = f"{task.name} ({task.summary or 'a task of its own'})"
     return model_card(
@@ -121,9 +122,9 @@ The best epoch was chosen on the dev data, so its dev scores are a little optimi
 
 ## Use
 
-    python predict.py "some text"
+    python predict.py {script}
     bertfast predict . texts.tsv
-{pipeline if task.pipeline else ""}""",
+{pipeline if task.pipeline and call else ""}""",
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bertfast.config import EncoderConfig
-from bertfast.data.labelled import Columns
+from bertfast.data.columns import Columns
 from bertfast.escape import one_line
 from bertfast.files import whole_folder
 from bertfast.scoring import LEVEL, RESAMPLES, intervals, pictures
@@ -43,7 +43,8 @@ def evaluate(
     """
     predictor = Predictor(folder, device=device, precision=precision)
     task = predictor.task
-    columns = Columns(text_column, pair_column or predictor.columns.pair, label_column)
+    given = Columns(text_column, pair_column, label_column)
+    columns = task.columns(data, given, predictor.columns)
     examples = task.read(data, columns)
     outputs, inputs = predictor.run(examples, data)
     found = measure(task, outputs, inputs, examples, predictor.model.config)

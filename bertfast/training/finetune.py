@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bertfast.card import CARD_FILE
 from bertfast.config import EncoderConfig
 from bertfast.data.columnar import data_files
-from bertfast.data.labelled import Columns
+from bertfast.data.columns import Columns
 from bertfast.errors import BertfastError
 from bertfast.files import file_sha256, whole_folder
 from bertfast.model import PreTrainedModel, load_config, load_weights
@@ -33,8 +33,8 @@ from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
 from bertfast.resolve import resolve
 from bertfast.seeds import host_seed
-from bertfast.tasks import Task, find_task, infer_task
-from bertfast.tasks.registry import DEFAULT
+from bertfast.tasks import TASKS, Task, find_task, infer_task, recognize_task
+from bertfast.tasks.registry import DEFAULT, KEPT
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer, save_tokenizer
 
 from . import card
@@ -68,6 +68,7 @@ class FinetuneConfig:
         batch_size: examples of an update.
         max_length: tokens of an example at most, in training and in later predictions; None is the
             model's positions.
+        task_options: of the task, by name; or texts as "name=value".
         precision: "fp32", or "bf16" with float32 master weights.
         device: "cpu", "cuda" or "cuda:N"; None is the GPU where there is one.
         revision: branch, tag or commit of the model on the Hub.
@@ -90,6 +91,7 @@ class FinetuneConfig:
     lr: float | None = None
     batch_size: int = 32
     max_length: int | None = None
+    task_options: Mapping[str, Any] | Sequence[str] = ()
     precision: str = "fp32"
     device: str | None = None
     revision: str | None = None
@@ -98,6 +100,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "report_to", tracker_names(self.report_to))
+        object.__setattr__(self, "task_options", _named(self.task_options))
         if self.task is not None:
             find_task(self.task)
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
@@ -126,6 +129,21 @@ class FinetuneConfig:
                 "freeze-encoder and from-scratch together would train a classifier on a random "
                 "encoder"
             )
+
+
+def _named(options: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    """The options of a task by name.
+
+    Raises:
+        BertfastError: one is no "name=value".
+    """
+    if isinstance(options, Mapping):
+        return dict(options)
+    pairs = [str(option).partition("=") for option in options]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise BertfastError(f"task-option is {name!r}; it must be NAME=VALUE")
+    return {name: value for name, _, value in pairs}
 
 
 @dataclass(frozen=True)
@@ -186,11 +204,18 @@ def finetune(
     device = find_device(config.device)
     source = resolve(config.model, config.revision)
     columns = Columns(config.text_column, config.pair_column, config.label_column)
-    task = find_task(config.task or DEFAULT)
+    task = find_task(config.task) if config.task else recognize_task(config.train)
+    inferred = task is None  # of a table, whose labels are to be read first
+    task = TASKS[DEFAULT] if task is None else task.configured(config.task_options)
+    columns = task.columns(config.train, columns)
     train_examples = task.read(config.train, columns)
-    if config.task is None:
-        task = infer_task(train_examples, config.train)
-        config = replace(config, task=task.name)
+    if inferred:
+        task = infer_task(train_examples, config.train).configured(config.task_options)
+    config = replace(
+        config,
+        task=task.name,
+        **{f"{name}_column": column for name, column in columns._asdict().items()},
+    )
     dev_examples = task.read(config.dev, columns)
     shape = task.configure(load_config(source.folder), train_examples, config.train)
     tokenizer = load_tokenizer(source.folder)
@@ -235,7 +260,7 @@ def finetune(
     print(f"bertfast: starts from {start}", file=sys.stderr)
     with whole_folder(target) as folder, _work(target) as work:
         with Report(config.report_to, target, asdict(config), events=work) as report:
-            history, best, seconds = _train(
+            task, history, best, seconds = _train(
                 config,
                 task,
                 net.to(device),
@@ -383,9 +408,9 @@ def _train(
     inputs: dict[str, str],
     resume: bool,
     report: Report,
-) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
-    """Every epoch's numbers, the best one's, and the seconds; the model has the best's weights in
-    float32 then.
+) -> tuple[Task, list[dict[str, Any]], dict[str, Any], float]:
+    """The task with what it keeps, every epoch's numbers, the best one's, and the seconds; the
+    model has the best's weights in float32 then.
     """
     features: Tensor | None = None
     dev_features: Tensor | None = None
@@ -451,7 +476,12 @@ def _train(
     best = history[trainer.best["step"] // batches.per_epoch - 1]
     weights = load_checkpoint(checkpoint_folder(work, trainer.best["step"])).weights[""]
     model.float().load_state_dict(weights)
-    return history, best, trainer.seconds
+    if type(task).fit is not Task.fit:
+        model.eval()
+        outputs = outputs_of(task, model, dev.inputs, device)
+        kept = task.fit(outputs, dev.inputs, dev.examples, model.config)
+        task = task.configured(kept=kept)
+    return task, history, best, trainer.seconds
 
 
 @torch.no_grad()
@@ -482,21 +512,21 @@ def _fill_folder(
     )
     texts = {
         **task.files(model.config),
+        **({KEPT: json.dumps(task.kept, indent=2) + "\n"} if task.kept else {}),
         "metrics.json": json.dumps(summary, indent=2) + "\n",
         CARD_FILE: card.task_card(config, task, summary, model.config.id2label.values()),
-        "predict.py": PREDICT_SCRIPT,
+        "predict.py": PREDICT_SCRIPT.replace("USAGE", task.usage[0]),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
 PREDICT_SCRIPT = '''\
-"""Predicts with the model in this folder: python predict.py "some text" "another"."""
+"""Predicts with the model in this folder: python predict.py USAGE."""
 
 import sys
 from pathlib import Path
 
-from bertfast.data.labelled import Example
 from bertfast.escape import one_line
 from bertfast.training.predict import Predictor
 
@@ -504,7 +534,9 @@ if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     predictor = Predictor(Path(__file__).parent)
-    examples = [Example(number, text) for number, text in enumerate(sys.argv[1:], 1)]
+    task = predictor.task
+    examples = task.of_arguments(sys.argv[1:])
     for example, prediction in zip(examples, predictor.predict(examples)):
-        print(f"{predictor.task.shown(prediction)}\\t{one_line(example.text)}")
+        given, *_ = task.echo(example).values()
+        print(f"{task.shown(prediction)}\\t{one_line(given)}")
 '''

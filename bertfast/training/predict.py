@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bertfast.data import labelled
+from bertfast.data.columns import Columns
 from bertfast.data.readers import read_lines
 from bertfast.errors import BertfastError
 from bertfast.files import read_object
@@ -17,6 +18,7 @@ from bertfast.model import load
 from bertfast.packed import runs_of_tokens
 from bertfast.resolve import resolve
 from bertfast.tasks import TASKS, Classification, Task, task_of
+from bertfast.tasks.registry import KEPT
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer
 
 from .precision import find_device, inference_dtype
@@ -51,7 +53,7 @@ class Predictor:
         folder = resolve(folder).folder
         settings = read_object(folder / "metrics.json", optional=True).get("settings")
         settings = settings if isinstance(settings, dict) else {}
-        name = settings.get("task")
+        name, options = settings.get("task"), settings.get("task_options")
         if name is None:
             model = load(folder)
             self.task = task_of(model, folder)
@@ -67,6 +69,10 @@ class Predictor:
             raise BertfastError(
                 f"{folder}: is a {type(model).__name__}, which is no model for {self.task.name}"
             )
+        self.task = self.task.configured(
+            options if isinstance(options, dict) else None,
+            read_object(folder / KEPT, optional=True),
+        )
         self.model = model.to(self.device, dtype)
         self.tokenizer = load_tokenizer(folder)
         check_tokenizer_fits(self.tokenizer, model.config, f"{folder}: the tokenizer")
@@ -81,9 +87,7 @@ class Predictor:
             if isinstance(longest, (int, float)) and longest >= 4
             else positions
         )
-        self.columns = labelled.Columns(
-            *(settings.get(f"{column}_column") for column in labelled.Columns._fields)
-        )
+        self.columns = Columns(*(settings.get(f"{name}_column") for name in Columns._fields))
 
     def read(
         self, file: str | Path, text_column: str | None = None, pair_column: str | None = None
@@ -95,15 +99,16 @@ class Predictor:
             BertfastError: the file cannot be used.
         """
         path, pair = Path(file), pair_column or self.columns.pair
-        if str(file) != "-" and labelled.is_task_file(path):
-            return self.task.read(path, labelled.Columns(text_column, pair), labels=False)
+        if str(file) != "-" and self.task.reads(path):
+            columns = self.task.columns(path, Columns(text_column, pair_column), self.columns)
+            return self.task.read(path, columns._replace(label=None), labels=False)
         if pair is not None or text_column is not None:
             raise BertfastError(
                 f"{'standard input' if str(file) == '-' else file} has no columns, and "
                 f"{pair or text_column!r} is one; give a .tsv, .csv or .jsonl file"
             )
         lines = read_lines(str(file))
-        return [labelled.Example(number, line) for number, line in enumerate(lines, 1)]
+        return [self.task.of_text(number, line) for number, line in enumerate(lines, 1)]
 
     def run(
         self, examples: Sequence[Any], source: str | Path | None = None
