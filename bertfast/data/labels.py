@@ -21,6 +21,7 @@ FEW_NUMBERS = 20  # distinct whole numbers that are classes, whatever their valu
 ROWS_OF_A_NUMBER = 5  # on average, where there are more of them
 FEW_CLASSES = 10  # that may have a single row each
 ROWS_OF_A_CLASS = 2  # on average, where there are more of them
+MOST_CLASSES = 10_000  # however many rows each has
 NAMED = 10  # labels that an error lists; the rest it counts
 SHOWN = 60  # characters of a label that an error quotes
 SEPARATORS = ",;|"
@@ -183,7 +184,7 @@ def _refuse_too_many(counts: Mapping[str, _Count], source: str | Path, whole: bo
     """Refuses labels that are nearly all different, and numbers of many values."""
     rows, classes = sum(count.rows for count in counts.values()), len(counts)
     first = next(iter(counts))
-    if classes > FEW_CLASSES and classes * ROWS_OF_A_CLASS > rows:
+    if classes > MOST_CLASSES or (classes > FEW_CLASSES and classes * ROWS_OF_A_CLASS > rows):
         _refuse(
             source,
             counts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -118,7 +119,8 @@ def _standard_input() -> TextIO:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict | None]]:
-    """(line number, object) of each line, None for the object of a blank one.
+    """(line number, object) of each line, None for the object of a blank one; or of each object of
+    a JSON list, with the line in which it begins.
 
     Raises:
         BertfastError: a line that is no JSON object.
@@ -128,6 +130,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict | None]]:
             if not line.strip():
                 yield number, None
                 continue
+            if number == 1 and line.lstrip().startswith("["):
+                yield from _list_of_objects(path, line + stream.read())
+                return
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -138,6 +143,32 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict | None]]:
                     "each line must be a JSON object"
                 )
             yield number, record
+
+
+def _list_of_objects(path: Path, text: str) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of each object of a JSON list."""
+    decode, space = json.JSONDecoder().raw_decode, re.compile(r"[\s]*")
+    place, line, counted, some = text.index("[") + 1, 1, 0, False
+    while True:
+        place = space.match(text, place).end()  # type: ignore[union-attr]
+        line, counted = line + text.count("\n", counted, place), place
+        if text[place : place + 1] == "]" and not text[place + 1 :].strip():
+            return
+        try:
+            record, place = decode(text, place)
+        except (ValueError, RecursionError) as error:
+            raise BertfastError(f"{path}, line {line}: is not JSON ({error})") from error
+        if not isinstance(record, dict):
+            kind = type(record).__name__ if some else "list"
+            raise BertfastError(
+                f"{path}, line {line}: is a {kind}; each line must be a JSON object, or the file a "
+                "list of them"
+            )
+        some = True
+        yield line, record
+        place = space.match(text, place).end()  # type: ignore[union-attr]
+        if text[place : place + 1] == ",":
+            place += 1
 
 
 def _plain_documents(path: Path) -> Iterator[list[str]]:

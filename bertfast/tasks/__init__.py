@@ -4,6 +4,7 @@ from .classification import Classification
 from .multilabel import MultiLabel
 from .registry import TASKS, Task, find_task, infer_task, recognize_task, register_task, task_of
 from .regression import Regression
+from .token_classification import TokenClassification
 
 __all__ = [
     "TASKS",
@@ -11,6 +12,7 @@ __all__ = [
     "MultiLabel",
     "Regression",
     "Task",
+    "TokenClassification",
     "find_task",
     "infer_task",
     "recognize_task",

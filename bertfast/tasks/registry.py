@@ -120,6 +120,10 @@ class Task:
         """
         return config
 
+    def of_model(self, config: EncoderConfig) -> Self:
+        """This task for a model of that configuration, whose labels may decide what it is."""
+        return self
+
     def targets(
         self, examples: Sequence[Any], config: EncoderConfig, source: str | Path
     ) -> list[Any]:
@@ -264,12 +268,14 @@ class Task:
         scores: Mapping[str, float],
         intervals: Mapping[str, Sequence[float]] | None = None,
     ) -> list[str]:
-        """Each score with its words, and its interval where it has one."""
+        """Each score that there is with its words, and its interval where it has one."""
         ends = {
             name: f" [{low:.4f}, {high:.4f}]" for name, (low, high) in (intervals or {}).items()
         }
         return [
-            f"{words} {scores[name]:.4f}{ends.get(name, '')}" for name, words in self.scores.items()
+            f"{words} {scores[name]:.4f}{ends.get(name, '')}"
+            for name, words in self.scores.items()
+            if name in scores
         ]
 
 

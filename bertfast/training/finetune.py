@@ -218,6 +218,7 @@ def finetune(
     )
     dev_examples = task.read(config.dev, columns)
     shape = task.configure(load_config(source.folder), train_examples, config.train)
+    task = task.of_model(shape)
     tokenizer = load_tokenizer(source.folder)
     check_tokenizer_fits(tokenizer, shape, f"{config.model}: the tokenizer")
     special = SpecialIds(tokenizer, source.folder)

@@ -72,7 +72,7 @@ class Predictor:
         self.task = self.task.configured(
             options if isinstance(options, dict) else None,
             read_object(folder / KEPT, optional=True),
-        )
+        ).of_model(model.config)
         self.model = model.to(self.device, dtype)
         self.tokenizer = load_tokenizer(folder)
         check_tokenizer_fits(self.tokenizer, model.config, f"{folder}: the tokenizer")
