@@ -164,6 +164,13 @@ revision_option = option(
     "--revision", help="Branch, tag or commit of a model on the Hub. Default: its main branch."
 )
 text_column_option = option("--text-column", help="Default: sentence, or else text.")
+task_options_option = option(
+    "--task-option",
+    "task_options",
+    multiple=True,
+    metavar="NAME=VALUE...",
+    help="What one task alone has; its page lists them.",
+)
 device_option = option(
     "--device", help="cpu, cuda or cuda:N. Default: the GPU where PyTorch can use one."
 )

@@ -21,6 +21,7 @@ from .command import (
     revision_option,
     say,
     say_weights,
+    task_options_option,
     text_column_option,
 )
 from .extensions import import_option
@@ -38,6 +39,7 @@ pair_column_option = option(
 @text_column_option
 @pair_column_option
 @option("--label-column", help="Default: label.")
+@task_options_option
 @device_option
 @precision_option
 @option("--out", type=FILE, help="Folder to write: scores.json and pictures; it must not exist.")
@@ -50,6 +52,7 @@ def evaluate(
     text_column: str | None,
     pair_column: str | None,
     label_column: str | None,
+    task_options: tuple[str, ...],
     device: str | None,
     precision: str,
     out: Path | None,
@@ -76,6 +79,7 @@ def evaluate(
         label_column,
         device=device,
         precision=precision,
+        task_options=task_options,
     )
     say_weights(source)
     _say_truncated(scores["truncated"], scores["max_length"])
@@ -90,6 +94,7 @@ def evaluate(
 @revision_option
 @text_column_option
 @pair_column_option
+@task_options_option
 @device_option
 @precision_option
 @import_option
@@ -99,6 +104,7 @@ def predict(
     revision: str | None,
     text_column: str | None,
     pair_column: str | None,
+    task_options: tuple[str, ...],
     device: str | None,
     precision: str,
 ) -> None:
@@ -114,7 +120,9 @@ def predict(
     from bertfast.training.predict import Predictor
 
     source = resolve(model, revision)
-    predictor = Predictor(source.folder, device=device, precision=precision)
+    predictor = Predictor(
+        source.folder, device=device, precision=precision, task_options=task_options
+    )
     examples = predictor.read(file, text_column, pair_column)
     outputs, inputs = predictor.run(examples)
     config = predictor.model.config

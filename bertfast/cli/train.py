@@ -23,6 +23,7 @@ from .command import (
     revision_option,
     say,
     stop,
+    task_options_option,
     text_column_option,
     text_field_option,
     training_precision_option,
@@ -200,13 +201,7 @@ def _tasks() -> Mapping[str, Any]:
     registry=_tasks,
     help=f"One of {REGISTERED}. Default: the one that the labels are of.",
 )
-@option(
-    "--task-option",
-    "task_options",
-    multiple=True,
-    metavar="NAME=VALUE...",
-    help="What the task alone has; the pages of the tasks list it.",
-)
+@task_options_option
 @text_column_option
 @option("--pair-column", help="Second text of a pair. Default: found by the usual names.")
 @option("--label-column", help="Default: label. A label is a word or a whole number.")

@@ -336,8 +336,10 @@ class _Table:
         column for tags.
 
         Raises:
-            BertfastError: a place is beyond the last column.
+            BertfastError: there are no words, or a place is beyond the last column.
         """
+        if not self.sentences:
+            raise BertfastError(f"{self.path}: holds no sentences")
         for place, name in ((word, "text"), (tag, "label")):
             if place is not None and place >= self.width:
                 raise BertfastError(

@@ -24,7 +24,8 @@ BRACKETS = {
     "bilou": {"B": "B", "I": "I", "L": "E", "U": "S"},
     "bmes": {"B": "B", "M": "I", "E": "E", "S": "S"},
 }
-SCHEMES = ("bio", "iob1", "io", *BRACKETS, PLAIN)
+CONLL = "conll"  # as conlleval reads B and I: an I that goes on with no entity begins one
+SCHEMES = ("bio", "iob1", "io", *BRACKETS, CONLL, PLAIN)
 AUTO = "auto"
 NAME_ONE = f"--task-option tag_scheme=NAME names one of {', '.join(SCHEMES)}"
 TAG = re.compile(r"([BIESLUM])-(.+)", re.DOTALL)
@@ -122,7 +123,9 @@ def to_bio(
     if scheme in BRACKETS:
         letters = BRACKETS[scheme]
         return [[_from_bioes(tag, letters) for tag in row] for row in sentences], scheme
-    return [_from_iob1(row) if scheme in ("iob1", "io") else list(row) for row in sentences], scheme
+    return [
+        _from_iob1(row) if scheme in ("iob1", "io", CONLL) else list(row) for row in sentences
+    ], scheme
 
 
 def _scheme_of(places: dict[str, int], source: str | Path) -> str:
@@ -159,11 +162,11 @@ def _first_wrong(sentences: Sequence[Sequence[str]], scheme: str) -> tuple[int, 
 
 
 def _wrong(tags: Sequence[str], scheme: str) -> Wrong | None:
-    """Of BIO, IOB1 and IO."""
+    """Of BIO, IOB1, IO and `CONLL`."""
     before = ""
     for place, tag in enumerate(tags):
         letter, _, kind = tag.partition("-")
-        known = {"bio": "BI", "iob1": "BI", "io": "I"}[scheme]
+        known = "I" if scheme == "io" else "BI"
         if letter != OUTSIDE and letter not in known:
             return Wrong(place, f"has another letter than O, {' or '.join(known)}")
         if scheme == "bio" and letter == "I" and before != kind:

@@ -319,6 +319,21 @@ def find_task(name: object) -> Task:
     return TASKS[name]
 
 
+def named_options(options: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    """The options of a task by name.
+
+    Raises:
+        BertfastError: one is no "name=value".
+    """
+    if isinstance(options, Mapping):
+        return dict(options)
+    pairs = [str(option).partition("=") for option in options]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise BertfastError(f"task-option is {name!r}; it must be NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
 def _option(task: Task, name: str, value: Any) -> Any:
     """The value of an option, of its default's type."""
     if name not in task.options:

@@ -28,6 +28,7 @@ def evaluate(
     *,
     device: str | None = None,
     precision: str = "fp32",
+    task_options: Mapping[str, Any] | Sequence[str] = (),
 ) -> dict[str, Any]:
     """Scores the model in ``folder`` on a labelled file; the other arguments are those of
     `Predictor`.
@@ -41,7 +42,7 @@ def evaluate(
         BertfastError: no fine-tuned model there, a file that cannot be used, or a label that
             training did not see.
     """
-    predictor = Predictor(folder, device=device, precision=precision)
+    predictor = Predictor(folder, device=device, precision=precision, task_options=task_options)
     task = predictor.task
     given = Columns(text_column, pair_column, label_column)
     columns = task.columns(data, given, predictor.columns)

@@ -34,7 +34,7 @@ from bertfast.packed import PackedBatch
 from bertfast.resolve import resolve
 from bertfast.seeds import host_seed
 from bertfast.tasks import TASKS, Task, find_task, infer_task, recognize_task
-from bertfast.tasks.registry import DEFAULT, KEPT
+from bertfast.tasks.registry import DEFAULT, KEPT, named_options
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer, save_tokenizer
 
 from . import card
@@ -100,7 +100,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "report_to", tracker_names(self.report_to))
-        object.__setattr__(self, "task_options", _named(self.task_options))
+        object.__setattr__(self, "task_options", named_options(self.task_options))
         if self.task is not None:
             find_task(self.task)
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
@@ -129,21 +129,6 @@ class FinetuneConfig:
                 "freeze-encoder and from-scratch together would train a classifier on a random "
                 "encoder"
             )
-
-
-def _named(options: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
-    """The options of a task by name.
-
-    Raises:
-        BertfastError: one is no "name=value".
-    """
-    if isinstance(options, Mapping):
-        return dict(options)
-    pairs = [str(option).partition("=") for option in options]
-    for name, equals, _ in pairs:
-        if not equals:
-            raise BertfastError(f"task-option is {name!r}; it must be NAME=VALUE")
-    return {name: value for name, _, value in pairs}
 
 
 @dataclass(frozen=True)

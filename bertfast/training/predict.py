@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from bertfast.model import load
 from bertfast.packed import runs_of_tokens
 from bertfast.resolve import resolve
 from bertfast.tasks import TASKS, Classification, Task, task_of
-from bertfast.tasks.registry import KEPT
+from bertfast.tasks.registry import KEPT, named_options
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer
 
 from .precision import find_device, inference_dtype
@@ -40,6 +40,7 @@ class Predictor:
             that a task has, and a tokenizer.
         device: "cpu", "cuda" or "cuda:N"; None is the GPU where there is one.
         precision: "fp32", "bf16" or "fp16".
+        task_options: of the task, in place of those that it was trained with.
 
     Raises:
         BertfastError: the folder cannot be read, its task is not registered, or its model has no
@@ -47,7 +48,12 @@ class Predictor:
     """
 
     def __init__(
-        self, folder: str | Path, *, device: str | None = None, precision: str = "fp32"
+        self,
+        folder: str | Path,
+        *,
+        device: str | None = None,
+        precision: str = "fp32",
+        task_options: Mapping[str, Any] | Sequence[str] = (),
     ) -> None:
         self.device, dtype = find_device(device), inference_dtype(precision)
         folder = resolve(folder).folder
@@ -70,7 +76,7 @@ class Predictor:
                 f"{folder}: is a {type(model).__name__}, which is no model for {self.task.name}"
             )
         self.task = self.task.configured(
-            options if isinstance(options, dict) else None,
+            {**(options if isinstance(options, dict) else {}), **named_options(task_options)},
             read_object(folder / KEPT, optional=True),
         ).of_model(model.config)
         self.model = model.to(self.device, dtype)

@@ -134,6 +134,11 @@ def test_parts_of_speech_stay_as_they_are() -> None:
     assert tagging.to_bio(tags, [range(4), range(2)], "f") == (tags, "plain")
 
 
+def test_tags_as_conlleval_reads_them_can_be_asked_for() -> None:
+    found, _ = tagging.to_bio([["O", "I-X", "I-X", "B-X", "I-Y"]], [range(5)], "f", "conll")
+    assert found == [["O", "B-X", "I-X", "B-X", "B-Y"]]
+
+
 WRONG = [
     ("O I-PER O\nB-PER", "line 2: the tag 'I-PER' follows no B-PER or I-PER"),
     ("B-PER I-LOC\nI-LOC B-PER", "line 2: the tag 'I-LOC' follows no B-LOC or I-LOC"),
