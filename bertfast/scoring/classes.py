@@ -109,6 +109,15 @@ class LabelTable:
             self.labels = np.arange(targets.shape[1])
             self.counts = lambda weights: tuple(weights @ part for part in parts)  # type: ignore[assignment]
 
+    @classmethod
+    def of_counts(cls, names: Sequence[str], right: Array, had: Array, given: Array) -> LabelTable:
+        """The table of what each example has of each label, as entities, (examples, labels) each:
+        how many were rightly given, how many there are, and how many were given.
+        """
+        made = cls(names, had > 0, given > 0)
+        made.counts = lambda weights: tuple(weights @ part for part in (right, had, given))  # type: ignore[assignment]
+        return made
+
     def scorer(self, weights: Array) -> dict[str, Array]:
         """Each measure, (draws, labels)."""
         right, had, given = self.counts(weights)

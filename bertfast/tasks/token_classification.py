@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
@@ -24,6 +23,8 @@ from bertfast.data.windows import widest, windows
 from bertfast.errors import BertfastError
 from bertfast.escape import one_line
 from bertfast.packed import IGNORE_INDEX, PackedBatch
+from bertfast.scoring import LabelTable, Scorer, sums_of
+from bertfast.scoring.bootstrap import Array, ratio
 from bertfast.tokenization import SpecialIds
 
 from .registry import Task, register_task
@@ -197,19 +198,26 @@ class TokenClassification(Task):
         rows = _rows(inputs).to(logits.device)
         return list(logits[rows].cpu().split([len(item.places) for item in inputs]))
 
-    def score(
+    def scorer(
         self,
         outputs: Sequence[Tensor],
         inputs: Sequence[Any],
         examples: Sequence[Any],
         config: EncoderConfig,
-    ) -> dict[str, float]:
-        predicted = [
-            [config.id2label[index] for index in logits.argmax(-1).tolist()]
-            for _, logits in self._sentences(outputs, inputs, examples)
-        ]
-        found = score(predicted, [example.tags for example in examples])
-        return {name: found[name] for name in self.scores}
+    ) -> Scorer:
+        predicted = self._tags(outputs, inputs, examples, config)
+        return sums_of(count(predicted, [example.tags for example in examples]), measures)
+
+    def report(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> dict[str, Any]:
+        """``table``: a row for each type of entity, or for each plain tag."""
+        predicted = self._tags(outputs, inputs, examples, config)
+        return {"table": table(predicted, [example.tags for example in examples]).rows()}
 
     def predict(
         self,
@@ -255,6 +263,19 @@ class TokenClassification(Task):
             return " ".join(map(one_line, prediction["tags"]))
         return ", ".join(f"{one_line(e['text'])} [{one_line(e['label'])}]" for e in found) or "-"
 
+    def _tags(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> list[list[str]]:
+        """The likeliest tag of each word."""
+        return [
+            [config.id2label[index] for index in logits.argmax(-1).tolist()]
+            for _, logits in self._sentences(outputs, inputs, examples)
+        ]
+
     def _sentences(
         self, outputs: Sequence[Tensor], inputs: Sequence[Any], examples: Sequence[Any]
     ) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
@@ -270,33 +291,64 @@ class TokenClassification(Task):
             yield [spans[row] for row in order], logits[order]
 
 
-def score(predicted: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> dict[str, float]:
+def score(predicted: Sequence[Sequence[str]], right: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`measures` of these tags.
+
+    Args:
+        predicted, right: each sentence's tags, in BIO.
+    """
+    sums = count(predicted, right).sum(0, keepdims=True)
+    return {name: float(values[0]) for name, values in measures(sums).items()}
+
+
+def measures(sums: Array) -> dict[str, Array]:
     """Strict precision, recall and F1 of entities, over all of them (micro), as in seqeval with its
     strict mode and IOB2; and the share of words with the right tag. What is over nothing is 0.
 
     Args:
-        predicted, wanted: each sentence's tags, in BIO.
+        sums: (draws, 5), of what `count` counts.
     """
-    counts = count(predicted, wanted).sum(0)
-    both, found, there, right, words = map(float, counts)
+    both, found, there, same, words = sums.T
     return {
-        "f1": 2 * both / max(found + there, 1),
-        "precision": both / max(found, 1),
-        "recall": both / max(there, 1),
-        "accuracy": right / max(words, 1),
+        "f1": ratio(2 * both, found + there),
+        "precision": ratio(both, found),
+        "recall": ratio(both, there),
+        "accuracy": ratio(same, words),
     }
 
 
-def count(predicted: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> NDArray[np.int64]:
+def count(predicted: Sequence[Sequence[str]], right: Sequence[Sequence[str]]) -> Array:
     """(sentences, 5): the entities that were rightly found, those that were found, those that are
     there, the words with the right tag, and the words.
     """
     rows = []
-    for said, true in zip(predicted, wanted, strict=True):
+    for said, true in zip(predicted, right, strict=True):
         found, there = set(tagging.entities(said)), set(tagging.entities(true))
-        right = sum(one == other for one, other in zip(said, true, strict=True))
-        rows.append((len(found & there), len(found), len(there), right, len(true)))
-    return np.array(rows, np.int64).reshape(-1, 5)
+        same = sum(one == other for one, other in zip(said, true, strict=True))
+        rows.append((len(found & there), len(found), len(there), same, len(true)))
+    return np.array(rows, np.float64).reshape(-1, 5)
+
+
+def table(predicted: Sequence[Sequence[str]], right: Sequence[Sequence[str]]) -> LabelTable:
+    """Precision, recall and F1 of each type of entity, or of each tag where none is of one."""
+    of_entities = tagging.is_bio({tag for tags in right for tag in tags})
+    spans = tagging.entities if of_entities else _single
+    rows = [
+        (set(spans(said)), set(spans(true))) for said, true in zip(predicted, right, strict=True)
+    ]
+    types = sorted({one.type for both in rows for found in both for one in found})
+    number = {kind: place for place, kind in enumerate(types)}
+    counts = np.zeros((3, len(rows), len(types)))
+    for place, (said, true) in enumerate(rows):
+        for part, found in zip(counts, (said & true, true, said), strict=True):
+            for one in found:
+                part[place, number[one.type]] += 1
+    return LabelTable.of_counts(types, *counts)
+
+
+def _single(tags: Sequence[str]) -> list[tagging.Entity]:
+    """Plain tags as entities of a word each."""
+    return [tagging.Entity(tag, place, place + 1) for place, tag in enumerate(tags)]
 
 
 def words_of(text: str, encoding: Encoding) -> list[tuple[int, int]]:

@@ -25,7 +25,7 @@ from bertfast.data.windows import widest, windows
 from bertfast.errors import BertfastError
 from bertfast.model import BertForTokenClassification
 from bertfast.tasks import TASKS
-from bertfast.tasks.token_classification import score, words_of
+from bertfast.tasks.token_classification import score, table, words_of
 from bertfast.tokenization import load_tokenizer
 from bertfast.training.evaluate import evaluate
 from bertfast.training.predict import Predictor
@@ -160,7 +160,7 @@ def test_windows_cover_every_token_and_the_one_with_most_context_is_taken(
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_the_scores_are_those_of_seqeval(data: st.DataObject) -> None:
     metrics = pytest.importorskip("seqeval.metrics", reason="seqeval is a test's extra")
     from seqeval.scheme import IOB2
@@ -178,7 +178,13 @@ def test_the_scores_are_those_of_seqeval(data: st.DataObject) -> None:
         assert ours["f1"] == pytest.approx(metrics.f1_score(true, said, **strict))
         assert ours["precision"] == pytest.approx(metrics.precision_score(true, said, **strict))
         assert ours["recall"] == pytest.approx(metrics.recall_score(true, said, **strict))
+        report = metrics.classification_report(true, said, output_dict=True, **strict)
     assert ours["accuracy"] == pytest.approx(metrics.accuracy_score(true, said))
+    rows = {row["label"]: row for row in table(said, true).rows()}
+    for label, theirs in report.items():
+        if label in rows and any(tag != "O" for tags in true for tag in tags):
+            assert rows[label]["f1"] == pytest.approx(theirs["f1-score"])
+            assert rows[label]["support"] == theirs["support"]
 
 
 def test_parts_of_speech_are_scored_by_words(tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
