@@ -106,7 +106,7 @@ def read_task(
 
 
 def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(line number, row) of a table or of JSON lines, None for the row of a blank line.
+    """(line number, row) of a table, None for the row of a blank line.
 
     Raises:
         BertfastError: the file cannot be used.

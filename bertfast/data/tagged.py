@@ -18,7 +18,7 @@ from . import tagging
 from .columns import NONE, TEXTS, Columns
 from .labelled import column_names, is_task_file, table_rows
 from .labels import quoted
-from .readers import is_json, open_text, without_end
+from .readers import is_json, open_text, suffix_of, without_end
 
 WORDS = ("tokens", "words")
 TAGS = ("tags", "ner_tags", "labels", "pos_tags", "upos")
@@ -68,16 +68,16 @@ def sentence(
 
 def is_tagged(path: Path) -> bool:
     """Whether a file holds words with tags, by its name or its first rows."""
-    if not path.is_file():
+    if not path.exists():
         return False
-    if _suffix(path) in SUFFIXES:
+    if suffix_of(path) in SUFFIXES:
         return True
     try:
         if _is_records(path):
             row = next((row for _, row in table_rows(path) if row is not None), {})
             found = [next((name for name in group if name in row), "") for group in (WORDS, TAGS)]
             return all(isinstance(row.get(name), list) for name in found)
-        if _suffix(path) not in (".txt", ".tsv"):
+        if suffix_of(path) not in (".txt", ".tsv"):
             return False
         table = _Table(path, LOOKED_AT)
     except BertfastError:  # which reading says, whatever the task
@@ -158,13 +158,9 @@ def read_sentences(
     ]
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
-
-
 def _is_records(path: Path) -> bool:
     """Whether a file has columns with names; a .tsv has where its first line names the texts'."""
-    if _suffix(path) == ".tsv":
+    if suffix_of(path) == ".tsv":
         with open_text(path, "\n") as stream:
             header = without_end(stream.readline()).split("\t")
         return any(name in header for name in TEXTS)
