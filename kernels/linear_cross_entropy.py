@@ -1,24 +1,22 @@
-"""The MLM head's loss: cross-entropy of ``logits = hidden Wᵀ + bias`` against ``labels``, logits
-never whole in memory.
+"""The MLM head's loss: cross-entropy of ``logits = hidden Wᵀ + bias`` against ``labels``, of whose
+logits no more than a block of rows stands in memory.
 
 hidden (masked, hidden), weight (vocab, hidden), bias (vocab,), labels (masked,). For row m with
 logsumexp l and smoothing s,
 
     loss_m = (1 - s) (l - logits[m, label]) + s (l - mean(logits[m])) + z_loss l²
 
-On a GPU the product and the online softmax are one Triton kernel, and the backward makes the logits
-again, a block of rows at a time. On a CPU a block of rows goes through torch's matrix product, then
-one pass of C++ turns its logits into loss and gradient in place; when a gradient will be wanted it
-is made there and then, so that the logits are computed once.
+A block of rows goes through the library's matrix product. One pass of Triton or C++ over its logits
+then makes the loss and, when a gradient will be wanted, turns them into their gradient in place,
+from which two more products follow: three of the vocabulary's size a step, and none in the
+backward. They pay for it with logits that are rounded to the dtype of hidden.
 
-Sources: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", section 4; Szegedy
-et al., "Rethinking the Inception Architecture", section 7 (smoothing); Chowdhery et al., "PaLM",
-section 5 (z-loss).
+Sources: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", section 4; Hsu et
+al., "Liger Kernel", section 3.2 (gradients in the forward); Szegedy et al., "Rethinking the
+Inception Architecture", section 7 (smoothing); Chowdhery et al., "PaLM", section 5 (z-loss).
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,279 +33,164 @@ from .checks import (
 from .launch import launch
 from .threads import num_threads
 from .triton_compat import tl, triton
-from .triton_dot import dot
 
 REDUCTIONS = ("mean", "sum", "none")
 # A block of logits on the CPU: large enough for the matrix product's full rate, small beside the
 # weights.
 BLOCK_BYTES = 48 << 20
+# On a GPU, this share of its memory: 1.2 GiB of 80, which nearly every step's logits fit. The
+# products then run at their largest, and the table's gradient is written once. Blocks that the
+# cache holds would write it several times, which costs more than their reads save.
+GPU_SHARE = 64
 
 
-# --- Triton ---
-
-
-@triton.jit
-def _logits_tile(
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
-    rows,
-    vocab_ids,
-    masked,
-    vocab,
-    hidden,
-    HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """(BLOCK_M, BLOCK_V) logits in float32; entries beyond the vocabulary hold zeros."""
-    total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
-    columns = tl.arange(0, BLOCK_K)
-    h_ptrs = hidden_ptr + rows.to(tl.int64)[:, None] * hidden + columns[None, :]
-    w_ptrs = weight_ptr + vocab_ids.to(tl.int64)[:, None] * hidden + columns[None, :]
-    for start in range(0, hidden, BLOCK_K):
-        inside = columns[None, :] < hidden - start
-        h = tl.load(h_ptrs, (rows < masked)[:, None] & inside, 0.0)
-        w = tl.load(w_ptrs, (vocab_ids < vocab)[:, None] & inside, 0.0)
-        total = dot(h, tl.trans(w), total, PRECISION)
-        h_ptrs += BLOCK_K
-        w_ptrs += BLOCK_K
-    if HAS_BIAS:
-        total += tl.load(bias_ptr + vocab_ids, vocab_ids < vocab, 0.0).to(tl.float32)[None, :]
-    return total
-
-
-@triton.jit
-def _statistics_kernel(
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
-    labels_ptr,
-    max_ptr,
-    sum_ptr,
-    total_ptr,
-    at_label_ptr,
-    best_ptr,
-    masked,
-    vocab,
-    hidden,
-    HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SPLIT_TILES: tl.constexpr,
-):
-    """Of each row over one split of the vocabulary, SPLIT_TILES tiles: maximum, sum of
-    exponentials, sum, the label's logit, the best id.
+def row_blocks(hidden: Tensor, vocab: int, element_size: int) -> list[slice]:
+    """Slices of hidden's rows, of nearly even height, whose logits are a block at most:
+    `BLOCK_BYTES`, or on a GPU a `GPU_SHARE`-th of its memory.
     """
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    split = tl.program_id(1)
-    labels = tl.load(labels_ptr + rows, rows < masked, -1)
-    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    exponentials = tl.zeros((BLOCK_M,), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    at_label = tl.zeros((BLOCK_M,), tl.float32)
-    best = tl.zeros((BLOCK_M,), tl.int32)
-    for tile in range(SPLIT_TILES):
-        first = (split * SPLIT_TILES + tile) * BLOCK_V
-        if first < vocab:
-            ids = first + tl.arange(0, BLOCK_V)
-            logits = _logits_tile(
-                hidden_ptr,
-                weight_ptr,
-                bias_ptr,
-                rows,
-                ids,
-                masked,
-                vocab,
-                hidden,
-                HAS_BIAS,
-                PRECISION,
-                BLOCK_M,
-                BLOCK_V,
-                BLOCK_K,
-            )
-            total += tl.sum(tl.where((ids < vocab)[None, :], logits, 0.0), 1)
-            at_label += tl.sum(tl.where(ids[None, :] == labels[:, None], logits, 0.0), 1)
-            logits = tl.where((ids < vocab)[None, :], logits, float("-inf"))
-            tile_top = tl.max(logits, 1)
-            # The lowest id that holds the maximum; a later tile must exceed it.
-            tile_best = tl.min(tl.where(logits == tile_top[:, None], ids[None, :], 2147483647), 1)
-            best = tl.where(tile_top > top, tile_best, best)
-            new_top = tl.maximum(top, tile_top)
-            exponentials = exponentials * tl.exp(top - new_top) + tl.sum(
-                tl.exp(logits - new_top[:, None]), 1
-            )
-            top = new_top
-    place = split.to(tl.int64) * masked + rows
-    tl.store(max_ptr + place, top, rows < masked)
-    tl.store(sum_ptr + place, exponentials, rows < masked)
-    tl.store(total_ptr + place, total, rows < masked)
-    tl.store(at_label_ptr + place, at_label, rows < masked)
-    tl.store(best_ptr + place, best, rows < masked)
-
-
-# The pointers go into slices of a batch's rows, wherever these begin; the last slice is shorter.
-@triton.jit(
-    do_not_specialize=("masked",),
-    do_not_specialize_on_alignment=("labels_ptr", "lse_ptr", "scale_ptr"),
-)
-def _gradient_kernel(
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
-    labels_ptr,
-    lse_ptr,
-    scale_ptr,
-    out_ptr,
-    masked,
-    vocab,
-    hidden,
-    ignore_index,
-    smoothing,
-    z_loss,
-    HAS_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """A tile of the gradient of sum(scale * loss) with respect to the logits, which are made
-    again.
-    """
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    ids = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
-    logits = _logits_tile(
-        hidden_ptr,
-        weight_ptr,
-        bias_ptr,
-        rows,
-        ids,
-        masked,
-        vocab,
-        hidden,
-        HAS_BIAS,
-        PRECISION,
-        BLOCK_M,
-        BLOCK_V,
-        BLOCK_K,
-    )
-    labels = tl.load(labels_ptr + rows, rows < masked, ignore_index)
-    lse = tl.load(lse_ptr + rows, rows < masked, 0.0)
-    scale = tl.load(scale_ptr + rows, rows < masked, 0.0)
-    probabilities = tl.exp(logits - lse[:, None]) * (1.0 + 2.0 * z_loss * lse)[:, None]
-    target = tl.where(ids[None, :] == labels[:, None], 1.0 - smoothing, 0.0) + smoothing / vocab
-    gradient = tl.where(
-        (labels != ignore_index)[:, None], (probabilities - target) * scale[:, None], 0.0
-    )
-    place = rows.to(tl.int64)[:, None] * vocab + ids[None, :]
-    inside = (rows < masked)[:, None] & (ids < vocab)[None, :]
-    tl.store(out_ptr + place, gradient.to(out_ptr.dtype.element_ty), inside)
-
-
-def _tile_options(kernel: str, hidden: Tensor, bias: Tensor | None) -> dict[str, Any]:
-    """Constants and launch options of a kernel; float32 is exact unless PyTorch is told
-    otherwise.
-    """
-    exact = hidden.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return {
-        "HAS_BIAS": bias is not None,
-        "PRECISION": "ieee" if exact else "tf32",
-        **tuning.options(f"linear_cross_entropy.{kernel}", hidden.dtype, hidden.device),
-    }
-
-
-def _forward_triton(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, logsumexps and correctness by row."""
-    rows, vocab = hidden.shape[0], weight.shape[0]
-    tiles = _tile_options("statistics", hidden, bias)
-    splits = triton.cdiv(
-        triton.cdiv(vocab, tiles["BLOCK_V"]), tiles["SPLIT_TILES"]
-    )  # combined by torch below
-    top, exponentials, total, at_label = (
-        torch.empty(splits, rows, device=hidden.device) for _ in range(4)
-    )
-    best = torch.empty(splits, rows, dtype=torch.int32, device=hidden.device)
-    if rows:
-        launch(
-            _statistics_kernel, (triton.cdiv(rows, tiles["BLOCK_M"]), splits),
-            hidden, weight, hidden if bias is None else bias, labels, top, exponentials, total,
-            at_label, best, rows, vocab, hidden.shape[1], **tiles,
-        )  # fmt: skip
-    counted = labels != ignore_index
-    # Of equal maxima the first split's wins, and in it the lowest id.
-    largest, winner = top.max(0) if rows else (top.sum(0), best.sum(0))
-    lse = torch.where(counted, largest + ((top - largest).exp() * exponentials).sum(0).log(), 0.0)
-    losses = (
-        (1 - label_smoothing) * (lse - at_label.sum(0))
-        + label_smoothing * (lse - total.sum(0) / vocab)
-        + z_loss * lse**2
-    )
-    correct = counted & (best.gather(0, winner[None])[0] == labels) if rows else counted
-    return torch.where(counted, losses, 0.0), lse, correct.to(torch.uint8)
-
-
-def _backward_triton(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    lse: Tensor,
-    grad_scale: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients, a block of rows at a time: its logits are made again as gradients, then two
-    matrix products.
-    """
-    vocab = weight.shape[0]
-    tiles = _tile_options("gradient", hidden, bias)
-    dhidden = torch.empty_like(hidden)
-    dweight = torch.zeros(weight.shape, device=weight.device)
-    dbias = torch.zeros(vocab if bias is not None else 0, device=weight.device)
-    for block in row_blocks(hidden.shape[0], vocab, hidden.element_size()):
-        part = hidden[block]
-        rows = part.shape[0]
-        dlogits = torch.empty(rows, vocab, dtype=hidden.dtype, device=hidden.device)
-        grid = (triton.cdiv(rows, tiles["BLOCK_M"]), triton.cdiv(vocab, tiles["BLOCK_V"]))
-        launch(
-            _gradient_kernel, grid,
-            part, weight, hidden if bias is None else bias, labels[block], lse[block],
-            grad_scale[block], dlogits,
-            rows, vocab, hidden.shape[1], ignore_index, label_smoothing, z_loss, **tiles,
-        )  # fmt: skip
-        torch.mm(dlogits, weight, out=dhidden[block])
-        dweight += dlogits.T @ part
-        if bias is not None:
-            dbias += dlogits.sum(0, dtype=torch.float32)
-    return dhidden, dweight.to(weight.dtype), dbias.to(hidden.dtype)
-
-
-# --- C++ ---
-
-
-def row_blocks(rows: int, vocab: int, element_size: int) -> list[slice]:
-    """Slices of at most BLOCK_BYTES of logits, of nearly even height."""
-    count = -(-rows * vocab * element_size // BLOCK_BYTES)
+    rows, most = hidden.shape[0], BLOCK_BYTES
+    if hidden.device.type == "cuda":
+        most = torch.cuda.get_device_properties(hidden.device).total_memory // GPU_SHARE
+    count = -(-rows * vocab * element_size // most)
     height = -(-rows // max(count, 1))
     return [slice(start, min(start + height, rows)) for start in range(0, rows, max(height, 1))]
 
 
-# Autocast off: the C++ pass reads the logits in the dtype of hidden, whatever surrounds the call.
-@torch.autocast("cpu", enabled=False)
-def _rows_cpp(
+# --- Triton ---
+
+# Elements that rows of logits begin at multiples of: without it neither the kernel nor the products
+# could load 16 bytes at once (NVIDIA, "cuBLAS", tensor core usage).
+ROW_ALIGNMENT = 64
+SCALE_BLOCK = 2048  # elements of a program
+
+
+@triton.jit
+def _logits_tile(row_ptr, bias_ptr, start, vocab, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
+    """(BLOCK,) ids and logits of a row in float32; -inf beyond the vocabulary."""
+    ids = start + tl.arange(0, BLOCK)  # (BLOCK,)
+    if start + BLOCK <= vocab:  # without a mask a thread loads 16 bytes at once
+        x = tl.load(row_ptr + ids).to(tl.float32)
+        if HAS_BIAS:
+            x += tl.load(bias_ptr + ids).to(tl.float32)
+    else:
+        x = tl.load(row_ptr + ids, ids < vocab, float("-inf")).to(tl.float32)
+        if HAS_BIAS:
+            x += tl.load(bias_ptr + ids, ids < vocab, 0.0).to(tl.float32)
+    return ids, x
+
+
+@triton.jit
+def _store(x_ptr, start, n, x, BLOCK: tl.constexpr):
+    """x (BLOCK,) from ``start`` on, as far as there are n."""
+    place = start + tl.arange(0, BLOCK)  # (BLOCK,)
+    if start + BLOCK <= n:
+        tl.store(x_ptr + place, x.to(x_ptr.dtype.element_ty))
+    else:
+        tl.store(x_ptr + place, x.to(x_ptr.dtype.element_ty), place < n)
+
+
+# The pointers go into slices of a batch's rows, wherever these begin.
+@triton.jit(
+    do_not_specialize_on_alignment=("labels_ptr", "scale_ptr", "loss_ptr", "correct_ptr"),
+)
+def _rows_kernel(
+    logits_ptr,
+    bias_ptr,
+    labels_ptr,
+    scale_ptr,
+    loss_ptr,
+    correct_ptr,
+    vocab,
+    stride,
+    ignore_index,
+    smoothing,
+    z_loss,
+    HAS_BIAS: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    SCALE_BY_ROW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A row of logits becomes its loss, whether its label's is the largest, and with GRADIENT, in
+    place, the gradient of scale * loss. The second reading is from the cache.
+    """
+    row = tl.program_id(0)
+    row_ptr = logits_ptr + row.to(tl.int64) * stride
+    label = tl.load(labels_ptr + row)
+    counts = label != ignore_index
+    known = counts & (label >= 0) & (label < vocab)
+    at_label = tl.load(row_ptr + label, known, 0.0).to(tl.float32)
+    if HAS_BIAS:
+        at_label += tl.load(bias_ptr + label, known, 0.0).to(tl.float32)
+    top = tl.full((), float("-inf"), tl.float32)
+    exponentials = tl.full((), 0.0, tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    beaten = tl.full((), 0, tl.int32)
+    for start in range(0, vocab, BLOCK):
+        ids, x = _logits_tile(row_ptr, bias_ptr, start, vocab, HAS_BIAS, BLOCK)
+        new_top = tl.maximum(top, tl.max(x, 0))
+        exponentials = exponentials * tl.exp(top - new_top) + tl.sum(tl.exp(x - new_top), 0)
+        top = new_top
+        total += tl.sum(tl.where(ids < vocab, x, 0.0), 0)
+        # Of equal maxima the lowest id is the prediction.
+        before = (x > at_label) | ((x == at_label) & (ids < label))
+        beaten = tl.maximum(beaten, tl.max(before.to(tl.int32), 0))
+    lse = top + tl.log(exponentials)
+    loss = (1.0 - smoothing) * (lse - at_label) + smoothing * (lse - total / vocab)
+    loss += z_loss * lse * lse
+    tl.store(loss_ptr + row, tl.where(counts, loss, 0.0))
+    tl.store(correct_ptr + row, (known & (beaten == 0) & (lse == lse)).to(tl.uint8))
+    if GRADIENT:
+        scale = tl.load(scale_ptr + (row if SCALE_BY_ROW else 0))
+        slope = 1.0 + 2.0 * z_loss * lse
+        for start in range(0, vocab, BLOCK):
+            ids, x = _logits_tile(row_ptr, bias_ptr, start, vocab, HAS_BIAS, BLOCK)
+            target = tl.where(ids == label, 1.0 - smoothing, 0.0) + smoothing / vocab
+            gradient = tl.where(counts, (tl.exp(x - lse) * slope - target) * scale, 0.0)
+            _store(row_ptr, start, vocab, gradient, BLOCK)
+
+
+@triton.jit
+def _scale_part(x_ptr, factor, n, BLOCK: tl.constexpr):
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    place = start + tl.arange(0, BLOCK)  # (BLOCK,)
+    if start + BLOCK <= n:
+        x = tl.load(x_ptr + place)
+    else:
+        x = tl.load(x_ptr + place, place < n, 0.0)
+    _store(x_ptr, start, n, x.to(tl.float32) * factor, BLOCK)
+
+
+@triton.jit(do_not_specialize=("hidden_n", "weight_n", "bias_n"))
+def _scale_kernel(
+    factor_ptr,
+    dhidden_ptr,
+    dweight_ptr,
+    dbias_ptr,
+    hidden_n,
+    weight_n,
+    bias_n,
+    BLOCK: tl.constexpr,
+):
+    """All three gradients times the factor, in place; where it is 1 nothing else is read."""
+    factor = tl.load(factor_ptr).to(tl.float32)
+    if factor != 1.0:
+        _scale_part(dhidden_ptr, factor, hidden_n, BLOCK)
+        _scale_part(dweight_ptr, factor, weight_n, BLOCK)
+        _scale_part(dbias_ptr, factor, bias_n, BLOCK)
+
+
+def _scale_in_place(factor: Tensor, gradients: tuple[Tensor, Tensor, Tensor]) -> None:
+    """The host does not know the factor: it is read on the device."""
+    sizes = [x.numel() for x in gradients]
+    if max(sizes):
+        grid = (triton.cdiv(max(sizes), SCALE_BLOCK),)
+        launch(_scale_kernel, grid, factor, *gradients, *sizes, BLOCK=SCALE_BLOCK, num_warps=8)
+
+
+# --- both backends ---
+
+
+def _rows(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -316,53 +199,105 @@ def _rows_cpp(
     label_smoothing: float,
     z_loss: float,
     grad_scale: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses, logsumexps and correctness by row, and the gradients of sum(grad_scale * losses) when
-    ``grad_scale`` is given.
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Losses and correctness by row, and the gradients of sum(grad_scale * losses) when
+    ``grad_scale``, () or (masked,) float32, is given.
     """
     rows, vocab = hidden.shape[0], weight.shape[0]
-    # A block of rows takes its own labels alone, so that the extension sees no surplus of them.
+    # A block of rows takes its own labels alone, so that no kernel sees a surplus of them.
     if labels.shape != (rows,):
         raise ValueError(
             f"there are {labels.numel()} labels and {rows} rows of hidden; they must be the same"
         )
-    losses, lse = torch.empty(rows), torch.empty(rows)
-    correct = torch.empty(rows, dtype=torch.uint8)
-    bias_f32 = None if bias is None else bias.float()
+    options = (ignore_index, label_smoothing, z_loss)
+    losses = hidden.new_empty(rows, dtype=torch.float32)
+    correct = hidden.new_empty(rows, dtype=torch.uint8)
     wanted = grad_scale is not None
     dhidden = torch.empty_like(hidden) if wanted else hidden.new_empty(0)
-    blocks = row_blocks(rows, vocab, hidden.element_size())
     # Where the products are widened, the logits stay in float32: they are never rounded.
     wide = torch.float32 if products.widens(hidden) else hidden.dtype
-    buffer = hidden.new_empty(blocks[0].stop if blocks else 0, vocab, dtype=wide)
+    alignment = 1 if backend == "cpp" else ROW_ALIGNMENT
+    stride = -(-vocab // alignment) * alignment
+    blocks = row_blocks(hidden, stride, hidden.element_size())
+    buffer = hidden.new_empty(blocks[0].stop if blocks else 0, stride, dtype=wide)[:, :vocab]
     # The product adds to what the blocks before gave: in bfloat16 that is rounded once a block, for
     # a second tensor of the table's size in float32 would be larger than all else here.
     dweight = weight.new_zeros(weight.shape if wanted and len(blocks) != 1 else 0)
-    dbias = torch.zeros(vocab if wanted and bias is not None else 0)
+    summed = wanted and bias is not None and (backend == "cpp" or not blocks)
+    dbias = hidden.new_zeros(vocab if summed else 0, dtype=torch.float32)
+    added = None if bias is None or backend != "cpp" else bias.float()
     for block in blocks:
         logits = products.mm(hidden[block], weight.T, scratch=buffer[: block.stop - block.start])
-        dispatch._C.cross_entropy_rows(
-            logits=logits,
-            bias=bias_f32,
-            labels=labels[block],
-            loss=losses[block],
-            lse=lse[block],
-            correct=correct[block],
-            grad_scale=None if grad_scale is None else grad_scale[block],
-            dbias=dbias if dbias.numel() else None,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            threads=num_threads(),
-        )
+        scale = grad_scale[block] if grad_scale is not None and grad_scale.dim() else grad_scale
+        rest = (labels[block], scale, losses[block], correct[block], *options)
+        if backend == "cpp":
+            _rows_cpp(logits, added, *rest, dbias)
+        else:
+            _rows_triton(logits, bias, *rest)
         if not wanted:
             continue
+        if backend == "triton" and bias is not None:
+            part = logits.sum(0, dtype=torch.float32)
+            dbias = part if block.start == 0 else dbias + part
         products.mm(logits, weight, out=dhidden[block])
         if len(blocks) == 1:
             dweight = products.mm(logits.T, hidden[block])
         else:
             products.mm(logits.T, hidden[block], out=dweight, accumulate=True)
-    return losses, lse, correct, dhidden, dweight, dbias.to(hidden.dtype)
+    return losses, correct, dhidden, dweight, dbias.to(hidden.dtype)
+
+
+def _rows_triton(
+    logits: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    grad_scale: Tensor | None,
+    losses: Tensor,
+    correct: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+) -> None:
+    rows, vocab = logits.shape
+    tuned = tuning.options("linear_cross_entropy.rows", logits.dtype, logits.device)
+    launch(
+        _rows_kernel, (rows,),
+        logits, logits if bias is None else bias, labels,
+        losses if grad_scale is None else grad_scale, losses, correct, vocab, logits.stride(0),
+        ignore_index, label_smoothing, z_loss, HAS_BIAS=bias is not None,
+        GRADIENT=grad_scale is not None,
+        SCALE_BY_ROW=grad_scale is not None and grad_scale.dim() == 1, **tuned,
+    )  # fmt: skip
+
+
+def _rows_cpp(
+    logits: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    grad_scale: Tensor | None,
+    losses: Tensor,
+    correct: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    dbias: Tensor,
+) -> None:
+    """bias is float32; dbias, if it is not empty, gets the gradients' sums by column added."""
+    dispatch._C.cross_entropy_rows(
+        logits=logits,
+        bias=bias,
+        labels=labels,
+        loss=losses,
+        lse=torch.empty_like(losses),
+        correct=correct,
+        grad_scale=None if grad_scale is None else grad_scale.expand(labels.shape).contiguous(),
+        dbias=dbias if dbias.numel() else None,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        threads=num_threads(),
+    )
 
 
 # --- torch.library ---
@@ -380,28 +315,15 @@ def _linear_cross_entropy(
     reduction: str,
     gradients_now: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    hidden, weight, labels = hidden.contiguous(), weight.contiguous(), labels.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    if backend == "cpp":
-        grad_scale = _grad_scale(None, labels, ignore_index, reduction) if gradients_now else None
-        losses, lse, correct, dhidden, dweight, dbias = _rows_cpp(
-            hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, grad_scale
-        )
-    else:
-        _check_launch(backend, hidden, weight, bias, labels, ignore_index)
-        losses, lse, correct = _forward_triton(
-            hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss
-        )
-        dhidden, dweight, dbias = (hidden.new_empty(0) for _ in range(3))
-    return (
-        _reduce(losses, labels, ignore_index, reduction),
-        correct.sum(),
-        lse,
-        dhidden,
-        dweight,
-        dbias,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The loss, the count of right predictions, and with ``gradients_now`` the gradients of the
+    loss; without, they are empty.
+    """
+    scale = _grad_scale(None, labels, ignore_index, reduction) if gradients_now else None
+    losses, correct, *gradients = _called(
+        hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, scale, backend
     )
+    return (_reduce(losses, labels, ignore_index, reduction), correct.sum(), *gradients)
 
 
 @torch.library.custom_op("bertfast::linear_cross_entropy_backward", mutates_args=())
@@ -411,38 +333,44 @@ def _linear_cross_entropy_backward(
     weight: Tensor,
     bias: Tensor | None,
     labels: Tensor,
-    lse: Tensor,
     ignore_index: int,
     label_smoothing: float,
     z_loss: float,
     reduction: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    hidden, weight, labels = hidden.contiguous(), weight.contiguous(), labels.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    grad_scale = _grad_scale(dloss, labels, ignore_index, reduction)
-    if backend == "cpp":
-        return _rows_cpp(
-            hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, grad_scale
-        )[3:]
-    _check_launch(backend, hidden, weight, bias, labels, ignore_index)
-    lse = lse.contiguous()
-    check_launch("linear_cross_entropy", backend, hidden, lse=(lse, torch.float32, labels.shape))
-    return _backward_triton(
-        hidden, weight, bias, labels, lse, grad_scale, ignore_index, label_smoothing, z_loss
-    )
+    wanted = labels.shape if reduction == "none" else ()
+    if dloss.shape != wanted:
+        raise ValueError(f"dloss has shape {tuple(dloss.shape)}; it must be {tuple(wanted)}")
+    check_device("dloss", dloss, "hidden", hidden)
+    scale = _grad_scale(dloss, labels, ignore_index, reduction)
+    return _called(
+        hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, scale, backend
+    )[2:]
 
 
-def _check_launch(
-    backend: str,
+def _called(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     labels: Tensor,
     ignore_index: int,
-) -> None:
-    check_launch("linear_cross_entropy", backend, hidden)
-    _check_tensors(hidden, weight, bias, labels, ignore_index)
+    label_smoothing: float,
+    z_loss: float,
+    scale: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`_rows` of arguments that no one has checked, in memory as it wants them."""
+    if backend != "cpp":
+        check_launch("linear_cross_entropy", backend, hidden)
+        _check_tensors(hidden, weight, bias, labels, ignore_index)
+    hidden, weight, labels = hidden.contiguous(), weight.contiguous(), labels.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    # The products are of the dtype of hidden, whatever surrounds the call.
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _rows(
+            hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, scale, backend
+        )
 
 
 def _counted(labels: Tensor, ignore_index: int) -> Tensor:
@@ -457,11 +385,11 @@ def _reduce(losses: Tensor, labels: Tensor, ignore_index: int, reduction: str) -
 
 
 def _grad_scale(dloss: Tensor | None, labels: Tensor, ignore_index: int, reduction: str) -> Tensor:
-    """(masked,) float32: the gradient of each row's loss; ``dloss`` None is a gradient of one."""
+    """() or (masked,) float32: the gradient of each row's loss; ``dloss`` None is a gradient of
+    one.
+    """
     scale = torch.ones((), device=labels.device) if dloss is None else dloss.float()
-    if reduction == "mean":
-        scale = scale / _counted(labels, ignore_index)
-    return scale.expand(labels.shape).contiguous()
+    return (scale / _counted(labels, ignore_index) if reduction == "mean" else scale).contiguous()
 
 
 @register_fake(_linear_cross_entropy)
@@ -477,13 +405,13 @@ def _(
     gradients_now,
     backend,
 ):
-    rows, f32 = hidden.shape[0], torch.float32
-    loss = hidden.new_empty(rows if reduction == "none" else (), dtype=f32)
-    correct, lse = hidden.new_empty((), dtype=torch.int64), hidden.new_empty(rows, dtype=f32)
+    shape = hidden.shape[:1] if reduction == "none" else ()
+    loss = hidden.new_empty(shape, dtype=torch.float32)
+    correct = hidden.new_empty((), dtype=torch.int64)
     if not gradients_now:
-        return loss, correct, lse, hidden.new_empty(0), hidden.new_empty(0), hidden.new_empty(0)
+        return loss, correct, hidden.new_empty(0), hidden.new_empty(0), hidden.new_empty(0)
     dbias = hidden.new_empty(0 if bias is None else weight.shape[0])
-    return loss, correct, lse, hidden.new_empty(hidden.shape), hidden.new_empty(weight.shape), dbias
+    return loss, correct, hidden.new_empty(hidden.shape), hidden.new_empty(weight.shape), dbias
 
 
 @register_fake(_linear_cross_entropy_backward)
@@ -493,7 +421,6 @@ def _(
     weight,
     bias,
     labels,
-    lse,
     ignore_index,
     label_smoothing,
     z_loss,
@@ -506,27 +433,30 @@ def _(
 
 def _setup(ctx, inputs, output) -> None:
     hidden, weight, bias, labels, *options, ctx.gradients_now, backend = inputs
-    _, correct, lse, *gradients = output
+    _, correct, *gradients = output
     ctx.options = (*options, backend)
-    ctx.mark_non_differentiable(correct, lse, *gradients)
+    ctx.mark_non_differentiable(correct, *gradients)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(hidden, weight, bias, labels, lse, *gradients)
+    ctx.save_for_backward(hidden, weight, bias, labels, *gradients)
 
 
 def _backward(ctx, dloss, *_):
     if dloss is None:
         return (None,) * 10
     *inputs, dhidden, dweight, dbias = ctx.saved_tensors
+    backend = ctx.options[-1]
+    # A real tensor, not a traced one; the host does not read a GPU's.
+    real = type(dloss) is Tensor and dloss.device.type != "meta"
     if not ctx.gradients_now:
         dhidden, dweight, dbias = _linear_cross_entropy_backward(dloss, *inputs, *ctx.options)
-    elif (
-        type(dloss) is Tensor and dloss.device.type == "cpu" and dloss.item() == 1.0
-    ):  # a real tensor, not a traced one
-        # The usual case: hand the gradients over with no pass over a vocabulary-sized tensor. The
-        # caller may now write into them, so that a second backward through a retained graph makes
-        # its own; `data`, so that autograd lets it.
+    elif real and (backend == "triton" or dloss.item() == 1.0):
+        # The usual case is a gradient of one: hand the gradients over with no pass over a
+        # vocabulary-sized tensor. The caller may now write into them, so that a second backward
+        # through a retained graph makes its own; `data`, so that autograd lets it.
         ctx.gradients_now = False
         dhidden, dweight, dbias = dhidden.data, dweight.data, dbias.data
+        if backend == "triton":
+            _scale_in_place(dloss, (dhidden, dweight, dbias))
     else:
         dhidden, dweight, dbias = (
             gradient * dloss.to(gradient.dtype) for gradient in (dhidden, dweight, dbias)
@@ -586,7 +516,7 @@ def linear_cross_entropy(
     differentiated = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (hidden, weight, bias)
     )
-    gradients_now = backend == "cpp" and differentiated and reduction != "none"
+    gradients_now = differentiated and reduction != "none"
     return _linear_cross_entropy(hidden, weight, bias, labels, *options, gradients_now, backend)[:2]
 
 

@@ -206,7 +206,7 @@ def adamw(
     rates: Tensor,
     betas: tuple[float, float],
     eps: float,
-    weight_decay: float,
+    weight_decay: list[float],
 ) -> None:
     """One step in place; see `bertfast.kernels.adamw`."""
     lr, correction1, correction2, gradient_scale = rates.unbind()
@@ -215,6 +215,8 @@ def adamw(
         g = g.to(w.dtype) * gradient_scale
         m.mul_(beta1).add_(g * (1 - beta1))
         v.mul_(beta2).add_(g.square() * (1 - beta2))
-        w.mul_(1 - lr * weight_decay).sub_(lr / correction1 * m / ((v / correction2).sqrt() + eps))
+        w.mul_(1 - lr * weight_decay[number]).sub_(
+            lr / correction1 * m / ((v / correction2).sqrt() + eps)
+        )
         if copies:
             copies[number].copy_(w)

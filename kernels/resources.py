@@ -82,6 +82,7 @@ ALIGNED = {
     "q_h",
     "k_t",
     "k_h",
+    "stride",
 }
 # The memory-bound kernels at BERT-base's width, with dropout, bias and every table: the op of each,
 # its constants at a launch, and under which name `tuning` has the others.
@@ -90,15 +91,20 @@ ROW = {"DROPOUT": True, "ALIGNED": True, "COLUMNS": WIDTH}
 NORM = ROW | {"RESIDUAL": True, "PRENORM": True, "RMS": False}
 EMBED = ROW | {"POSITION": True, "SEGMENT": True, "num_warps": 4}
 GELU = {"BIAS": True, "TANH": False}
+LOSS = {"HAS_BIAS": True, "GRADIENT": True, "SCALE_BY_ROW": False}
 ROW_KERNELS: dict[str, tuple[str, dict[str, Any], str | None]] = {
-    "_adamw_kernel": ("adamw", {"COPY": True}, "adamw.update"),
+    "_adamw_kernel": ("adamw", {"COPY": True, "ALIGNED": True}, "adamw.update"),
     "_dropout_kernel": ("dropout", {"COUNTERS": 128}, None),
     "_embed_backward_kernel": ("embed", EMBED, None),
     "_embed_forward_kernel": ("embed", EMBED | {"BIAS": True}, None),
     "_gelu_backward_kernel": ("bias_gelu", GELU | {"ROWS": 64}, "bias_gelu.backward"),
     "_gelu_forward_kernel": ("bias_gelu", GELU, "bias_gelu.forward"),
+    "_norm_kernel": ("adamw", {"BLOCK": 4096, "num_warps": 16}, None),
+    "_squares_kernel": ("adamw", {"ALIGNED": True, "BLOCK": 4096, "num_warps": 8}, None),
     "_norm_backward_kernel": ("add_layer_norm", NORM, "add_layer_norm.backward"),
     "_norm_forward_kernel": ("add_layer_norm", NORM | {"BIAS": True}, "add_layer_norm.forward"),
+    "_rows_kernel": ("linear_cross_entropy", LOSS, "linear_cross_entropy.rows"),
+    "_scale_kernel": ("linear_cross_entropy", {"BLOCK": 2048, "num_warps": 8}, None),
     "_rotary_kernel": ("rotary", {"INVERSE": True, "ROWS": 32, "COLUMNS": 32}, None),
     "_sum_runs_kernel": ("embed", {"RUN": 256, "COLUMNS": 256}, None),
     "_add_runs_kernel": ("embed", {"RUN": 256, "COLUMNS": 256}, None),
@@ -113,6 +119,8 @@ STORED = {
     "_norm_backward_kernel": 2,
     "_norm_forward_kernel": 2,
     "_rotary_kernel": 1,
+    "_rows_kernel": 1,
+    "_scale_kernel": 1,
 }
 ADAMW_STORED = 3 * 4 + 2  # the weight and both moments in float32, and the copy
 TENSOR_CORE = re.compile(r"\b(wgmma\.mma_async|mma\.sync|tcgen05\.mma)")
@@ -171,8 +179,6 @@ def cases(
     """
     for capability in CAPABILITIES:
         for dtype in dtypes:
-            for kernel in ("_statistics_kernel", "_gradient_kernel"):
-                yield Case(kernel, dtype, None, False, capability)
             for kernel, (op, _, _) in ROW_KERNELS.items():
                 yield Case(kernel, dtype, None, True, capability)
                 if op == "bias_gelu":
@@ -394,11 +400,6 @@ def piece_of(
         products = depth * PRODUCTS[kernel]
         work = _of_products(code, capability, warps, area * products, SIDE**2 * products, bytes_)
         return f"{SIDE} x {SIDE} tile", work
-    if "BLOCK_K" in constants:
-        piece = constants["BLOCK_M"] * constants["BLOCK_V"] * constants["BLOCK_K"]
-        name = f"{SIDE} x {SIDE} x {SIDE} product"
-        bytes_ = (constants["BLOCK_M"] + constants["BLOCK_V"]) * constants["BLOCK_K"] * itemsize
-        return name, _of_products(code, capability, warps, piece, SIDE**3, bytes_)
     instructions = inner_loop(code)
     stored = ADAMW_STORED if kernel == "_adamw_kernel" else STORED.get(kernel, 0) * itemsize
     elements = throughput.stored_bytes(instructions) / stored if stored else 0
@@ -481,30 +482,26 @@ def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         settings.pop("PROGRAMS", None)  # of the grid
         options = {"num_warps": settings.pop("num_warps", 4)}
         return getattr(import_module(f"bertfast.kernels.{name}"), case.kernel), settings, options
-    if case.head_dim is None:
-        module = import_module("bertfast.kernels.linear_cross_entropy")
-        kernel = case.kernel.removeprefix("_").removesuffix("_kernel")
-        settings = module._tile_options(kernel, torch.empty(0, 0, dtype=case.dtype), torch.empty(0))
+    assert case.head_dim is not None
+    if case.kernel == ONE_PASS:
+        assert case.length is not None
+        module = _attention("backward_one_pass")
+        found = _one_pass_options(case.dtype, case.head_dim, case.capability, case.length)
+        settings = dict(found[-1])
     else:
-        if case.kernel == ONE_PASS:
-            assert case.length is not None
-            module = _attention("backward_one_pass")
-            found = _one_pass_options(case.dtype, case.head_dim, case.capability, case.length)
-            settings = dict(found[-1])
-        else:
-            module = _attention(ATTENTION[case.kernel])
-            q = torch.empty(0, 1, case.head_dim, dtype=case.dtype)
-            kernel = case.kernel.removeprefix("_").removesuffix("_kernel")
-            settings = dict(_attention("tiles").options(q, kernel, case.positions))
-        # What a launch leaves out is None.
-        absent = {
-            "dropout": not case.dropout,
-            "terms": not case.positions,
-            "ds_rows": not case.positions,
-            "window": not case.window,
-        }
-        names = getattr(module, case.kernel).arg_names
-        settings |= {name: None for name in names if absent.get(name)}
+        module = _attention(ATTENTION[case.kernel])
+        q = torch.empty(0, 1, case.head_dim, dtype=case.dtype)
+        kernel = case.kernel.removeprefix("_").removesuffix("_kernel")
+        settings = dict(_attention("tiles").options(q, kernel, case.positions))
+    # What a launch leaves out is None.
+    absent = {
+        "dropout": not case.dropout,
+        "terms": not case.positions,
+        "ds_rows": not case.positions,
+        "window": not case.window,
+    }
+    names = getattr(module, case.kernel).arg_names
+    settings |= {name: None for name in names if absent.get(name)}
     options = {name: settings.pop(name) for name in ("num_warps", "num_stages")}
     return getattr(module, case.kernel), settings, options
 
@@ -516,18 +513,19 @@ INT64 = {
     "position_ids_ptr",
     "segment_ids_ptr",
     "ids_ptr",
+    "table_ptr",
 }
-INT32 = {"cu_ptr", "best_ptr", "bounds_ptr"}
+INT32 = {"cu_ptr", "bounds_ptr", "programs_ptr"}
 ROWS = {"q", "k", "v", "out", "dout", "dq", "dk", "dv", "ds", "ds_rows", "dtable", "parts"}
 FLOAT = {
     *(
         "lse_ptr",
         "delta_ptr",
         "scale_ptr",
-        "max_ptr",
-        "sum_ptr",
-        "total_ptr",
-        "at_label_ptr",
+        "loss_ptr",
+        "factor_ptr",
+        "norm_ptr",
+        "parts_ptr",
         "part_ptr",
         "mean_ptr",
     ),
@@ -576,6 +574,8 @@ def _argument_type(kernel: str, name: str, dtype: torch.dtype) -> Any:
         return groups.Terms("*i32", rows.ptr, rows, rows, "i32", "i32")
     if kernel == "_adamw_kernel" and name in ("weight_ptr", "copy_ptr"):
         return "*fp32" if name == "weight_ptr" else "*bf16"
+    if name == "correct_ptr":
+        return "*u8"
     if name == "order_ptr":  # of distances, or of tokens
         return "*i64" if kernel == "_sum_runs_kernel" else "*i32"
     for names, kind in (

@@ -204,6 +204,7 @@ OPS = (
     "embed",
     "embed_backward",
     "gather_rows",
+    "gradient_norm",
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
     "mask_tokens",
@@ -223,8 +224,10 @@ def op_call(name: str, dtype: torch.dtype, backend: str) -> Call:
         call = extension_call("adamw", dtype)
         call = {key: call[key] for key in ("weights", "gradients", "means", "squares", "copies")}
         rates = torch.tensor([1e-3, 0.1, 0.1, 0.5])
-        options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "weight_decay": 0.01}
-        return {**call, "rates": rates, **options, **last}
+        options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-6}
+        return {**call, "rates": rates, **options, "weight_decay": [0.01, 0.0, 0.01], **last}
+    if name == "gradient_norm":
+        return {"gradients": extension_call("adamw", dtype)["gradients"], **last}
     if name == "add_layer_norm":
         tensors = {"x": x, "residual": x.neg(), "weight": weight, "bias": bias, "seed": seed}
         return {**tensors, "eps": 1e-6, "threshold": 6554, "rms": False, "prenorm": True, **last}
@@ -270,8 +273,8 @@ def op_call(name: str, dtype: torch.dtype, backend: str) -> Call:
             "reduction": "mean",
         }
         if name == "linear_cross_entropy":
-            return {**tensors, **options, "gradients_now": backend == "cpp", **last}
-        return {"dloss": torch.tensor(1.0), **tensors, "lse": _normal(rows), **options, **last}
+            return {**tensors, **options, "gradients_now": True, **last}
+        return {"dloss": torch.tensor(1.0), **tensors, **options, **last}
     if name == "mask_tokens":
         call = extension_call("mask_tokens", dtype)
         for key in ("masked", "labels", "threads"):

@@ -100,21 +100,12 @@ def _cross_entropy(
     )
     labels = torch.randint(VOCAB, (masked,), device=device)
 
-    def forward() -> tuple[Tensor, ...]:
-        return (kernels.linear_cross_entropy(rows, weight, bias, labels)[0],)
+    def run() -> tuple[Tensor, ...]:
+        loss, _ = kernels.linear_cross_entropy(rows, weight, bias, labels)
+        return (loss, *torch.autograd.grad(loss, (rows, weight, bias)))
 
-    (loss,) = forward()
-    tiles = {"BLOCK_M": (64, 128), "BLOCK_V": (64, 128, 256), "BLOCK_K": (32, 64)}
-    launch = {"num_warps": (4, 8), "num_stages": (2, 3, 4)}
-    yield Problem(
-        "linear_cross_entropy.statistics", 0, _grid(**tiles, SPLIT_TILES=(16,), **launch), forward
-    )
-    yield Problem(
-        "linear_cross_entropy.gradient",
-        0,
-        _grid(**tiles, **launch),
-        lambda: torch.autograd.grad(loss, (rows, weight, bias), retain_graph=True),
-    )
+    grid = _grid(BLOCK=(1024, 2048, 4096, 8192), num_warps=(4, 8, 16))
+    yield Problem("linear_cross_entropy.rows", 0, grid, run)
 
 
 def _layer_norm(

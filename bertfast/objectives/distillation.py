@@ -95,7 +95,7 @@ class _SoftTargets(torch.autograd.Function):
             torch.zeros(x.shape, dtype=wide, device=x.device) for x in (table, table[:, 0])
         )
         with torch.autocast(rows.device.type, enabled=False):
-            for block in row_blocks(rows.shape[0], table.shape[0], 2 * wide.itemsize):
+            for block in row_blocks(rows, table.shape[0], 2 * wide.itemsize):
                 targets = (
                     linear(teacher[0][block], *teacher[1:])
                     .to(wide)

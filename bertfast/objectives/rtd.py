@@ -56,7 +56,7 @@ def sample_tokens(
     ) * 2.0**-24  # in (0, 1], exact in float32: never before the first id that has any probability
     sampled = torch.empty_like(counters)
     with torch.autocast(rows.device.type, enabled=False):
-        for block in row_blocks(rows.shape[0], table.shape[0], max(rows.element_size(), 4)):
+        for block in row_blocks(rows, table.shape[0], max(rows.element_size(), 4)):
             logits = linear(rows[block], table, bias)
             running = logits.to(torch.promote_types(logits.dtype, torch.float32))
             running.sub_(running.amax(1, keepdim=True)).exp_().cumsum_(1)

@@ -71,11 +71,11 @@ class AdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # One call for all of the same age, dtypes and settings, the weight decay apart: nearly
+        # always every weight.
+        batches: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
         for group in self.param_groups:
-            # One call for the tensors of one age and one gradient dtype: nearly always all of them.
-            batches: dict[tuple[int | Tensor, torch.dtype], list[tuple[Tensor, ...]]] = defaultdict(
-                list
-            )
+            settings = (group["lr"] if lr is None else lr, *group["betas"], group["eps"])
             for weight in group["params"]:
                 gradient = self.gradient(weight)
                 if gradient is None:
@@ -90,19 +90,20 @@ class AdamW(torch.optim.Optimizer):
                 state["step"] += 1
                 row = (weight, gradient, state["exp_avg"], state["exp_avg_sq"])
                 copy = (self.lower[weight],) if weight in self.lower else ()
-                batches[int(state["step"]) if age is None else age, gradient.dtype].append(
-                    row + copy
-                )
-            for (step, _), rows in batches.items():
-                kernels.adamw(
-                    *zip(*rows, strict=True),
-                    lr=group["lr"] if lr is None else lr,
-                    step=step,
-                    betas=group["betas"],
-                    eps=group["eps"],
-                    weight_decay=group["weight_decay"],
-                    gradient_scale=self.gradient_scale,
-                )
+                step = int(state["step"]) if age is None else age
+                key = (step, gradient.dtype, len(copy), *settings)
+                batches[key].append((group["weight_decay"], *row, *copy))
+        for (step, _, _, rate, beta1, beta2, eps), rows in batches.items():
+            decays, *lists = zip(*rows, strict=True)
+            kernels.adamw(
+                *lists,
+                lr=rate,
+                step=step,
+                betas=(beta1, beta2),
+                eps=eps,
+                weight_decay=decays,
+                gradient_scale=self.gradient_scale,
+            )
         self.gradient_scale = 1.0
         return loss
 

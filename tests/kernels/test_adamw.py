@@ -1,5 +1,7 @@
 """What `adamw` and `gradient_norm` promise on every backend."""
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from bertfast import kernels
 from bertfast.kernels import dispatch
 from support import BACKENDS, DEVICE, forced
 
+module = importlib.import_module("bertfast.kernels.adamw")  # the package's name is the function
 OPTIONS = {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
 
 
@@ -76,6 +79,41 @@ def test_rates_may_be_tensors(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_each_weight_may_have_its_own_decay(backend):
+    decays = (0.1, 0.0, 0.1)
+    one, other = (tensors([40, 7, 5000], torch.bfloat16, True) for _ in range(2))
+    rest = {name: value for name, value in OPTIONS.items() if name != "weight_decay"}
+    with forced(backend):
+        kernels.adamw(*one, lr=0.5, step=3, weight_decay=decays, **rest)
+        for number, decay in enumerate(decays):
+            alone = [part[number : number + 1] for part in other]
+            kernels.adamw(*alone, lr=0.5, step=3, weight_decay=decay, **rest)
+    for mine, wanted in zip(one, other, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(mine, wanted, strict=True))
+
+
+def test_any_number_of_tensors_is_one_launch_and_their_norm_two(monkeypatch):
+    launched = []
+    monkeypatch.setattr(module, "launch", lambda kernel, *_, **__: launched.append(kernel))
+    lists = tensors([5, 4096, 0, 4097] * 20, torch.bfloat16, True)
+    with forced("triton"):
+        kernels.gradient_norm(lists[1])
+        kernels.adamw(*lists, lr=0.1, step=1, weight_decay=[0.1, 0.0] * 40)
+    assert launched == [module._squares_kernel, module._norm_kernel, module._adamw_kernel]
+
+
+def test_addresses_that_are_no_multiples_of_16_are_followed():
+    whole = tensors([3001], torch.bfloat16, True)
+    shifted = [[x[0][1:]] for x in whole]
+    wanted = [[x[0][1:].clone()] for x in whole]
+    with forced("triton"):
+        for lists in (shifted, wanted):
+            kernels.adamw(*lists, lr=0.1, step=1)
+        torch.testing.assert_close(shifted, wanted, rtol=0, atol=0)
+        assert torch.equal(*(kernels.gradient_norm(lists[1]) for lists in (shifted, wanted)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_norm_is_the_joint_one(backend, dtype):
     gradients = [torch.randn(size, device=DEVICE).to(dtype) for size in (1, 0, 300, 70000)]
@@ -84,6 +122,18 @@ def test_the_norm_is_the_joint_one(backend, dtype):
     wanted = torch.cat([g.double() for g in gradients]).norm()
     assert norm.dtype == torch.float32
     assert norm.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_norm_is_the_joint_one_of_any_mix_of_dtypes(backend):
+    gradients = [
+        torch.randn(n, device=DEVICE).to(d)
+        for n, d in zip((5000, 3, 70), dispatch.DTYPES, strict=True)
+    ]
+    with forced(backend):
+        norm = kernels.gradient_norm(gradients)
+    wanted = torch.cat([g.double() for g in gradients]).norm()
+    assert norm.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_the_norm_of_nothing_is_zero_and_nan_is_not_hidden():
@@ -114,8 +164,9 @@ def test_the_custom_op_passes_opcheck():
     rates = torch.tensor([0.1, 0.1, 0.1, 1.0])
     with forced("cpp"):
         torch.library.opcheck(
-            torch.ops.bertfast.adamw.default, (*lists, rates, 0.9, 0.999, 1e-6, 0.0, "cpp")
+            torch.ops.bertfast.adamw.default, (*lists, rates, 0.9, 0.999, 1e-6, [0.0, 0.1], "cpp")
         )
+        torch.library.opcheck(torch.ops.bertfast.gradient_norm.default, (lists[1], "cpp"))
 
 
 W = torch.ones(3)
@@ -159,6 +210,12 @@ W = torch.ones(3)
         (([W], [W], [W], [W]), {"step": 0}, ValueError, "step is 0; the first is 1"),
         (([W], [W], [W], [W]), {"betas": (0.9, 1.0)}, ValueError, "betas are"),
         (([W], [W], [W], [W]), {"eps": -1.0}, ValueError, "eps is -1.0"),
+        (
+            ([W], [W], [W], [W]),
+            {"weight_decay": [0.1, 0.2]},
+            ValueError,
+            "weight_decay has 2 values and there are 1 weights",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(lists, options, error, message):

@@ -49,7 +49,9 @@ def blocked(request, monkeypatch):
     monkeypatch.setattr(
         distillation,
         "row_blocks",
-        lambda rows, *_: [slice(i, min(i + height, rows)) for i in range(0, rows, height)],
+        lambda rows, *_: [
+            slice(i, min(i + height, len(rows))) for i in range(0, len(rows), height)
+        ],
     )
 
 
