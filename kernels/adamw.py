@@ -234,6 +234,8 @@ def _check_launches(
         raise ValueError("what is updated in place must be contiguous")
     if any(x.dtype != torch.float32 for tensors in updated[:3] for x in tensors):
         raise TypeError("weights, means and squares must be torch.float32")
+    if any(len({x.dtype for x in tensors}) > 1 for tensors in (gradients, copies)):
+        raise TypeError("gradients must be of one dtype, and copies too")
 
 
 @register_fake(_adamw)

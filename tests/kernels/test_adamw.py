@@ -221,3 +221,13 @@ W = torch.ones(3)
 def test_wrong_arguments_are_named(lists, options, error, message):
     with pytest.raises(error, match=message):
         kernels.adamw(*lists, **({"lr": 0.1, "step": 1} | options))
+
+
+def test_the_private_op_follows_no_gradient_of_another_dtype():
+    weights, gradients, means, squares, _ = tensors([5, 6], torch.float32, False)
+    gradients[1] = gradients[1].bfloat16()
+    rates = torch.tensor([0.1, 0.1, 0.1, 1.0], device=DEVICE)
+    with forced("triton"), pytest.raises(TypeError, match="of one dtype"):
+        module._adamw(
+            weights, gradients, means, squares, [], rates, 0.9, 0.99, 1e-6, [0.0, 0.0], "triton"
+        )
