@@ -11,6 +11,7 @@ from pathlib import Path
 from bertfast.config import PRESETS, BertConfig, EncoderConfig
 from bertfast.errors import BertfastError
 
+from .gpus import GPUS
 from .lengths import Lengths
 
 DTYPES = ("float32", "bfloat16")
@@ -105,6 +106,32 @@ def check_trace(trace: Path | None) -> None:
     """Raises BertfastError where its folder is not there."""
     if trace is not None and not trace.parent.is_dir():
         raise BertfastError(f"--trace is {trace}; there is no folder {trace.parent}")
+
+
+def check_model(
+    gpu: str | None,
+    tokens: int | None,
+    lengths: Path | None,
+    trace: Path | None,
+    device: str | None,
+) -> None:
+    """Raises BertfastError where --model-gpu names no GPU that is known, or options do not fit
+    it.
+    """
+    if gpu is None:
+        if tokens is not None:
+            raise BertfastError(
+                "--tokens is of --model-gpu; the batch that is measured is --lengths"
+            )
+        return
+    if gpu not in GPUS:
+        raise BertfastError(f"--model-gpu is {gpu!r}; it must be one of {', '.join(GPUS)}")
+    if trace is not None or device is not None:
+        raise BertfastError("--model-gpu measures nothing; leave out --trace and --device")
+    if tokens is not None and lengths is not None:
+        raise BertfastError("--tokens and --lengths both give the batch; leave out one")
+    if tokens is not None and tokens < 1:
+        raise BertfastError(f"--tokens is {tokens}; it must be at least 1")
 
 
 def check(

@@ -138,12 +138,19 @@ def op_of(event: Any) -> str | None:
         event = event.cpu_parent
     if names[0].startswith("ProfilerStep"):
         return None
+    return match(names) or "other"
+
+
+def match(names: list[str]) -> str | None:
+    """The first op of `OPS`, or else of `PLAIN`, that one of the names, inner ones first, belongs
+    to.
+    """
     for table in (OPS, PLAIN):
         for name in names:
             for op, pattern in table.items():
                 if re.search(pattern, name):
                     return op
-    return "other"
+    return None
 
 
 def _title(found: dict[str, Any]) -> str:

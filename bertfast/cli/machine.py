@@ -172,28 +172,53 @@ def bench(
 @command()
 @shape_option
 @lengths_option
-@dtype_option
+@option(
+    "--dtype",
+    "--precision",
+    help="float32 or bfloat16. Default: float32, and bfloat16 with --model-gpu.",
+)
 @option("--trace", type=FILE, help="File for a Chrome trace.")
+@option(
+    "--model-gpu",
+    help="Model the step on this GPU and measure nothing: a100, h100, h200 or b200. Needs Triton, "
+    "and no GPU.",
+)
+@option("--tokens", type=int, help="Of --model-gpu: tokens of the batch, at WikiText's lengths.")
 @device_option
 @json_option
 def profile(
     shape: str,
     lengths: Path | None,
-    dtype: str,
+    dtype: str | None,
     trace: Path | None,
+    model_gpu: str | None,
+    tokens: int | None,
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Show where a training step's time goes, and each op's floor.
+    """Show where a training step's time goes, and each op's floor; or with --model-gpu where it
+    should go on a GPU that is not here.
 
     \b
     Example:
         bertfast profile --shape bert-mini --dtype bfloat16 --trace step.json
+        bertfast profile --model-gpu h200 --tokens 15570
     """
     from bertfast.bench import options
 
-    dtype = _dtype(dtype)
+    dtype = _dtype(dtype or ("float32" if model_gpu is None else "bfloat16"))
     options.check(shape, lengths, dtype, trace=trace)
+    options.check_model(model_gpu, tokens, lengths, trace, device)
+    if model_gpu is not None:
+        say("loading PyTorch, then compiling the kernels", "profile")
+        from bertfast.bench import modelled
+
+        modelled_step = modelled.model(modelled.setup(shape, lengths, dtype, tokens), model_gpu)
+        if as_json:
+            print(json.dumps(modelled_step, indent=1))
+        else:
+            modelled.show(modelled_step)
+        return
     say("loading PyTorch, then profiling", "profile")
     from bertfast.bench import command as app
     from bertfast.bench import profile as profiling

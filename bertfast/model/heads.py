@@ -68,7 +68,8 @@ class MLMHead:
         self, h: Tensor, table: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`loss` of what `transform` gave."""
-        if torch.is_autocast_enabled(h.device.type):
+        # The meta device knows no autocast.
+        if not h.is_meta and torch.is_autocast_enabled(h.device.type):
             h = h.to(torch.get_autocast_dtype(h.device.type))
         loss, correct = kernels.linear_cross_entropy(
             h, self.cast(table, h), self.cast(self.bias, h), labels

@@ -1,0 +1,45 @@
+"""Sizes of GPUs, for the model of a step on one that is not there (`modelled.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU's sizes.
+
+    Attributes:
+        name: as NVIDIA has it.
+        capability: 80, 90 or 100.
+        multiprocessors: that are enabled.
+        clock: Hz, at which the multiprocessors have the data sheet's dense bfloat16 peak.
+        rate: the best bfloat16 FLOP/s that products were measured at.
+        bandwidth: bytes a second of the memory's data sheet.
+    """
+
+    name: str
+    capability: int
+    multiprocessors: int
+    clock: float
+    rate: float
+    bandwidth: float
+
+
+# Sizes and clocks: NVIDIA, data sheets of A100 80GB SXM, H100 SXM, H200 SXM and B200, and "H100
+# Tensor Core GPU Architecture". Rates: Bekman, "Machine Learning Engineering", maximum achievable
+# matmul FLOPS, of A100 and H100; an H200 has the same processors as an H100, and of a B200 the same
+# share is taken.
+GPUS = {
+    "a100": Gpu("A100 80GB SXM", 80, 108, 1.410e9, 271.2e12, 2.039e12),
+    "h100": Gpu("H100 SXM", 90, 132, 1.830e9, 794.5e12, 3.35e12),
+    "h200": Gpu("H200 SXM", 90, 132, 1.830e9, 794.5e12, 4.8e12),
+    "b200": Gpu("B200", 100, 148, 1.856e9, 2250e12 * 794.5 / 989.4, 8e12),
+}
+# Clocks of a load from memory: Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU
+# Architecture via Microbenchmarking", table of latencies.
+LATENCY = 480
+# Assumed, and not measured here: the share of the bandwidth that a copy reaches; seconds from a
+# launch's start to its first bytes and from its last ones to its end; seconds between two nodes of
+# a graph; clocks from one instruction of a warp to its next, where no other warp fills them.
+COPY_SHARE, START, GAP, ALONE = 0.9, 1e-6, 1e-6, 2
