@@ -2,6 +2,7 @@
 
 from .classification import Classification
 from .multilabel import MultiLabel
+from .question_answering import QuestionAnswering
 from .registry import TASKS, Task, find_task, infer_task, recognize_task, register_task, task_of
 from .regression import Regression
 from .token_classification import TokenClassification
@@ -10,6 +11,7 @@ __all__ = [
     "TASKS",
     "Classification",
     "MultiLabel",
+    "QuestionAnswering",
     "Regression",
     "Task",
     "TokenClassification",
