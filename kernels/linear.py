@@ -1,4 +1,5 @@
-"""Dense layers: x Wᵀ + b, on a CPU by the library and in the dtype that are the fastest there.
+"""Dense layers: x Wᵀ + b, on a CPU by the library and in the dtype that are the fastest there; and
+several layers of one input as one product.
 
 `products` says which; the rest (other devices and dtypes, small products) is left to
 `torch.nn.functional.linear`. `torch.compile` is given plain PyTorch to trace, widened in plain
@@ -7,7 +8,7 @@ sight where `products` would widen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -172,6 +173,86 @@ def _dense(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: str | None = No
     kind = "none" if gelu is None else "gelu"
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], gelu or "")
     return result
+
+
+@torch.no_grad()
+def lay_together(parameters: Sequence[nn.Parameter]) -> None:
+    """Moves parameters of one dtype, device and width into one buffer, one after another along
+    their first dimension, for `together`. Each stays a contiguous tensor of its own shape;
+    whatever gives it other memory (``to``, a copy) ends the arrangement, and nothing else.
+    """
+    parts = torch.cat([parameter.detach() for parameter in parameters]).split(
+        [len(parameter) for parameter in parameters]
+    )
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.data = part
+
+
+def together(parameters: Sequence[Tensor]) -> Tensor | None:
+    """Parameters that `lay_together` put into one buffer as the one tensor that they are, with
+    gradients; None for others.
+    """
+    first = parameters[0]
+    storage, place = first.untyped_storage(), first.storage_offset()
+    if storage.nbytes() == first.nbytes or torch.compiler.is_compiling():
+        return None
+    if not products.is_plain(*parameters):
+        return None
+    for x in parameters:
+        if x.storage_offset() != place or x.untyped_storage()._cdata != storage._cdata:
+            return None
+        if x.shape[1:] != first.shape[1:] or not x.is_contiguous():
+            return None
+        place += x.numel()
+    whole: Tensor = _Together.apply(*parameters)
+    return whole
+
+
+class _Together(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *parameters: Tensor) -> Tensor:
+        ctx.sizes, first = [len(x) for x in parameters], parameters[0]
+        shape = (sum(ctx.sizes), *first.shape[1:])
+        place = (first.untyped_storage(), first.storage_offset(), shape, first.stride())
+        return first.new_empty(0).set_(*place)
+
+    @staticmethod
+    def backward(ctx: Any, dwhole: Tensor) -> tuple[Tensor, ...]:
+        return dwhole.split(ctx.sizes)
+
+
+class _Unbind(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, ...]:
+        return x.unbind(1)
+
+    @staticmethod
+    def backward(ctx: Any, *douts: Tensor) -> Tensor:
+        first = douts[0]
+        storage, step = first.untyped_storage()._cdata, first[0].numel() if len(first) else 0
+        for number, dout in enumerate(douts):
+            apart = (
+                dout.untyped_storage()._cdata != storage
+                or dout.storage_offset() != first.storage_offset() + number * step
+                or dout.stride() != (len(douts) * step, *first.stride()[1:])
+                or not dout[:1].is_contiguous()
+            )
+            if apart:
+                return torch.stack(douts, 1)
+        shape = (len(first), len(douts), *first.shape[1:])
+        return first.as_strided(shape, (len(douts) * step, step, *first.stride()[1:]))
+
+
+def unbind(x: Tensor) -> tuple[Tensor, ...]:
+    """``x.unbind(1)`` of x (tokens, parts, ...). The gradients of the parts are taken without a
+    copy where they are the parts of one tensor of x's shape already.
+    """
+    parts: tuple[Tensor, ...]
+    if torch.compiler.is_compiling() or not products.is_plain(x):
+        parts = x.unbind(1)
+    else:
+        parts = _Unbind.apply(x)
+    return parts
 
 
 class _Linear(torch.autograd.Function):

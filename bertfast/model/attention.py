@@ -15,12 +15,13 @@ from torch import Tensor
 from bertfast import kernels
 from bertfast.config import EncoderConfig
 from bertfast.kernels import products
+from bertfast.kernels.linear import unbind
 from bertfast.kernels.padded_attention import padded_attention
 from bertfast.kernels.philox import as_seed, dropout_threshold
 from bertfast.packed import padded_rows
 
 from .family import member_of
-from .functional import ACTIVATIONS, convolved, dropout, norm, project
+from .functional import ACTIVATIONS, convolved, dropout, norm, project, project_together
 from .submodules import Submodules
 
 
@@ -302,13 +303,15 @@ def attend(
         table: what its positions read of the encoder.
     """
     member, heads = member_of(config), config.num_attention_heads
+    apart = (modules.query, modules.key, modules.value)
     if modules.query_key_value is not None:
-        q, k, v = project(modules.query_key_value, x).unflatten(1, (3, heads, -1)).unbind(1)
+        whole = project(modules.query_key_value, x)
     else:
-        q, k, v = (
-            project(projection, x).unflatten(1, (heads, -1))
-            for projection in (modules.query, modules.key, modules.value)
-        )
+        whole = project_together(apart, x)
+    if whole is not None:
+        q, k, v = unbind(whole.unflatten(1, (3, heads, -1)))
+    else:
+        q, k, v = (project(projection, x).unflatten(1, (heads, -1)) for projection in apart)
     q, k, scale, window, positions = POSITIONS[member.positions].scoring(
         modules, config, layer, q, k, table, sequences
     )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bertfast import kernels
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
+from bertfast.kernels.linear import lay_together, together
 from bertfast.kernels.philox import as_seed
 from bertfast.packed import Budget, PackedBatch, Padding
 from bertfast.seeds import DROPOUT, drawn_seed, fold_in
@@ -24,7 +25,7 @@ from bertfast.seeds import DROPOUT, drawn_seed, fold_in
 from .attention import POSITIONS, Sequences, attend, convolve
 from .embeddings import embed, is_fused
 from .family import Member, member_of
-from .functional import activated, dropout, norm, norm_of_rows, project
+from .functional import activated, dropout, is_plain, norm, norm_of_rows, project
 from .submodules import Submodules, place
 from .tying import tie
 
@@ -46,6 +47,26 @@ def make_tree(root: nn.Module, config: EncoderConfig, add_pooling_layer: bool) -
         for spec in member.layer.values():
             if spec.is_in(config, first=number == 0):
                 place(root, f"{path}.{spec.path}", spec.make(config))
+
+
+def join_projections(root: nn.Module) -> None:
+    """Lays the queries', keys' and values' weights of every layer of ours below ``root`` together,
+    so that each layer multiplies once for the three. Names and values stay as they are.
+    """
+    for module in root.modules():
+        encoder = module.__dict__.get("encoder_run")
+        for block in encoder.blocks if isinstance(encoder, Encoder) else ():
+            layers = (block.query, block.key, block.value)
+            if not all(is_plain(layer, nn.Linear) for layer in layers):
+                continue
+            for kind in ("weight", "bias"):
+                parameters = [getattr(layer, kind) for layer in layers]
+                if (
+                    all(isinstance(parameter, nn.Parameter) for parameter in parameters)
+                    and len({(x.dtype, x.device, *x.shape[1:]) for x in parameters}) == 1
+                    and together(parameters) is None
+                ):
+                    lay_together(parameters)
 
 
 def num_blocks(config: EncoderConfig) -> int:

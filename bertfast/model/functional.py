@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bertfast import kernels
 from bertfast.kernels import products
-from bertfast.kernels.linear import can_fuse_gelu, widened_products
+from bertfast.kernels.linear import can_fuse_gelu, together, widened_products
 from bertfast.seeds import ROWS, fold_in
 
 GELUS = {
@@ -56,6 +56,22 @@ def project(module: Any, x: Tensor) -> Tensor:
     with widened_products(x):  # of an adapter, say
         y: Tensor = module(x)
     return y
+
+
+def project_together(modules: Sequence[Any], x: Tensor) -> Tensor | None:
+    """The modules' outputs side by side, (..., outputs), by one product; None where they are not
+    PyTorch's own or do not lie together.
+    """
+    if not all(is_plain(module, nn.Linear) for module in modules):
+        return None
+    weight = together([module.weight for module in modules])
+    if weight is None:
+        return None
+    biases = [module.bias for module in modules]
+    if all(bias is None for bias in biases):
+        return kernels.linear(x, weight)
+    bias = None if any(bias is None for bias in biases) else together(biases)
+    return None if bias is None else kernels.linear(x, weight, bias)
 
 
 def convolved(module: Any, x: Tensor) -> Tensor:

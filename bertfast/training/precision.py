@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bertfast.errors import BertfastError
 from bertfast.kernels import products
+from bertfast.model.encoder import join_projections
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -76,7 +77,8 @@ class Masters(nn.Module):
 
     In fp32 they are the model's parameters themselves, and nothing is copied. In bf16 the model
     itself is cast; the optimizer reads its gradients and writes the new weights to it (``lower``).
-    Only gradients of several parts are added up in float32, by `accumulate`.
+    Only gradients of several parts are added up in float32, by `accumulate`. On a GPU the model's
+    queries', keys' and values' weights are laid together (`join_projections`).
 
     Args:
         model: in float32.
@@ -101,6 +103,8 @@ class Masters(nn.Module):
             self.lower = dict(zip(self.weights, (p for _, p in named), strict=True))
         else:
             self.weights = nn.ParameterList([p for _, p in named])
+        if any(p.device.type != "cpu" for p in model.parameters()):
+            join_projections(model)
         self.by_parameter: dict[Tensor, Tensor] = dict(zip(frozen, kept, strict=True))
         self.by_parameter |= dict(zip((p for _, p in named), self.weights, strict=True))
 

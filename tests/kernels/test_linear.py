@@ -2,6 +2,7 @@
 library is not for.
 """
 
+import copy
 import importlib
 
 import pytest
@@ -102,3 +103,70 @@ def test_everything_else_is_pytorchs_to_the_bit(kind, through_onednn, monkeypatc
         got, wanted, rtol=0 if kind != "compiled" else 1e-6, atol=0 if kind != "compiled" else 1e-5
     )
     assert not through_onednn
+
+
+def layers(bias=True, sizes=(4, 4, 4)):
+    torch.manual_seed(0)
+    return [nn.Linear(6, size, bias=bias) for size in sizes]
+
+
+def weights(made):
+    return [layer.weight for layer in made]
+
+
+def test_parameters_that_lie_together_are_one_tensor_with_each_ones_gradient():
+    made = layers(sizes=(4, 1, 7))
+    values = [weight.detach().clone() for weight in weights(made)]
+    assert module.together(weights(made)) is None
+    module.lay_together(weights(made))
+    whole = module.together(weights(made))
+    assert torch.equal(whole, torch.cat(values))
+    assert whole.data_ptr() == made[0].weight.data_ptr()
+    assert all(torch.equal(w, value) for w, value in zip(weights(made), values, strict=True))
+    made[1].weight.requires_grad_(False)
+    dwhole = torch.randn(12, 6)
+    module.together(weights(made)).backward(dwhole)
+    assert torch.equal(made[0].weight.grad, dwhole[:4])
+    assert made[1].weight.grad is None
+    assert torch.equal(made[2].weight.grad, dwhole[5:])
+
+
+def test_parameters_that_no_longer_lie_together_are_no_whole():
+    made = layers()
+    module.lay_together(weights(made))
+    assert module.together(weights(made)[:2]).shape == (8, 6)
+    assert module.together(weights(made)[::-1]) is None
+    assert module.together(weights(made)[::2]) is None
+    assert module.together(weights(copy.deepcopy(made))) is None
+    assert module.together([weights(made)[0], *weights(layers())[1:]]) is None
+    assert module.together([nn.Parameter(weights(made)[0].data.t()), *weights(made)[1:]]) is None
+    for layer in made:
+        layer.to(torch.float64)
+    assert module.together(weights(made)) is None
+
+
+@pytest.mark.parametrize("given", ["parts of one", "apart", "one is missing", "in another order"])
+def test_unbinding_takes_back_what_is_one_tensor_already_without_a_copy(given):
+    x = torch.randn(5, 3, 2, 4, requires_grad=True)
+    parts = module.unbind(x)
+    assert all(torch.equal(a, b) for a, b in zip(parts, x.unbind(1), strict=True))
+    dx = torch.randn(5, 3, 2, 4)
+    douts = dx.unbind(1)
+    if given == "in another order":
+        douts = douts[::-1]
+    elif given != "parts of one":
+        douts = [dout.clone() for dout in douts]
+    if given == "one is missing":
+        parts, douts = parts[:2], douts[:2]
+        dx = torch.cat([dx[:, :2], torch.zeros(5, 1, 2, 4)], 1)
+    seen = []
+    x.register_hook(seen.append)
+    torch.autograd.backward(parts, douts)
+    assert torch.equal(x.grad, dx.flip(1) if given == "in another order" else dx)
+    assert (seen[0].data_ptr() == dx.data_ptr()) == (given == "parts of one")
+
+
+def test_unbinding_no_rows_gives_no_gradient():
+    x = torch.randn(0, 3, 2, 4, requires_grad=True)
+    sum(part.sum() for part in module.unbind(x)).backward()
+    assert x.grad.shape == x.shape
