@@ -27,6 +27,9 @@ WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetens
 # The folders below are those of sentence-transformers' modules and of ELECTRA's generator.
 MODEL_FILES = (
     "config.json",
+    "adapter_config.json",
+    "adapted_config.json",
+    "adapter_model.safetensors",
     "labels.json",
     "metrics.json",
     "modules.json",

@@ -17,6 +17,8 @@ RUN, STEP, PART = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95, 0xBF58476D1CE4E5B9
 DROPOUT = RUN - (1 << 64)
 # Of one dropout: each index of rows, and the dropout before a head's dense layer.
 ROWS = BEFORE_DENSE = 1
+# Of the dropouts before an adapter's factors.
+ADAPTER = 0x2545F4914F6CDD1D
 # Of ELECTRA's pretraining.
 SAMPLING, DISCRIMINATOR = 0x5851F42D4C957F2D, 0x14057B7EF767814F
 

@@ -36,7 +36,7 @@ COMMANDS = (
         "demo",
         "bench",
     ),
-    *("profile", "plot", "push"),
+    *("profile", "plot", "merge", "push"),
 )
 BERTFAST = [sys.executable, "-m", "bertfast"]
 ENVIRONMENT = {

@@ -30,6 +30,7 @@ RUN = ("python", "sh")
 SLOW = ("docs/cpu.md", "docs/results.md")
 # What a page's blocks take as given, beside the files that every page has.
 GIVEN = {
+    "docs/guides/adapters.md": ("run",),
     "docs/guides/classification.md": ("run",),
     "docs/guides/pretraining.md": ("teacher",),
     "docs/reference/command-line.md": ("run",),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bertfast.seeds import DISCRIMINATOR, DROPOUT, SAMPLING, fold_in, host_seed, step_seed
+from bertfast.seeds import ADAPTER, DISCRIMINATOR, DROPOUT, SAMPLING, fold_in, host_seed, step_seed
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_a_steps_seed_stays_what_it_was(seed, step, part, expected):
     assert step_seed(seed, step, part) == expected
 
 
-@pytest.mark.parametrize("site", [DROPOUT, SAMPLING, DISCRIMINATOR])
+@pytest.mark.parametrize("site", [DROPOUT, SAMPLING, DISCRIMINATOR, ADAPTER])
 @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
 def test_a_seed_folds_alike_as_a_number_and_as_a_tensor(seed, site):
     folded = fold_in(torch.tensor([seed]), site, torch.arange(5))

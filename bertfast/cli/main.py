@@ -13,7 +13,7 @@ from bertfast.errors import BertfastError
 
 from .infer import embed, evaluate, fill, predict
 from .machine import bench, doctor, profile, tune
-from .share import push
+from .share import merge, push
 from .train import demo, finetune, plot, pretrain, tokenizer
 
 
@@ -43,7 +43,7 @@ def app(ctx: click.Context) -> None:
 
 for command in (
     *(doctor, tune, tokenizer, pretrain, finetune, evaluate, predict, fill, embed, demo),
-    *(bench, profile, plot, push),
+    *(bench, profile, plot, merge, push),
 ):
     app.add_command(command)
 

@@ -1,10 +1,28 @@
-"""The command that gives a model away."""
+"""Commands that make a model ready for others."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .command import argument, command, option, say
+from .command import FILE, argument, command, option, say
+
+
+@command()
+@argument("adapter", metavar="DIR")
+@option("--out", type=FILE, required=True, help="Folder to write; it must not exist.")
+def merge(adapter: str, out: Path) -> None:
+    """Add an adapter to its base model's weights: a folder of the whole model.
+
+    DIR is what bertfast finetune --adapter wrote, or any folder of peft with LoRA, DoRA or (IA)3.
+
+    \b
+    Example:
+        bertfast merge adapted --out whole
+    """
+    from bertfast.hub.merge import merge_adapter
+
+    merge_adapter(adapter, out)
+    print(out)
 
 
 @command()

@@ -207,8 +207,26 @@ def _tasks() -> Mapping[str, Any]:
 @option("--label-column", help="Default: label. A label is a word or a whole number.")
 @option("--freeze-encoder", is_flag=True, help="Train the classifier alone.")
 @option("--from-scratch", is_flag=True, help="Keep the model's shape, not its weights.")
+@option(
+    "--adapter",
+    help="Train a small adapter and the head alone: lora, dora or ia3, saved as a folder of peft. "
+    "bertfast merge makes it a whole model.",
+)
+@option("--adapter-rank", type=int, default=8, help="Rank of a LoRA or DoRA adapter.")
+@option("--adapter-alpha", type=float, default=16.0, help="Its change is scaled by alpha / rank.")
+@option("--adapter-dropout", type=float, default=0.0, help="Dropout before its factors.")
+@option(
+    "--adapter-targets",
+    default="attention",
+    help="Where it stands: attention (queries and values), all-linear, or ends of modules' names "
+    "between commas.",
+)
 @option("--epochs", type=int, default=3, help="Passes over the data.")
-@option("--lr", type=float, help="Peak learning rate; default 5e-5, 1e-2 when frozen.")
+@option(
+    "--lr",
+    type=float,
+    help="Peak learning rate; default 5e-5, 5e-4 with an adapter, 1e-2 when frozen.",
+)
 @option("--batch-size", type=int, default=32, help="Examples of an update.")
 @option(
     "--max-length",

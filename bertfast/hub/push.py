@@ -46,8 +46,9 @@ def collect(folder: str | Path) -> Upload:
     )
     # A pattern's star would take folders in too; no known file lies deeper.
     files = tuple(path for path in paths if known.fullmatch(path))
+    others = {"config.json": {"modules.json", "adapter_config.json"}}
     for name in ("config.json", CARD):
-        if name not in files and not (name == "config.json" and "modules.json" in files):
+        if name not in files and not others.get(name, set()) & set(files):
             raise BertfastError(f"{folder}: has no {name}; push the folder of a finished run")
     if not any(path.endswith(".safetensors") for path in files):
         raise BertfastError(f"{folder}: has no model.safetensors; push a model's folder")

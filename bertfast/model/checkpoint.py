@@ -26,7 +26,14 @@ BUFFERS = (
     "inv_freq",
 )  # which hold nothing of their own
 FEW_LAYERS = 64  # which take no time to make, and to hold against the weights one by one
+ADAPTER_SETTINGS = "adapter_config.json"  # of peft's folders
 NAMED = 8  # problems that an error names; the rest it counts
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter of `peft` and not a whole model."""
+    folder = Path(folder)
+    return (folder / ADAPTER_SETTINGS).is_file() and not (folder / "config.json").is_file()
 
 
 def load_config(folder: str | Path) -> EncoderConfig:
@@ -39,6 +46,11 @@ def load_config(folder: str | Path) -> EncoderConfig:
     if not folder.is_dir():
         raise BertfastError(
             f"{folder}: no such folder; a model folder holds config.json and {WEIGHTS}"
+        )
+    if is_adapter(folder):
+        raise BertfastError(
+            f"{folder}: holds an adapter alone; write the whole model with: "
+            f"bertfast merge {folder} --out DIR"
         )
     return EncoderConfig.from_json_file(folder / "config.json")
 

@@ -10,7 +10,8 @@ from bertfast.errors import BertfastError
 from bertfast.files import read_object
 from bertfast.resolve import resolve
 
-from .checkpoint import load_config
+from .adapters import load_adapted_config
+from .checkpoint import is_adapter, load_config
 from .models import (
     EncoderModel,
     ForMaskedLM,
@@ -444,6 +445,9 @@ def load(model: str | Path, *, revision: str | None = None, **options: Any) -> P
             is not supported.
     """
     path = resolve(model, revision).folder
+    if is_adapter(path):
+        config, head, _ = load_adapted_config(path)
+        return member_class(config, head or "Model").from_pretrained(path, config=config, **options)
     config = load_config(path)
     names = read_object(path / "config.json").get("architectures")
     if not names:

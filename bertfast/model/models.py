@@ -27,7 +27,8 @@ from bertfast.errors import BertfastError
 from bertfast.packed import IGNORE_INDEX, PackedBatch, grid_size, padded_rows
 from bertfast.resolve import resolve
 
-from .checkpoint import check_layers, load_config, load_weights, save_pretrained
+from .adapters import load_adapted_config, merge
+from .checkpoint import check_layers, is_adapter, load_config, load_weights, save_pretrained
 from .encoder import Encoded, Encoder, check_tensors, make_tree
 from .family import Member, member_of, value
 from .functional import dropout, project
@@ -162,6 +163,8 @@ class PreTrainedModel(nn.Module):
     ) -> Self:
         """The model in a Hugging Face folder (config.json, model.safetensors), or on the Hub.
 
+        A folder of `peft` holds an adapter: it is added to the weights of its base model.
+
         Args:
             model: a folder; or the id of a model on the Hub ("roberta-base", "org/name"), whose
                 safetensors are downloaded into its cache (see `bertfast.resolve`).
@@ -184,6 +187,10 @@ class PreTrainedModel(nn.Module):
         """
         folder = resolve(model, revision).folder
         dtype = dtype if dtype is not None else torch_dtype
+        adapter = None
+        if is_adapter(folder):
+            adapter, (found, _, base) = folder, load_adapted_config(folder)
+            config, folder = config or found, resolve(base).folder
         config = (config or load_config(folder)).overridden(**overrides)
         labelled = bool(_LABEL_NAMES & overrides.keys())
         stored = open_weights(folder)
@@ -193,11 +200,18 @@ class PreTrainedModel(nn.Module):
         new = load_weights(
             made,
             folder,
-            new_head_ok=new_head_ok or labelled,
-            mismatched_ok=new_head_ok or ignore_mismatched_sizes,
+            new_head_ok=new_head_ok or labelled or adapter is not None,
+            mismatched_ok=new_head_ok or ignore_mismatched_sizes or adapter is not None,
             stored=stored,
         )
         initialize(made, config, only=new)
+        if adapter is not None:
+            saved = merge(made, adapter)
+            new = [name for name in new if name not in saved]
+            if new and not (new_head_ok or labelled):
+                raise BertfastError(
+                    f"{adapter}: holds an adapter, and neither it nor {folder} has {new[0]}"
+                )
         if new and not new_head_ok:
             warnings.warn(
                 f"{folder}: {', '.join(new)} start from random values; train them before use",

@@ -64,6 +64,7 @@ def task_card(
         "model_name": _name(config.out),
         "base_model": None if config.from_scratch else base_model(config.model),
         "pipeline_tag": task.pipeline,
+        "library_name": "transformers" if config.adapter is None else "peft",
         "metrics": list(dict.fromkeys(HUB_METRICS.get(name, name) for name in scores)),
         "eval_results": [
             EvalResult(
@@ -88,6 +89,8 @@ def task_card(
     names = ", ".join(map(markdown, labels[:NAMED]))
     more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
     how = "the head alone, the encoder frozen" if config.freeze_encoder else "end to end"
+    if config.adapter is not None:
+        how = f"the head and a {config.adapter} adapter, which the folder holds alone"
     start = markdown(base_model(config.model))
     start = f"the shape of {start}, with random weights" if config.from_scratch else start
     pair = f" and {markdown(config.pair_column)}" if config.pair_column else ""
@@ -124,7 +127,7 @@ The best epoch was chosen on the dev data, so its dev scores are a little optimi
 
     python predict.py {script}
     bertfast predict . texts.tsv
-{pipeline if task.pipeline and call else ""}""",
+{pipeline if task.pipeline and call and config.adapter is None else ""}""",
     )
 
 

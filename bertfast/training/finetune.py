@@ -28,6 +28,7 @@ from bertfast.data.columns import Columns
 from bertfast.errors import BertfastError
 from bertfast.files import file_sha256, whole_folder
 from bertfast.model import PreTrainedModel, load_config, load_weights
+from bertfast.model.adapters import AdaptedModel, Adapter
 from bertfast.model.heads import classification_loss
 from bertfast.model.models import ForSequenceClassification
 from bertfast.packed import PackedBatch
@@ -63,8 +64,12 @@ class FinetuneConfig:
         text_column, pair_column, label_column: None for the defaults.
         freeze_encoder: train the head alone, and a pooler that the model lacked.
         from_scratch: keep the model's shape and tokenizer but none of its weights.
+        adapter: train an adapter of peft and the head alone: "lora", "dora" or "ia3"; None for the
+            whole model. The others are as of `bertfast.model.adapters.Adapter`.
+        adapter_rank, adapter_alpha, adapter_dropout, adapter_targets: of the adapter.
         epochs: passes over the training data.
-        lr: peak learning rate; None is 5e-5, or 1e-2 when the encoder is frozen.
+        lr: peak learning rate; None is 5e-5, 5e-4 with an adapter (the order of Hu et al., 2021,
+            table 9), or 1e-2 when the encoder is frozen.
         batch_size: examples of an update.
         max_length: tokens of an example at most, in training and in later predictions; None is the
             model's positions.
@@ -87,6 +92,11 @@ class FinetuneConfig:
     label_column: str | None = None
     freeze_encoder: bool = False
     from_scratch: bool = False
+    adapter: str | None = None
+    adapter_rank: int = 8
+    adapter_alpha: float = 16.0
+    adapter_dropout: float = 0.0
+    adapter_targets: str = "attention"
     epochs: int = 3
     lr: float | None = None
     batch_size: int = 32
@@ -111,7 +121,8 @@ class FinetuneConfig:
                     f"least {least}, below 2^63"
                 )
         if self.lr is None:
-            object.__setattr__(self, "lr", 1e-2 if self.freeze_encoder else 5e-5)
+            usual = 1e-2 if self.freeze_encoder else 5e-4 if self.adapter else 5e-5
+            object.__setattr__(self, "lr", usual)
         if not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
             raise BertfastError(f"lr is {self.lr!r}; it must be a number above 0")
         if self.max_length is not None and (
@@ -124,11 +135,32 @@ class FinetuneConfig:
             raise BertfastError(
                 f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}"
             )
+        if self.adapter is not None:
+            self.adapted_by()
+            for name in ("freeze_encoder", "from_scratch"):
+                if getattr(self, name):
+                    raise BertfastError(
+                        f"adapter and {name.replace('_', '-')} exclude each other; give one"
+                    )
         if self.freeze_encoder and self.from_scratch:
             raise BertfastError(
                 "freeze-encoder and from-scratch together would train a classifier on a random "
                 "encoder"
             )
+
+    def adapted_by(self) -> Adapter:
+        """The adapter, where there is one.
+
+        Raises:
+            BertfastError: one of its options cannot be used.
+        """
+        return Adapter(
+            kind=self.adapter or "",
+            rank=self.adapter_rank,
+            alpha=self.adapter_alpha,
+            dropout=self.adapter_dropout,
+            targets=self.adapter_targets,
+        )
 
 
 @dataclass(frozen=True)
@@ -217,6 +249,7 @@ def finetune(
 
     torch.manual_seed(config.seed)
     net = task.build(shape)
+    adapted: AdaptedModel | None = None
     if not config.from_scratch:
         new = load_weights(net, source.folder, new_head_ok=True)
         if new:
@@ -230,6 +263,10 @@ def finetune(
             net.base.requires_grad_(False)
             for name in new:
                 net.get_parameter(name).requires_grad_(True)
+        if config.adapter is not None:
+            base = config.model if source.revision else str(source.folder.absolute())
+            adapted = AdaptedModel(net, config.adapted_by(), base)
+            adapted.train_too(new)
     inputs = {
         "options": json.dumps(
             {name: value for name, value in asdict(config).items() if name != "report_to"}
@@ -262,6 +299,7 @@ def finetune(
         if (work / EVENTS).is_dir():
             shutil.move(work / EVENTS, folder / EVENTS)
         summary = _summary(config, train_data, dev_data, max_length, history, best, seconds)
+        (net if adapted is None else adapted).save_pretrained(folder)
         _fill_folder(folder, task, net, tokenizer, special, config, summary, max_length)
     scores = {name: best[f"dev_{name}"] for name in task.scores}
     return FinetuneResult(Path(config.out), task.name, scores, best["epoch"], history)
@@ -492,7 +530,6 @@ def _fill_folder(
     summary: dict[str, Any],
     max_length: int,
 ) -> None:
-    model.save_pretrained(folder)
     save_tokenizer(
         tokenizer, folder, max_length, special, segments=model.config.type_vocab_size > 1
     )
