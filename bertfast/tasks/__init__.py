@@ -2,6 +2,7 @@
 
 from .classification import Classification
 from .multilabel import MultiLabel
+from .multiple_choice import MultipleChoice
 from .question_answering import QuestionAnswering
 from .registry import TASKS, Task, find_task, infer_task, recognize_task, register_task, task_of
 from .regression import Regression
@@ -11,6 +12,7 @@ __all__ = [
     "TASKS",
     "Classification",
     "MultiLabel",
+    "MultipleChoice",
     "QuestionAnswering",
     "Regression",
     "Task",
