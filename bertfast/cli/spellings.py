@@ -24,6 +24,13 @@ SPELLINGS = {
 # The same name is another option in each command.
 TOKENIZER = {"train-file": "data"}
 PRETRAIN = {"train-file": "data", "max-seq-length": "seq-len"}
-FINETUNE = {"train-file": "train", "validation-file": "dev", "max-seq-length": "max-length"}
+FINETUNE = {
+    "train-file": "train",
+    "validation-file": "dev",
+    "max-seq-length": "max-length",
+    "early-stopping-patience": "early-stopping",
+    "metric-for-best-model": "metric-for-best",
+    "label-smoothing-factor": "label-smoothing",
+}
 EVALUATE = {"validation-file": "data", "test-file": "data"}
 EMBED = {"per-device-eval-batch-size": "batch-size"}

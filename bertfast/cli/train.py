@@ -192,8 +192,12 @@ def _tasks() -> Mapping[str, Any]:
 @command(spellings=spellings.FINETUNE)
 @argument("model")
 @option("--train", required=True, help="Training data: TSV, CSV or JSON lines with a header.")
-@option("--dev", required=True, help="Data that the best epoch is chosen on.")
+@option("--dev", help="Data that the best epoch is chosen on.")
 @option("--out", required=True, help="Folder to write; it must not exist.")
+@option("--dev-split", type=float, help="In place of --dev, the share of --train held out.")
+@option("--folds", type=int, help="In place of --dev, parts of --train held out in turn.")
+@option("--fold", type=int, help="The one of --folds to run alone, from 1.")
+@option("--split-seed", type=int, default=0, help="Of the parts of --train.")
 @revision_option
 @option(
     "--task",
@@ -237,6 +241,34 @@ def _tasks() -> Mapping[str, Any]:
 @bf16_flag
 @device_option
 @option("--seed", type=int, default=0, help="Of new weights, order and dropout.")
+@option("--seeds", type=int, default=1, help="Runs from as many seeds, the first being --seed.")
+@option("--eval-steps", type=int, help="Updates between evaluations. Default: an epoch.")
+@option(
+    "--early-stopping",
+    type=int,
+    metavar="N",
+    help="Stop after N evaluations in a row without a better one.",
+)
+@option(
+    "--metric-for-best",
+    metavar="SCORE",
+    help="Which evaluation is the best: a score, loss or ece. Default: the task's first score.",
+)
+@option(
+    "--class-weights",
+    metavar="balanced|FILE",
+    help="Weights of the labels in the loss: balanced, or a JSON file of label to weight.",
+)
+@option("--label-smoothing", type=float, default=0.0, help="Share of a label spread over all.")
+@option("--focal-gamma", type=float, default=0.0, help="Exponent of the focal loss.")
+@option("--rdrop", type=float, default=0.0, help="Weight of R-Drop's term; runs batches twice.")
+@option("--freeze-layers", type=int, default=0, help="Embeddings and first N layers to leave.")
+@option("--layer-decay", type=float, default=1.0, help="Rate of a layer, of that of the next.")
+@option(
+    "--calibrate/--no-calibrate",
+    default=True,
+    help="Divide the logits by the temperature that fits the dev data best.",
+)
 @report_option("none")
 @import_option
 @resume_option
@@ -253,8 +285,17 @@ def finetune(resume: bool, **values: Any) -> None:
 
     options = {field.name: values[field.name] for field in fields(FinetuneConfig)}
     result = _until_stopped(lambda: run_finetune(**options, resume=resume))
-    said = ", ".join(TASKS[result.task].said(result.scores))
-    print(f"{result.out}: dev {said} (epoch {result.best_epoch})")
+    task = TASKS[result.task]
+    said = ", ".join(task.said(result.scores))
+    print(f"{result.out}: dev {said} (epoch {result.best_epoch:g})")
+    if result.runs is not None:
+        for name, words in task.scores.items():
+            values = result.runs["scores"][name]
+            each = ", ".join(f"{value:.4f}" for value in values["each"].values())
+            print(f"{words}: {values['mean']:.4f} ± {values['spread']:.4f} of {each}")
+        for name, why in result.runs["failed"].items():
+            print(f"{name} failed: {why}")
+        print(f"{result.out} has the model of {result.runs['chosen']}")
 
 
 @command()

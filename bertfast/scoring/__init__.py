@@ -1,6 +1,6 @@
 """Scores with their intervals: what tasks count, and how sure one can be of it."""
 
-from .bootstrap import LEVEL, RESAMPLES, Scorer, intervals, mean_of, scores_of, sums_of
+from .bootstrap import LEVEL, RESAMPLES, Scorer, intervals, mean_of, scores_of, sums_of, together
 from .calibration import Calibration, best_temperature
 from .classes import LabelTable, confusion, multi_label, single_label
 from .correlation import correlations
@@ -22,4 +22,5 @@ __all__ = [
     "scores_of",
     "single_label",
     "sums_of",
+    "together",
 ]

@@ -90,6 +90,13 @@ def mean_of(values: Mapping[str, Array]) -> Scorer:
     return sums_of(columns, means)
 
 
+def together(*scorers: Scorer) -> Scorer:
+    """A scorer of the scores of several."""
+    return lambda weights: {
+        name: values for scorer in scorers for name, values in scorer(weights).items()
+    }
+
+
 class Groups:
     """Sums of columns by group.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,12 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from bertfast.config import EncoderConfig
 from bertfast.data import labelled
 from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel
-from bertfast.scoring import Calibration, LabelTable, Scorer, confusion, single_label
+from bertfast.scoring import (
+    Calibration,
+    LabelTable,
+    Scorer,
+    best_temperature,
+    confusion,
+    mean_of,
+    single_label,
+    together,
+)
 
 from .registry import Task, register_task
 
@@ -33,6 +43,8 @@ class Classification(Task):
         "micro_f1": "micro F1",
         "mcc": "MCC",
     }
+    lowest: ClassVar = {"loss": "loss", "ece": "calibration error"}
+    classes = "one"
     pipeline = "text-classification"
 
     def configure(
@@ -53,7 +65,20 @@ class Classification(Task):
         examples: Sequence[Any],
         config: EncoderConfig,
     ) -> Scorer:
-        return single_label(*_choices(outputs, inputs))
+        targets, chosen = _choices(outputs, inputs)
+        logits = torch.stack(list(outputs)).double()
+        losses = cross_entropy(logits, torch.from_numpy(targets), reduction="none")
+        return together(
+            single_label(targets, chosen),
+            mean_of({"loss": losses.numpy()}),
+            _calibration(logits, targets == chosen).scorer,
+        )
+
+    def temperature(self, outputs: Sequence[Tensor], inputs: Sequence[Any]) -> float | None:
+        return best_temperature(torch.stack(list(outputs)), _choices(outputs, inputs)[0])
+
+    def stratum(self, example: Any) -> Hashable:
+        return example.label
 
     def report(
         self,
@@ -65,11 +90,10 @@ class Classification(Task):
         """``table``, ``confusion``, and the likeliest label's ``calibration``."""
         targets, chosen = _choices(outputs, inputs)
         names = [config.id2label[number] for number in range(config.num_labels)]
-        likeliest = torch.stack(list(outputs)).double().softmax(-1).amax(-1).numpy()
         return {
             "table": LabelTable(names, targets, chosen).rows(),
             "confusion": confusion(names, targets, chosen),
-            "calibration": Calibration(likeliest, targets == chosen).report(),
+            "calibration": _calibration(torch.stack(list(outputs)), targets == chosen).report(),
         }
 
     def predict(
@@ -108,3 +132,8 @@ def _choices(
     """The label number that each input has, and the likeliest one."""
     targets = np.array([item.target for item in inputs], np.int64)
     return targets, torch.stack(list(outputs)).argmax(-1).numpy()
+
+
+def _calibration(logits: Tensor, right: NDArray[np.bool_]) -> Calibration:
+    """Of the likeliest label's probability."""
+    return Calibration(logits.double().softmax(-1).amax(-1), right)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,13 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bertfast.config import EncoderConfig
 from bertfast.data.labels import class_names, listed, quoted
 from bertfast.errors import BertfastError
 from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel
-from bertfast.scoring import Calibration, LabelTable, Scorer, multi_label
+from bertfast.scoring import (
+    Calibration,
+    LabelTable,
+    Scorer,
+    best_temperature,
+    mean_of,
+    multi_label,
+    together,
+)
 
 from .registry import Task, register_task
 
@@ -37,6 +46,8 @@ class MultiLabel(Task):
         "macro_f1": "macro F1",
         "exact": "share of rows with every label right",
     }
+    lowest: ClassVar = {"loss": "loss", "ece": "calibration error"}
+    classes = "several"
     pipeline = "text-classification"
 
     def fits(self, examples: Sequence[Any]) -> bool:
@@ -76,7 +87,20 @@ class MultiLabel(Task):
         config: EncoderConfig,
     ) -> Scorer:
         probabilities, wanted = _decisions(outputs, inputs)
-        return multi_label(probabilities >= LEAST, wanted)
+        losses = binary_cross_entropy_with_logits(
+            torch.stack(list(outputs)), torch.from_numpy(wanted).float(), reduction="none"
+        )
+        return together(
+            multi_label(probabilities >= LEAST, wanted),
+            mean_of({"loss": losses.mean(-1).double().numpy()}),
+            Calibration(probabilities, wanted).scorer,
+        )
+
+    def temperature(self, outputs: Sequence[Tensor], inputs: Sequence[Any]) -> float | None:
+        return best_temperature(torch.stack(list(outputs)), _decisions(outputs, inputs)[1])
+
+    def stratum(self, example: Any) -> Hashable:
+        return example.label
 
     def report(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -43,6 +43,8 @@ class Task:
         kept: what `fit` chose; of a folder, what it keeps.
         scores: the words that a person reads for each score, by its name. The first decides which
             epoch is the best one: that with the highest.
+        lowest: likewise what its scorer gives beside them, the best of which is the lowest.
+        classes: "one" or "several" of a row, where the logits are of classes; None elsewhere.
         head: class of the model, without its member.
         pipeline: the Hub's tag of the task, for the model card; None for none.
         usage: arguments of the inference script, and of ``pipeline(...)`` ("" where `transformers`
@@ -54,6 +56,8 @@ class Task:
     options: Mapping[str, Any] = MappingProxyType({})
     kept: Mapping[str, Any] = MappingProxyType({})
     scores: ClassVar[dict[str, str]]
+    lowest: ClassVar[dict[str, str]] = {}
+    classes: ClassVar[str | None] = None
     head: ClassVar[str] = "ForSequenceClassification"
     pipeline: ClassVar[str | None] = None
     usage: ClassVar[tuple[str, str]] = ('"some text" "another"', '"some text"')
@@ -220,6 +224,20 @@ class Task:
         gives it, ``confusion``, as `confusion` gives it, ``calibration``, or a task's own.
         """
         return {}
+
+    def stratum(self, example: Any) -> Hashable:
+        """What is to be spread evenly over the parts of a file, as the label."""
+        return None
+
+    def class_targets(self, inputs: Sequence[Any]) -> list[Any]:
+        """The class numbers, or the lists of 0 and 1, that `ClassLoss` is given of inputs."""
+        return [item.target for item in inputs]
+
+    def temperature(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> float | None:
+        """What the logits are to be divided by, so that the probabilities are what they say; None
+        to leave them.
+        """
+        return None
 
     def fit(
         self,

@@ -52,13 +52,14 @@ def task_card(
     from huggingface_hub import EvalResult
 
     labels, scores = list(labels), task.scores
+    file = config.dev or config.train
     kind = task.pipeline or "other"
     dataset: dict[str, Any] = {
         "task_type": kind,
         "task_name": kind.replace("-", " ").title(),
-        "dataset_type": BUILDERS.get(suffix_of(Path(config.dev)), "json"),
-        "dataset_name": one_line(Path(config.dev).name),
-        "dataset_split": "validation",
+        "dataset_type": BUILDERS.get(suffix_of(Path(file)), "json"),
+        "dataset_name": one_line(Path(file).name),
+        "dataset_split": "validation" if config.dev else "train",
     }
     metadata = {
         "model_name": _name(config.out),
@@ -72,6 +73,7 @@ def task_card(
                 metric_type=HUB_METRICS.get(name, name),
                 metric_name=words[:1].upper() + words[1:],
                 metric_value=round(summary[f"dev_{name}"], 6),
+                metric_args=_interval(summary, name),
             )
             for name, words in scores.items()
         ],
@@ -96,7 +98,10 @@ def task_card(
     pair = f" and {markdown(config.pair_column)}" if config.pair_column else ""
     text = markdown(config.text_column) if config.text_column else "`sentence` or `text`"
     cut = summary["truncated"]
-    first, *_ = scores.values()
+    first = (config.metric_for_best and markdown(config.metric_for_best)) or next(
+        iter(scores.values())
+    )
+    dev = {name: summary[f"dev_{name}"] for name in scores}
     script, call = task.usage
     pipeline = f"""
     from transformers import pipeline
@@ -111,14 +116,14 @@ A model for {kind_of_task} with {len(labels)} output(s) ({names}{more}),
 trained with bertfast {how}, starting from {start}.
 
 - training data: {markdown(Path(config.train).name)}, {summary["train_examples"]} examples
-- dev data: {markdown(Path(config.dev).name)}, {summary["dev_examples"]} examples
+- dev data: {_part(config)}{markdown(Path(file).name)}, {summary["dev_examples"]} examples
 - columns: text {text}{pair}, label {markdown(config.label_column or "label")}
 - epochs, batch size, peak rate: {config.epochs}, {config.batch_size}, {config.lr:g}
 - precision, seed: {config.precision}, {config.seed}
 - inputs cut at {cut["max_length"]} tokens: train {cut["train"]}, dev {cut["dev"]}
 - best epoch by dev {first}: {summary["best_epoch"]}
-- dev {", ".join(scores.values())}: {", ".join(f"{summary[f'dev_{name}']:.4f}" for name in scores)}
-
+- dev {", ".join(task.said(dev, summary["intervals"]))}
+{_more(summary, scores)}
 {table}
 
 The best epoch was chosen on the dev data, so its dev scores are a little optimistic.
@@ -129,6 +134,54 @@ The best epoch was chosen on the dev data, so its dev scores are a little optimi
     bertfast predict . texts.tsv
 {pipeline if task.pipeline and call and config.adapter is None else ""}""",
     )
+
+
+def _interval(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """The interval of a score, and how it was made."""
+    if name not in summary["intervals"]:
+        return None
+    low, high = summary["intervals"][name]
+    return {
+        "interval": [round(low, 6), round(high, 6)],
+        "level": summary["level"],
+        "bootstrap_resamples": summary["resamples"],
+    }
+
+
+def _part(config: FinetuneConfig) -> str:
+    """Which part of the file the dev data is."""
+    if config.dev is not None:
+        return ""
+    if config.dev_split is not None:
+        return f"{config.dev_split:.0%} of "
+    return f"fold {config.fold} of {config.folds} of "
+
+
+def _more(summary: dict[str, Any], scores: dict[str, str]) -> str:
+    """Lines on the intervals, the temperature, and the runs beside this one."""
+    lines = []
+    if summary["intervals"]:
+        lines.append(
+            f"In brackets are {summary['level']:.0%} bootstrap intervals over the dev examples."
+        )
+    if (calibration := summary.get("calibration")) and calibration["temperature"] != 1:
+        lines.append(
+            f"The logits are divided by the temperature {calibration['temperature']:.3f}, fitted "
+            f"on the dev data: the calibration error fell from {calibration['ece_before']:.4f} to "
+            f"{calibration['ece']:.4f} there."
+        )
+    if runs := summary.get("runs"):
+        each = ", ".join(
+            f"{words} {runs['scores'][name]['mean']:.4f} ± {runs['scores'][name]['spread']:.4f}"
+            for name, words in scores.items()
+        )
+        count = len(next(iter(runs["scores"].values()))["each"])
+        lines.append(
+            f"Over {count} {runs['by']}s, the mean and the standard deviation: {each}. This is the "
+            f"model of {runs['chosen']}, the best one on its dev data."
+        )
+        lines += [f"{name} failed: {markdown(why)}." for name, why in runs["failed"].items()]
+    return "".join(f"\n{line}\n" for line in lines)
 
 
 def pretraining_card(

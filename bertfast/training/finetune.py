@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,29 +26,38 @@ from bertfast.card import CARD_FILE
 from bertfast.config import EncoderConfig
 from bertfast.data.columnar import data_files
 from bertfast.data.columns import Columns
+from bertfast.data.splitting import folds, held_out
 from bertfast.errors import BertfastError
-from bertfast.files import file_sha256, whole_folder
+from bertfast.files import check_new, file_sha256, whole_folder, write_text
 from bertfast.model import PreTrainedModel, load_config, load_weights
 from bertfast.model.adapters import AdaptedModel, Adapter
 from bertfast.model.heads import classification_loss
 from bertfast.model.models import ForSequenceClassification
+from bertfast.model.outputs import SequenceClassifierOutput
 from bertfast.packed import PackedBatch
 from bertfast.resolve import resolve
-from bertfast.seeds import host_seed
+from bertfast.scoring import pictures, scores_of
+from bertfast.seeds import fold_in, host_seed
 from bertfast.tasks import TASKS, Task, find_task, infer_task, recognize_task
 from bertfast.tasks.registry import DEFAULT, KEPT, named_options
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer, save_tokenizer
 
 from . import card
 from .checkpoint import checkpoint_folder, checkpoints, load_checkpoint, locked
+from .checks import number, whole_number
+from .evaluate import measure
+from .layers import decayed_rates, divide_logits, freeze_layers
+from .losses import ClassLoss, class_weights
 from .metrics import read_metrics
 from .optimizer import linear_schedule
 from .options import takes_fields_of
 from .precision import PRECISIONS, find_device
 from .predict import batches_by_length, outputs_of
+from .several import configs_of, finished
 from .trackers import EVENTS, Report, tracker_names
 from .trainer import Trainer
 
+AGAIN = 0x2545F4914F6CDD1D  # the site of R-Drop's second pass
 WARMUP_SHARE = 0.1  # of the updates. Devlin et al., "BERT", appendix A.3
 
 
@@ -60,6 +70,11 @@ class FinetuneConfig:
             its Hub id.
         train, dev: files of the task; of most, with a header (see `bertfast.data.labelled`).
         out: folder of the result; it must not exist.
+        dev_split: without ``dev``, the share of ``train`` to choose the best epoch on; the labels
+            have about that share each.
+        folds: without ``dev``, parts of ``train`` that are held out in turn, a run each.
+        fold: the number of the one fold to run alone, from 1; None runs each.
+        split_seed: of the parts.
         task: the name of a registered one; None is the one that the labels of ``train`` are of.
         text_column, pair_column, label_column: None for the defaults.
         freeze_encoder: train the head alone, and a pooler that the model lacked.
@@ -78,14 +93,30 @@ class FinetuneConfig:
         device: "cpu", "cuda" or "cuda:N"; None is the GPU where there is one.
         revision: branch, tag or commit of the model on the Hub.
         seed: of the new weights, the order and the dropout.
+        seeds: runs from as many seeds, the first being ``seed``.
+        eval_steps: updates between evaluations; None is an epoch.
+        early_stopping: evaluations in a row without a better one after which training ends.
+        metric_for_best: the score that decides which evaluation is the best; None is the task's
+            first.
+        class_weights: "balanced", or a JSON file with a weight for each label.
+        label_smoothing: share of a label that is spread over all; see `ClassLoss`.
+        focal_gamma: exponent of the focal loss; see `ClassLoss`.
+        rdrop: weight of R-Drop's term, for which each batch is run twice.
+        freeze_layers: layers to leave as they are, with the embeddings, from the bottom.
+        layer_decay: the rate of a layer as a share of that of the one above it.
+        calibrate: divide the head's logits by the temperature that fits the dev data best.
         report_to: trackers that get the numbers: of tensorboard, wandb, mlflow and trackio, or
             "all" that are installed.
     """
 
     model: str
     train: str
-    dev: str
+    dev: str | None
     out: str
+    dev_split: float | None = None
+    folds: int | None = None
+    fold: int | None = None
+    split_seed: int = 0
     task: str | None = None
     text_column: str | None = None
     pair_column: str | None = None
@@ -106,6 +137,17 @@ class FinetuneConfig:
     device: str | None = None
     revision: str | None = None
     seed: int = 0
+    seeds: int = 1
+    eval_steps: int | None = None
+    early_stopping: int | None = None
+    metric_for_best: str | None = None
+    class_weights: str | None = None
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    rdrop: float = 0.0
+    freeze_layers: int = 0
+    layer_decay: float = 1.0
+    calibrate: bool = True
     report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -147,6 +189,55 @@ class FinetuneConfig:
                 "freeze-encoder and from-scratch together would train a classifier on a random "
                 "encoder"
             )
+        self._check_parts()
+        self._check_training()
+
+    def _check_parts(self) -> None:
+        """Refuses dev data of no kind or of several, and more runs than one of two kinds."""
+        kinds = {"dev": self.dev, "dev-split": self.dev_split, "folds": self.folds}
+        given = [name for name, value in kinds.items() if value is not None]
+        if len(given) != 1:
+            raise BertfastError(
+                f"{' and '.join(given)} say the same thing; give one"
+                if given
+                else "there is no dev data; give dev, dev-split or folds"
+            )
+        if self.dev_split is not None:
+            number("dev_split", self.dev_split, above=0)
+            if self.dev_split >= 1:
+                raise BertfastError(f"dev-split is {self.dev_split}; it must be below 1")
+        if self.folds is not None:
+            whole_number("folds", self.folds, 2)
+        if self.fold is not None and not (
+            self.folds is not None and whole_number("fold", self.fold, 1) <= self.folds
+        ):
+            raise BertfastError(f"fold is {self.fold}, and folds {self.folds}; it is one of them")
+        whole_number("split_seed", self.split_seed, 0)
+        if whole_number("seeds", self.seeds, 1) > 1 and self.folds is not None:
+            raise BertfastError("folds and seeds both ask for several runs; give one of them")
+
+    def _check_training(self) -> None:
+        for name in ("eval_steps", "early_stopping"):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), 1)
+        for name in ("label_smoothing", "focal_gamma", "rdrop"):
+            number(name, getattr(self, name), least=0)
+        number("layer_decay", self.layer_decay, above=0)
+        for name, below in (
+            ("label_smoothing", self.label_smoothing < 1),
+            ("layer_decay", self.layer_decay <= 1),
+        ):
+            if not below:
+                raise BertfastError(
+                    f"{name.replace('_', '-')} is {getattr(self, name)}; it must be "
+                    f"{'below 1' if name == 'label_smoothing' else 'at most 1'}"
+                )
+        whole_number("freeze_layers", self.freeze_layers, 0)
+        for name in ("freeze_encoder", "from_scratch", "adapter"):
+            if self.freeze_layers and getattr(self, name):
+                raise BertfastError(
+                    f"freeze-layers and {name.replace('_', '-')} exclude each other; give one"
+                )
 
     def adapted_by(self) -> Adapter:
         """The adapter, where there is one.
@@ -165,15 +256,16 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """The folder that was made, its task, the best epoch's dev scores, and every epoch's
-    numbers.
+    """The folder that was made, its task, its dev scores, the epoch that they are of, and every
+    evaluation's numbers; of several runs, those of the one that is kept, and `Runs.report`.
     """
 
     out: Path
     task: str
     scores: dict[str, float]
-    best_epoch: int
+    best_epoch: float
     history: list[dict[str, Any]]
+    runs: dict[str, Any] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -190,7 +282,7 @@ class FinetuneResult:
 def finetune(
     model: str | Path,
     train: str | Path,
-    dev: str | Path,
+    dev: str | Path | None,
     out: str | Path,
     *,
     resume: bool = False,
@@ -200,7 +292,7 @@ def finetune(
 
     Args:
         model: folder or Hub id of a pretrained model.
-        train, dev: labelled files.
+        train, dev: labelled files; ``dev`` is None with ``dev_split`` or ``folds``.
         out: folder of the result.
         resume: go on from the last epoch of a run that was stopped (from the start where there was
             none), to the same result bit for bit.
@@ -213,11 +305,53 @@ def finetune(
             on.
     """
     config = FinetuneConfig(
-        model=str(model), train=str(train), dev=str(dev), out=str(out), **options
+        model=str(model),
+        train=str(train),
+        dev=None if dev is None else str(dev),
+        out=str(out),
+        **options,
     )
+    check_new(config.out)
+    return (_several if configs_of(config)[1] else _one)(config, resume)
+
+
+def _several(config: FinetuneConfig, resume: bool) -> FinetuneResult:
+    """Makes a run for each fold or seed, and keeps the folder of the best one."""
     target = Path(config.out).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise BertfastError(f"{config.out}: exists already; choose another --out")
+
+    def value(summary: Mapping[str, Any]) -> float:
+        task = TASKS[summary["settings"]["task"]]
+        name = _best_by(task, config)
+        return (-1 if name in task.lowest else 1) * summary[f"dev_{name}"]
+
+    inputs = _inputs(config, resolve(config.model, config.revision).folder)
+    with finished(config, _one, value, inputs, resume) as (runs, folder):
+        summary = runs.summaries[runs.chosen]
+        task = TASKS[summary["settings"]["task"]].configured(summary["settings"]["task_options"])
+        settings = {**summary["settings"], "out": config.out}
+        summary = {**summary, "settings": settings, "runs": runs.report(task.scores)}
+        shape = load_config(folder)
+        own = ("seed", "seeds", "fold", "task", "text_column", "pair_column", "label_column")
+        kept = replace(config, **{name: settings[name] for name in own})
+        write_text(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
+        labels = shape.id2label.values()
+        write_text(folder / CARD_FILE, card.task_card(kept, task, summary, labels))
+        if target.is_dir():
+            target.rmdir()
+        os.replace(folder, target)
+    return FinetuneResult(
+        Path(config.out),
+        task.name,
+        {name: summary[f"dev_{name}"] for name in task.scores},
+        summary["best_epoch"],
+        summary["epochs"],
+        summary["runs"],
+    )
+
+
+def _one(config: FinetuneConfig, resume: bool) -> FinetuneResult:
+    """One run."""
+    target = Path(config.out).absolute()
     device = find_device(config.device)
     source = resolve(config.model, config.revision)
     columns = Columns(config.text_column, config.pair_column, config.label_column)
@@ -233,8 +367,9 @@ def finetune(
         task=task.name,
         **{f"{name}_column": column for name, column in columns._asdict().items()},
     )
-    dev_examples = task.read(config.dev, columns)
     shape = task.configure(load_config(source.folder), train_examples, config.train)
+    train_examples, dev_examples, split = _parts(config, task, columns, train_examples)
+    _check_best(task, config)
     task = task.of_model(shape)
     tokenizer = load_tokenizer(source.folder)
     check_tokenizer_fits(tokenizer, shape, f"{config.model}: the tokenizer")
@@ -245,7 +380,9 @@ def finetune(
             f"max-length is {max_length} and the model has {shape.max_length} positions"
         )
     train_data = _Data(task, train_examples, tokenizer, shape, max_length, config.train)
-    dev_data = _Data(task, dev_examples, tokenizer, shape, max_length, config.dev)
+    dev_source = config.dev or config.train
+    dev_data = _Data(task, dev_examples, tokenizer, shape, max_length, dev_source)
+    loss = _loss(config, task, train_data, shape)
 
     torch.manual_seed(config.seed)
     net = task.build(shape)
@@ -263,30 +400,21 @@ def finetune(
             net.base.requires_grad_(False)
             for name in new:
                 net.get_parameter(name).requires_grad_(True)
+        freeze_layers(net, config.freeze_layers)
         if config.adapter is not None:
             base = config.model if source.revision else str(source.folder.absolute())
             adapted = AdaptedModel(net, config.adapted_by(), base)
             adapted.train_too(new)
-    inputs = {
-        "options": json.dumps(
-            {name: value for name, value in asdict(config).items() if name != "report_to"}
-            | {"out": "", "device": None}
-        ),
-        "data": "".join(
-            file_sha256(part) for data in (config.train, config.dev) for part in data_files(data)
-        ),
-        "model": "".join(
-            file_sha256(path) for path in sorted(source.folder.iterdir()) if path.is_file()
-        ),
-    }
+    inputs = _inputs(config, source.folder)
     start = f"random weights, the shape of {source}" if config.from_scratch else str(source)
     print(f"bertfast: starts from {start}", file=sys.stderr)
     with whole_folder(target) as folder, _work(target) as work:
         with Report(config.report_to, target, asdict(config), events=work) as report:
-            task, history, best, seconds = _train(
+            history, best, seconds = _train(
                 config,
                 task,
                 net.to(device),
+                loss,
                 train_data,
                 dev_data,
                 device,
@@ -295,14 +423,130 @@ def finetune(
                 resume,
                 report,
             )
+            task, found = _finish(config, task, net, dev_data, device)
             report.finish(best)
         if (work / EVENTS).is_dir():
             shutil.move(work / EVENTS, folder / EVENTS)
-        summary = _summary(config, train_data, dev_data, max_length, history, best, seconds)
+        scores = found.pop("scores")
+        summary = {
+            "best_epoch": best["epoch"],
+            **{f"dev_{name}": value for name, value in scores.items()},
+            **{
+                name: value
+                for name, value in best.items()
+                if name.startswith("dev_") and name.removeprefix("dev_") not in scores
+            },
+            **_summary(config, train_data, dev_data, max_length, seconds),
+            **({"split": split} if split else {}),
+            **found,
+            "epochs": history,
+        }
         (net if adapted is None else adapted).save_pretrained(folder)
         _fill_folder(folder, task, net, tokenizer, special, config, summary, max_length)
-    scores = {name: best[f"dev_{name}"] for name in task.scores}
+    scores = {name: scores[name] for name in task.scores}
     return FinetuneResult(Path(config.out), task.name, scores, best["epoch"], history)
+
+
+def _inputs(config: FinetuneConfig, model: Path) -> dict[str, str]:
+    """Digests of what decides a run."""
+    return {
+        "options": json.dumps(
+            {name: value for name, value in asdict(config).items() if name != "report_to"}
+            | {"out": "", "device": None}
+        ),
+        "data": "".join(
+            file_sha256(part)
+            for data in (config.train, config.dev)
+            if data is not None
+            for part in data_files(data)
+        ),
+        "model": "".join(file_sha256(path) for path in sorted(model.iterdir()) if path.is_file()),
+    }
+
+
+def _parts(
+    config: FinetuneConfig, task: Task, columns: Columns, examples: list[Any]
+) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """The training and the dev examples, and which ones they are where one file has both."""
+    if config.dev is not None:
+        return examples, task.read(config.dev, columns), {}
+    strata = [task.stratum(example) for example in examples]
+    if config.dev_split is not None:
+        train, dev = held_out(strata, config.dev_split, config.split_seed)
+        part: dict[str, Any] = {"share": config.dev_split}
+    else:
+        assert config.folds is not None
+        assert config.fold is not None
+        train, dev = folds(strata, config.folds, config.split_seed)[config.fold - 1]
+        part = {"folds": config.folds, "fold": config.fold}
+    part |= {"file": config.train, "seed": config.split_seed, "train": len(train), "dev": len(dev)}
+    # Numbers of examples from 1, in the file's order.
+    part["dev_examples"] = " ".join(str(row + 1) for row in dev)
+    return [examples[row] for row in train], [examples[row] for row in dev], part
+
+
+def _best_by(task: Task, config: FinetuneConfig) -> str:
+    """The score that decides which evaluation is the best."""
+    name = config.metric_for_best or next(iter(task.scores))
+    for prefix in ("eval_", "dev_"):  # as in Hugging Face's names, and in our metrics.json
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _check_best(task: Task, config: FinetuneConfig) -> None:
+    known = {**task.scores, **task.lowest}
+    if _best_by(task, config) not in known:
+        raise BertfastError(
+            f"metric-for-best is {config.metric_for_best!r}; of the task {task.name!r} it must be "
+            f"one of {', '.join(known)}"
+        )
+
+
+def _loss(
+    config: FinetuneConfig, task: Task, train: _Data, shape: EncoderConfig
+) -> ClassLoss | None:
+    """The loss that the options ask for; None for the model's own.
+
+    Raises:
+        BertfastError: the task has no classes.
+    """
+    asked = {
+        "class-weights": config.class_weights is not None,
+        "label-smoothing": config.label_smoothing > 0,
+        "focal-gamma": config.focal_gamma > 0,
+        "rdrop": config.rdrop > 0,
+    }
+    if not any(asked.values()):
+        return None
+    if task.classes is None:
+        name = next(name for name, given in asked.items() if given)
+        raise BertfastError(f"{name} is for classes, which the task {task.name!r} has none of")
+    several, weights = task.classes == "several", None
+    if config.class_weights is not None:
+        targets = task.class_targets(train.inputs)
+        weights = class_weights(config.class_weights, shape.label2id, targets, several)
+    return ClassLoss(several, weights, config.label_smoothing, config.focal_gamma, config.rdrop)
+
+
+def _finish(
+    config: FinetuneConfig, task: Task, model: PreTrainedModel, dev: _Data, device: torch.device
+) -> tuple[Task, dict[str, Any]]:
+    """The task with what it chose on the dev data, and what `measure` says of the saved model,
+    whose logits are calibrated.
+    """
+    model.eval()
+    outputs = outputs_of(task, model, dev.inputs, device)
+    temperature = task.temperature(outputs, dev.inputs) if config.calibrate else None
+    before = task.report(outputs, dev.inputs, dev.examples, model.config).get("calibration", {})
+    if temperature is not None:
+        divide_logits(model, temperature)
+        outputs = [output / temperature for output in outputs]
+    kept = task.fit(outputs, dev.inputs, dev.examples, model.config)
+    task = task.configured(kept=kept)
+    found = measure(task, outputs, dev.inputs, dev.examples, model.config)
+    if "calibration" in found:
+        found["calibration"] |= {"temperature": temperature or 1.0, "ece_before": before["ece"]}
+    return task, found
 
 
 @contextmanager
@@ -321,18 +565,10 @@ def _work(target: Path) -> Iterator[Path]:
 
 
 def _summary(
-    config: FinetuneConfig,
-    train_data: _Data,
-    dev_data: _Data,
-    max_length: int,
-    history: list[dict[str, Any]],
-    best: dict[str, Any],
-    seconds: float,
+    config: FinetuneConfig, train_data: _Data, dev_data: _Data, max_length: int, seconds: float
 ) -> dict[str, Any]:
-    """What metrics.json holds."""
+    """What metrics.json holds beside the scores."""
     return {
-        "best_epoch": best["epoch"],
-        **{name: value for name, value in best.items() if name.startswith("dev_")},
         "seconds": seconds,
         "train_examples": len(train_data.examples),
         "dev_examples": len(dev_data.examples),
@@ -342,7 +578,6 @@ def _summary(
             "max_length": max_length,
         },
         "settings": asdict(config),
-        "epochs": history,
     }
 
 
@@ -396,35 +631,47 @@ class _Epochs:
 
 
 class _Step(nn.Module):
-    """A task's model as the trainer calls it."""
+    """A task's model as the trainer calls it, with a loss of its own where there is one."""
 
-    def __init__(self, task: Task, model: PreTrainedModel) -> None:
+    def __init__(self, task: Task, model: PreTrainedModel, loss: ClassLoss | None) -> None:
         super().__init__()
-        self.task, self.model = task, model
+        self.task, self.model, self.loss = task, model, loss
 
-    def forward(self, batch: PackedBatch, *, seed: int) -> Any:
+    def run(self, batch: PackedBatch, seed: int) -> Any:
+        """The model's output, with ``loss`` and ``logits``."""
         return self.task.run(self.model, batch, seed)
 
+    def forward(self, batch: PackedBatch, *, seed: int) -> Any:
+        output = self.run(batch, seed)
+        if self.loss is None:
+            return output
+        labels = batch.token_labels if batch.labels is None else batch.labels
+        loss = self.loss(output.logits, labels)
+        if self.loss.rdrop:
+            other = self.run(batch, fold_in(seed, AGAIN)).logits
+            loss = (loss + self.loss(other, labels)) / 2
+            loss = loss + self.loss.rdrop * self.loss.disagreement(output.logits, other)
+        return {"loss": loss}
 
-class _HeadAlone(nn.Module):
+
+class _HeadAlone(_Step):
     """A head over what a frozen encoder gave it, which batches bring along."""
 
-    def __init__(self, model: ForSequenceClassification) -> None:
-        super().__init__()
-        self.model = model
+    model: ForSequenceClassification
 
-    def forward(self, batch: PackedBatch, *, seed: int) -> dict[str, Tensor]:
-        """The loss of the batch's labels."""
+    def run(self, batch: PackedBatch, seed: int) -> SequenceClassifierOutput:
         features = batch.per_sequence["features"]
         assert batch.labels is not None
         logits = self.model.classify(features, torch.tensor([seed], device=features.device))
-        return {"loss": classification_loss(logits, batch.labels, self.model.config)}
+        loss = classification_loss(logits, batch.labels, self.model.config)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
 def _train(
     config: FinetuneConfig,
     task: Task,
     model: PreTrainedModel,
+    loss: ClassLoss | None,
     train: _Data,
     dev: _Data,
     device: torch.device,
@@ -432,13 +679,13 @@ def _train(
     inputs: dict[str, str],
     resume: bool,
     report: Report,
-) -> tuple[Task, list[dict[str, Any]], dict[str, Any], float]:
-    """The task with what it keeps, every epoch's numbers, the best one's, and the seconds; the
-    model has the best's weights in float32 then.
+) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
+    """Every evaluation's numbers, the best one's, and the seconds; the model has the best's weights
+    in float32 then.
     """
     features: Tensor | None = None
     dev_features: Tensor | None = None
-    step: nn.Module = _Step(task, model)
+    step: nn.Module = _Step(task, model, loss)
     # A task that runs its model in a way of its own may read more of it than the features.
     plain = type(task).run is Task.run and type(model).forward is ForSequenceClassification.forward
     if config.freeze_encoder and plain:
@@ -448,12 +695,14 @@ def _train(
         half = config.precision == "bf16"
         reader = copy.deepcopy(model).bfloat16() if half else model
         features, dev_features = (_features(reader, data, device) for data in (train, dev))
-        step = _HeadAlone(model)
+        step = _HeadAlone(task, model, loss)
     batches = _Epochs(
         train, config.batch_size, config.seed, None if features is None else features.cpu()
     )
     total = batches.per_epoch * config.epochs
     warmup = max(1, round(WARMUP_SHARE * total))
+
+    best_by = _best_by(task, config)
 
     @torch.no_grad()
     def evaluate(_: nn.Module) -> dict[str, float]:
@@ -462,10 +711,17 @@ def _train(
         else:
             assert isinstance(model, ForSequenceClassification)
             outputs = list(model.classify(dev_features).float().cpu())
-        scores = task.score(outputs, dev.inputs, dev.examples, model.config)
-        return {f"dev_{name}": scores[name] for name in task.scores}
+        given = (outputs, dev.inputs, dev.examples, model.config)
+        scores = task.score(*given)
+        if best_by not in scores:
+            scorer = task.scorer(*given)
+            assert scorer is not None
+            scores[best_by] = float(scores_of(scorer, len(dev.examples))[best_by])
+        return {f"dev_{name}": scores[name] for name in dict.fromkeys([*task.scores, best_by])}
 
     assert config.lr is not None
+    evaluate_every = config.eval_steps or batches.per_epoch
+    decay = config.layer_decay
     trainer = Trainer(
         step,
         batches,
@@ -476,10 +732,13 @@ def _train(
         precision=config.precision,
         seed=config.seed,
         evaluate=evaluate,
-        evaluate_every=batches.per_epoch,
-        best=f"dev_{next(iter(task.scores))}",
-        checkpoint_every=batches.per_epoch,
-        log_every=batches.per_epoch,
+        evaluate_every=evaluate_every,
+        best=f"dev_{best_by}",
+        lowest=best_by in task.lowest,
+        patience=config.early_stopping,
+        rates=decayed_rates(model, decay) if decay < 1 else None,
+        checkpoint_every=evaluate_every,
+        log_every=evaluate_every,
         keep=1,
         device=device,
         models={"": model},
@@ -491,21 +750,23 @@ def _train(
     losses = {line["step"]: line["loss"] for line in read_metrics(work)}
     history = [
         {
-            "epoch": scores["step"] // batches.per_epoch,
+            "epoch": _epoch(scores["step"], batches.per_epoch),
+            **({} if config.eval_steps is None else {"step": scores["step"]}),
             "train_loss": losses[scores["step"]],
             **{name: scores[name] for name in scores if name != "step"},
         }
         for scores in trainer.evaluations
     ]
-    best = history[trainer.best["step"] // batches.per_epoch - 1]
+    steps = [scores["step"] for scores in trainer.evaluations]
+    best = history[steps.index(trainer.best["step"])]
     weights = load_checkpoint(checkpoint_folder(work, trainer.best["step"])).weights[""]
     model.float().load_state_dict(weights)
-    if type(task).fit is not Task.fit:
-        model.eval()
-        outputs = outputs_of(task, model, dev.inputs, device)
-        kept = task.fit(outputs, dev.inputs, dev.examples, model.config)
-        task = task.configured(kept=kept)
-    return task, history, best, trainer.seconds
+    return history, best, trainer.seconds
+
+
+def _epoch(step: int, per_epoch: int) -> float:
+    """Passes over the data after so many updates, a whole number where they are whole."""
+    return step // per_epoch if step % per_epoch == 0 else round(step / per_epoch, 4)
 
 
 @torch.no_grad()
@@ -538,6 +799,7 @@ def _fill_folder(
         **({KEPT: json.dumps(task.kept, indent=2) + "\n"} if task.kept else {}),
         "metrics.json": json.dumps(summary, indent=2) + "\n",
         CARD_FILE: card.task_card(config, task, summary, model.config.id2label.values()),
+        **pictures(summary),
         "predict.py": PREDICT_SCRIPT.replace("USAGE", task.usage[0]),
     }
     for name, text in texts.items():

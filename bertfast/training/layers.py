@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from bertfast.errors import BertfastError
@@ -74,3 +75,14 @@ def decayed_rates(model: PreTrainedModel, decay: float) -> dict[nn.Parameter, fl
         for parameter in layer
         if parameter.requires_grad
     }
+
+
+@torch.no_grad()
+def divide_logits(model: PreTrainedModel, temperature: float) -> None:
+    """Divides the last layer's weight and bias, so that the logits are divided: whoever runs the
+    model, `transformers` too, gets the same probabilities.
+    """
+    out = model.task_head.modules.out
+    for parameter in (out.weight, out.bias):
+        if parameter is not None:
+            parameter /= temperature

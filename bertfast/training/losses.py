@@ -38,6 +38,7 @@ class ClassLoss:
         weights: (classes,) or None for 1 each.
         smoothing: from 0 to below 1.
         gamma: at least 0.
+        rdrop: the weight of `disagreement`.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class ClassLoss:
         weights: Tensor | None = None,
         smoothing: float = 0.0,
         gamma: float = 0.0,
+        rdrop: float = 0.0,
     ) -> None:
         self.several, self.weights = several, weights
-        self.smoothing, self.gamma = smoothing, gamma
+        self.smoothing, self.gamma, self.rdrop = smoothing, gamma, rdrop
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of logits (rows, classes) and of labels (rows,), where a negative one counts for

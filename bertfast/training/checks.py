@@ -1,0 +1,46 @@
+"""Checks of a run's options, which raise one clear `BertfastError`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bertfast.errors import BertfastError
+
+LIMIT = 2**63
+
+
+def whole_number(name: str, value: object, least: int) -> int:
+    """The value, a whole number of at least ``least`` and below `LIMIT`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BertfastError(
+            f"{_shown(name)} is {value!r}; it must be a whole number of at least {least}"
+        )
+    if value >= LIMIT:
+        raise BertfastError(f"{_shown(name)} is {value}; it must be below 2^63")
+    return value
+
+
+def number(
+    name: str, value: object, above: float | None = None, least: float | None = None
+) -> None:
+    """Refuses what is no finite number above ``above`` or of at least ``least``."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value < float("inf")
+    if good and above is not None:
+        good = value > above  # type: ignore[operator]
+    if good and least is not None:
+        good = value >= least  # type: ignore[operator]
+    if not good:
+        bound = f"above {above}" if above is not None else f"at least {least}"
+        raise BertfastError(f"{_shown(name)} is {value!r}; it must be a number {bound}")
+
+
+def one_of(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuses what is none of the choices."""
+    names = list(choices)
+    if value not in names:
+        raise BertfastError(f"{_shown(name)} is {value!r}; it must be one of {', '.join(names)}")
+
+
+def _shown(name: str) -> str:
+    """A field's name as the command line spells it."""
+    return name.replace("_", "-")
