@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from bertfast.resolve import resolve
 
@@ -97,6 +96,13 @@ def evaluate(
 @task_options_option
 @device_option
 @precision_option
+@option("--out", type=FILE, help="File to write; default: standard output.")
+@option(
+    "--format",
+    "form",
+    metavar="jsonl|csv|parquet",
+    help="Default: by the ending of --out, or else jsonl.",
+)
 @import_option
 def predict(
     model: str,
@@ -107,30 +113,46 @@ def predict(
     task_options: tuple[str, ...],
     device: str | None,
     precision: str,
+    out: Path | None,
+    form: str | None,
 ) -> None:
-    """Write each text's label and probabilities as a line of JSON, one for each line of the input.
+    """Write a prediction for each line of the input, in its order, as JSON lines, CSV or Parquet.
 
-    MODEL is a folder or a Hub id. FILE is TSV, CSV or JSON lines with a header; plain text, a text
-    a line; or - for such lines on standard input. A blank line is an empty text.
+    MODEL is a folder or a Hub id. FILE is labelled data without its labels; plain text, a text a
+    line; or - for such lines on standard input. A blank line is an empty text.
 
     \b
     Example:
-        echo "a charming and affecting journey" | bertfast predict classifier -
+        bertfast predict classifier texts.tsv --out predictions.csv
     """
+    from bertfast.data.writers import format_of, row_writer
+    from bertfast.files import write_atomically
     from bertfast.training.predict import Predictor
 
+    kind = format_of(out, form)
+    if out is not None:
+        check_folder_of(out)
     source = resolve(model, revision)
     predictor = Predictor(
         source.folder, device=device, precision=precision, task_options=task_options
     )
-    examples = predictor.read(file, text_column, pair_column)
-    outputs, inputs = predictor.run(examples)
-    config = predictor.model.config
-    predictions = predictor.task.predict(outputs, inputs, examples, config)
+    examples = predictor.reader(file, text_column, pair_column)
+    if out is None and file != "-":
+        for _ in examples():  # a row that cannot be used is found before a line is written
+            pass
     say_weights(source)
-    for example, prediction in zip(examples, predictions, strict=True):
-        print(_json_line(predictor.task.echo(example) | prediction))
-    _say_truncated(sum(item.truncated for item in inputs), predictor.max_length)
+    cut = 0
+
+    def write(path: Path | None) -> None:
+        nonlocal cut
+        with row_writer(path, kind) as writer:
+            for made in predictor.stream(examples()):
+                echoes = map(predictor.task.echo, made.examples)
+                writer([a | b for a, b in zip(echoes, made.predictions, strict=True)])
+                cut += made.truncated
+
+    write(None) if out is None else write_atomically(out, write)
+    _say_truncated(cut, predictor.max_length)
 
 
 @command()
@@ -229,12 +251,6 @@ def embed(
     write_atomically(out, save)
     print(f"{vectors.shape[0]} vectors of {vectors.shape[1]} numbers in {out}")
     _say_truncated(tokens.cut, encoder.max_length)
-
-
-def _json_line(values: dict[str, Any]) -> str:
-    """JSON without any character that some reader takes for the end of a line."""
-    text = json.dumps(values, ensure_ascii=False)
-    return text.translate({code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)})
 
 
 def _say_truncated(count: int, limit: int) -> None:

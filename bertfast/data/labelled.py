@@ -44,8 +44,22 @@ def read_task(
     require_labels: bool = True,
     lists: bool = False,
 ) -> list[Example]:
-    """The rows of a file whose name ends in .tsv, .csv or .jsonl (or .json), gzip or Zstandard of
-    it too, of a Parquet or an Arrow file, or of a folder that `datasets` saved.
+    """What `stream_task` gives of a file, whole."""
+    columns = text_column, pair_column, label_column
+    return list(stream_task(path, *columns, require_labels=require_labels, lists=lists))
+
+
+def stream_task(
+    path: str | Path,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+    require_labels: bool = True,
+    lists: bool = False,
+) -> Iterator[Example]:
+    """The rows, one after another, of a file whose name ends in .tsv, .csv or .jsonl (or .json),
+    gzip or Zstandard of it too, of a Parquet or an Arrow file, or of a folder that `datasets`
+    saved.
 
     A blank line is a row of empty texts where no labels are required, so that predictions match
     lines; where they are, it holds no example and is passed over.
@@ -62,47 +76,60 @@ def read_task(
             rows.
     """
     path = Path(path)
-    examples: list[Example] = []
-    blank: list[int] = []
     labelled = require_labels or label_column is not None
     columns, needed = Columns(text_column, pair_column, label_column), []
+    blank: list[int] = []
     for line, row in table_rows(path):
         if row is None:
             # Blank lines above the first record wait until it has named the columns.
             blank.append(line)
-            continue
-        if not needed:
+            if not needed:
+                continue
+        elif not needed:
             columns = columns.among(row)
             needed = [name for name in columns[: 3 if labelled else 2] if name is not None]
-        for name in needed:
-            if name not in row:
-                raise BertfastError(
-                    f"{path}, line {line}: has no column {name!r}; "
-                    f"its columns are {', '.join(map(repr, row))} (--text-column, "
-                    "--pair-column and --label-column name them; a table needs a header line)"
-                )
-        words = [
-            None if name is None else _cell(row[name], path, line, name, "a text is advice")
-            for name in columns[:2]
-        ]
-        label: str | tuple[str, ...] | None = None
-        if labelled:
-            assert columns.label is not None
-            label = _label(row[columns.label], path, line, columns.label, lists)
-        if require_labels and label == "":
-            raise BertfastError(f"{path}, line {line}: the label is empty")
-        if require_labels and not any(word and word.strip() for word in words):
-            raise BertfastError(
-                f"{path}, line {line}: the text is empty; leave out rows without a text"
-            )
-        examples.append(Example(line, words[0] or "", words[1], label))
-    if not examples:
+        if not labelled:
+            nothing = None if columns.pair is None else ""
+            yield from (Example(number, "", nothing) for number in blank)
+        blank.clear()
+        if row is not None:
+            yield _example(path, line, row, columns, needed, require_labels, lists)
+    if not needed:
         raise BertfastError(f"{path}: has no rows below its header")
-    if blank and not labelled:
-        nothing = None if columns.pair is None else ""
-        examples += [Example(line, "", nothing) for line in blank]
-        examples.sort(key=lambda example: example.line)
-    return examples
+
+
+def _example(
+    path: Path,
+    line: int,
+    row: dict[str, Any],
+    columns: Columns,
+    needed: Sequence[str],
+    require_labels: bool,
+    lists: bool,
+) -> Example:
+    """A row's texts, and its label where ``needed`` has the label's column."""
+    for name in needed:
+        if name not in row:
+            raise BertfastError(
+                f"{path}, line {line}: has no column {name!r}; "
+                f"its columns are {', '.join(map(repr, row))} (--text-column, "
+                "--pair-column and --label-column name them; a table needs a header line)"
+            )
+    words = [
+        None if name is None else _cell(row[name], path, line, name, "a text is advice")
+        for name in columns[:2]
+    ]
+    label: str | tuple[str, ...] | None = None
+    if columns.label in needed:
+        assert columns.label is not None
+        label = _label(row[columns.label], path, line, columns.label, lists)
+    if require_labels and label == "":
+        raise BertfastError(f"{path}, line {line}: the label is empty")
+    if require_labels and not any(word and word.strip() for word in words):
+        raise BertfastError(
+            f"{path}, line {line}: the text is empty; leave out rows without a text"
+        )
+    return Example(line, words[0] or "", words[1], label)
 
 
 def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:

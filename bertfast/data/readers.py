@@ -90,6 +90,11 @@ def without_end(line: str) -> str:
 
 
 def read_lines(source: str | Path) -> list[str]:
+    """What `stream_lines` gives of a file, whole."""
+    return list(stream_lines(source))
+
+
+def stream_lines(source: str | Path) -> Iterator[str]:
     """The lines of a text file, or of standard input for ``-``, without their ends; blank ones are
     kept.
 
@@ -97,25 +102,29 @@ def read_lines(source: str | Path) -> list[str]:
         BertfastError: the file cannot be used, or holds nothing.
     """
     name = "standard input" if source == "-" else str(source)
+    number = 0
     try:
         with open_text(Path(source), "\n") if source != "-" else _standard_input() as stream:
-            lines = [without_end(line) for line in stream]
+            for number, line in enumerate(map(without_end, stream), 1):
+                if "\0" in line:
+                    raise BertfastError(
+                        f"{name}, line {number}: holds a zero byte, as binary files do; text in "
+                        "UTF-8 is wanted"
+                    )
+                yield line
     except UnicodeDecodeError as error:
         raise BertfastError(f"{name} is not UTF-8 text ({error.reason})") from error
-    if not lines:
+    if not number:
         raise BertfastError(f"{name} holds no text")
-    for number, line in enumerate(lines, 1):
-        if "\0" in line:
-            raise BertfastError(
-                f"{name}, line {number}: holds a zero byte, as binary files do; text in UTF-8 is "
-                "wanted"
-            )
-    return lines
 
 
-def _standard_input() -> TextIO:
-    data = io.BytesIO(sys.stdin.buffer.read())
-    return io.TextIOWrapper(data, encoding="utf-8-sig", newline="\n")
+@contextmanager
+def _standard_input() -> Iterator[TextIO]:
+    stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="\n")
+    try:
+        yield stream
+    finally:
+        stream.detach()  # standard input stays open
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict | None]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -97,6 +97,18 @@ class Task:
             BertfastError: the file cannot be used; it is named with the row.
         """
         return list(labelled.read_task(path, *columns, require_labels=labels, lists=True))
+
+    def stream(self, path: str | Path, columns: Columns) -> Iterator[Any]:
+        """The examples of a file that predictions are wanted of, one after another, so that a file
+        may be of any length; a task with a `read` of its own has it whole in memory, unless it has
+        a `stream` too.
+
+        Raises:
+            BertfastError: the file cannot be used; it is named with the row.
+        """
+        if type(self).read is not Task.read:
+            return iter(self.read(path, columns, labels=False))
+        return labelled.stream_task(path, *columns, require_labels=False, lists=True)
 
     def of_text(self, line: int, text: str) -> Any:
         """The example of a line of plain text.

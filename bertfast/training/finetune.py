@@ -537,15 +537,18 @@ def _finish(
     model.eval()
     outputs = outputs_of(task, model, dev.inputs, device)
     temperature = task.temperature(outputs, dev.inputs) if config.calibrate else None
-    before = task.report(outputs, dev.inputs, dev.examples, model.config).get("calibration", {})
+    before = None
     if temperature is not None:
+        report = task.report(outputs, dev.inputs, dev.examples, model.config)
+        before = report["calibration"]["ece"]
         divide_logits(model, temperature)
         outputs = [output / temperature for output in outputs]
     kept = task.fit(outputs, dev.inputs, dev.examples, model.config)
     task = task.configured(kept=kept)
     found = measure(task, outputs, dev.inputs, dev.examples, model.config)
     if "calibration" in found:
-        found["calibration"] |= {"temperature": temperature or 1.0, "ece_before": before["ece"]}
+        said = found["calibration"]
+        said |= {"temperature": temperature or 1.0, "ece_before": before or said["ece"]}
     return task, found
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from bertfast.data import labelled
 from bertfast.data.columns import Columns
-from bertfast.data.readers import read_lines
+from bertfast.data.readers import stream_lines
 from bertfast.errors import BertfastError
 from bertfast.files import read_object
 from bertfast.model import load
@@ -24,6 +25,7 @@ from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokeniz
 from .precision import find_device, inference_dtype
 
 BATCH_TOKENS = 16384
+AT_ONCE = 4096  # examples that a stream of predictions holds
 
 
 class Predictor:
@@ -98,8 +100,14 @@ class Predictor:
     def read(
         self, file: str | Path, text_column: str | None = None, pair_column: str | None = None
     ) -> list[Any]:
-        """The examples of a file without labels: a table, or plain text, an example a line; "-" is
-        standard input.
+        """The examples of a file without labels; see `reader`."""
+        return list(self.reader(file, text_column, pair_column)())
+
+    def reader(
+        self, file: str | Path, text_column: str | None = None, pair_column: str | None = None
+    ) -> Callable[[], Iterator[Any]]:
+        """A function that gives the examples of a file without labels, one after another: of a
+        table, or of plain text, an example a line; "-" is standard input.
 
         Raises:
             BertfastError: the file cannot be used.
@@ -107,14 +115,16 @@ class Predictor:
         path, pair = Path(file), pair_column or self.columns.pair
         if str(file) != "-" and self.task.reads(path):
             columns = self.task.columns(path, Columns(text_column, pair_column), self.columns)
-            return self.task.read(path, columns._replace(label=None), labels=False)
+            return lambda: self.task.stream(path, columns._replace(label=None))
         if pair is not None or text_column is not None:
             raise BertfastError(
                 f"{'standard input' if str(file) == '-' else file} has no columns, and "
                 f"{pair or text_column!r} is one; give a .tsv, .csv or .jsonl file"
             )
-        lines = read_lines(str(file))
-        return [self.task.of_text(number, line) for number, line in enumerate(lines, 1)]
+        return lambda: (
+            self.task.of_text(number, line)
+            for number, line in enumerate(stream_lines(str(file)), 1)
+        )
 
     def run(
         self, examples: Sequence[Any], source: str | Path | None = None
@@ -130,6 +140,24 @@ class Predictor:
         """The task's prediction for each example, in their order."""
         outputs, inputs = self.run(examples)
         return self.task.predict(outputs, inputs, examples, self.model.config)
+
+    def stream(self, examples: Iterable[Any]) -> Iterator[Made]:
+        """The predictions for any number of examples, in their order, `AT_ONCE` in memory at most.
+        A `Made` at a time: its examples, its predictions, and how many inputs were cut.
+        """
+        remaining = iter(examples)
+        while chunk := list(islice(remaining, AT_ONCE)):
+            outputs, inputs = self.run(chunk)
+            made = self.task.predict(outputs, inputs, chunk, self.model.config)
+            yield Made(chunk, made, sum(item.truncated for item in inputs))
+
+
+class Made(NamedTuple):
+    """Some examples, their predictions, and how many of their inputs were cut."""
+
+    examples: list[Any]
+    predictions: list[dict[str, Any]]
+    truncated: int
 
 
 @torch.no_grad()

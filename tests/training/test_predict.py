@@ -13,12 +13,13 @@ import pytest
 import torch
 from tiny import POSITIONS, Outcome, run_cli, sentences, write_model, write_table
 
+from bertfast.data.labelled import Example
 from bertfast.errors import BertfastError
 from bertfast.model import BertForMaskedLM, BertForPreTraining, BertForSequenceClassification, load
 from bertfast.tokenization import save_tokenizer, train_byte_level_bpe
 from bertfast.training import predict as predict_module
 from bertfast.training.fill import Filler, MaskFiller
-from bertfast.training.predict import Classifier
+from bertfast.training.predict import Classifier, Predictor
 
 
 @pytest.fixture(scope="module")
@@ -316,3 +317,75 @@ def test_a_mask_before_the_cut_is_filled_and_the_cut_is_said(
     assert done.code == 0
     assert len(done.out.splitlines()) == 2
     assert "were cut" in done.err
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_a_file_of_any_length_is_predicted_in_order(
+    at_once: int,
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    texts = [text for text, _ in sentences(7)]
+    (tmp_path / "a.tsv").write_text("\n".join(["", "sentence", *texts[:3], "", *texts[3:]]) + "\n")
+    monkeypatch.setattr(predict_module, "AT_ONCE", at_once)
+    done = run_cli(monkeypatch, capfd, "predict", classifier, tmp_path / "a.tsv")
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [row["text"] for row in rows] == [*texts[:3], "", *texts[3:]]
+    expected = Classifier(classifier).predict([row["text"] for row in rows])
+    assert [row["label"] for row in rows] == [one.label for one in expected]
+
+
+def test_no_more_of_a_file_is_read_than_is_predicted_at_once(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict_module, "AT_ONCE", 2)
+    read: list[int] = []
+    examples = (read.append(number) or Example(number, "the film") for number in range(50))
+    stream = Predictor(classifier).stream(examples)
+    assert (len(next(stream).predictions), read) == (2, [0, 1])
+    assert (len(next(stream).predictions), read) == (2, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_predictions_go_to_a_file_of_each_format(
+    form: str,
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(predict_module, "AT_ONCE", 4)
+    table = write_table(tmp_path / "a.tsv", [(text,) for text, _ in sentences(9)], ("text",))
+    out = tmp_path / f"out.{form}"
+    assert run_cli(monkeypatch, capfd, "predict", classifier, table, "--out", out).code == 0
+    found = {
+        "jsonl": lambda: pandas.read_json(out, lines=True),
+        "csv": lambda: pandas.read_csv(out),
+        "parquet": lambda: pandas.read_parquet(out),
+    }[form]()
+    expected = Classifier(classifier).predict([text for text, _ in sentences(9)])
+    assert list(found["text"]) == [text for text, _ in sentences(9)]
+    assert list(found["label"]) == [one.label for one in expected]
+    if form == "csv":
+        good = [one.probabilities["good"] for one in expected]
+        assert list(found["probabilities.good"]) == pytest.approx(good, abs=1e-6)
+
+
+def test_a_bad_row_at_the_end_leaves_nothing_half_written(
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(predict_module, "AT_ONCE", 2)
+    bad = tmp_path / "a.tsv"
+    bad.write_text("text\tmore\n" + "the film\tx\n" * 9 + "the film\n")
+    for options in ([], ["--out", tmp_path / "out.csv"]):
+        done = run_cli(monkeypatch, capfd, "predict", classifier, bad, *options)
+        assert (done.code, done.out, len(done.errors)) == (2, "", 1)
+        assert "a.tsv, line 11: has 1 fields" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tsv"]
