@@ -328,7 +328,7 @@ def test_a_file_of_any_length_is_predicted_in_order(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     texts = [text for text, _ in sentences(7)]
-    (tmp_path / "a.tsv").write_text("\n".join(["", "sentence", *texts[:3], "", *texts[3:]]) + "\n")
+    (tmp_path / "a.tsv").write_text("\n".join(["sentence", *texts[:3], "", *texts[3:]]) + "\n")
     monkeypatch.setattr(predict_module, "AT_ONCE", at_once)
     done = run_cli(monkeypatch, capfd, "predict", classifier, tmp_path / "a.tsv")
     rows = [json.loads(line) for line in done.out.splitlines()]
