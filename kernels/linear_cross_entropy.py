@@ -18,6 +18,8 @@ Inception Architecture", section 7 (smoothing); Chowdhery et al., "PaLM", sectio
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -46,10 +48,13 @@ GPU_SHARE = 64
 
 def row_blocks(hidden: Tensor, vocab: int, element_size: int) -> list[slice]:
     """Slices of hidden's rows, of nearly even height, whose logits are a block at most:
-    `BLOCK_BYTES`, or on a GPU a `GPU_SHARE`-th of its memory.
+    `BLOCK_BYTES`, or on a GPU a `GPU_SHARE`-th of its memory. The meta device has none to spare:
+    all is one block.
     """
     rows, most = hidden.shape[0], BLOCK_BYTES
-    if hidden.device.type == "cuda":
+    if hidden.device.type == "meta":
+        most = max(1, rows * vocab * element_size)
+    elif hidden.device.type == "cuda":
         most = torch.cuda.get_device_properties(hidden.device).total_memory // GPU_SHARE
     count = -(-rows * vocab * element_size // most)
     height = -(-rows // max(count, 1))
@@ -223,9 +228,12 @@ def _rows(
     buffer = hidden.new_empty(blocks[0].stop if blocks else 0, stride, dtype=wide)[:, :vocab]
     # The product adds to what the blocks before gave: in bfloat16 that is rounded once a block, for
     # a second tensor of the table's size in float32 would be larger than all else here.
-    dweight = weight.new_zeros(weight.shape if wanted and len(blocks) != 1 else 0)
-    summed = wanted and bias is not None and (backend == "cpp" or not blocks)
-    dbias = hidden.new_zeros(vocab if summed else 0, dtype=torch.float32)
+    dweight = weight.new_empty(0)
+    if wanted and len(blocks) != 1:
+        dweight = weight.new_zeros(weight.shape)
+    dbias = hidden.new_empty(0, dtype=torch.float32)
+    if wanted and bias is not None and (backend == "cpp" or not blocks):
+        dbias = hidden.new_zeros(vocab, dtype=torch.float32)
     added = None if bias is None or backend != "cpp" else bias.float()
     for block in blocks:
         logits = products.mm(hidden[block], weight.T, scratch=buffer[: block.stop - block.start])
@@ -319,11 +327,15 @@ def _linear_cross_entropy(
     """The loss, the count of right predictions, and with ``gradients_now`` the gradients of the
     loss; without, they are empty.
     """
-    scale = _grad_scale(None, labels, ignore_index, reduction) if gradients_now else None
+    count = _count(labels, ignore_index) if reduction == "mean" else None
+    one = torch.ones((), device=labels.device) if count is None else count.reciprocal()
+    scale = one if gradients_now else None
     losses, correct, *gradients = _called(
         hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, scale, backend
     )
-    return (_reduce(losses, labels, ignore_index, reduction), correct.sum(), *gradients)
+    if reduction != "none":
+        losses = losses.sum() if count is None else losses.sum() / count
+    return (losses, correct.sum(), *gradients)
 
 
 @torch.library.custom_op("bertfast::linear_cross_entropy_backward", mutates_args=())
@@ -343,7 +355,9 @@ def _linear_cross_entropy_backward(
     if dloss.shape != wanted:
         raise ValueError(f"dloss has shape {tuple(dloss.shape)}; it must be {tuple(wanted)}")
     check_device("dloss", dloss, "hidden", hidden)
-    scale = _grad_scale(dloss, labels, ignore_index, reduction)
+    scale = dloss.float().contiguous()
+    if reduction == "mean":
+        scale = scale / _count(labels, ignore_index)
     return _called(
         hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, scale, backend
     )[2:]
@@ -366,30 +380,18 @@ def _called(
         _check_tensors(hidden, weight, bias, labels, ignore_index)
     hidden, weight, labels = hidden.contiguous(), weight.contiguous(), labels.contiguous()
     bias = None if bias is None else bias.contiguous()
-    # The products are of the dtype of hidden, whatever surrounds the call.
-    with torch.autocast(hidden.device.type, enabled=False):
+    # The products are of the dtype of hidden, whatever surrounds the call; the meta device knows no
+    # autocast.
+    kind = hidden.device.type
+    with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
         return _rows(
             hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, scale, backend
         )
 
 
-def _counted(labels: Tensor, ignore_index: int) -> Tensor:
+def _count(labels: Tensor, ignore_index: int) -> Tensor:
+    """() int64, of the rows that count; 1 if there are none."""
     return (labels != ignore_index).sum().clamp(min=1)
-
-
-def _reduce(losses: Tensor, labels: Tensor, ignore_index: int, reduction: str) -> Tensor:
-    if reduction == "none":
-        return losses
-    total = losses.sum()
-    return total / _counted(labels, ignore_index) if reduction == "mean" else total
-
-
-def _grad_scale(dloss: Tensor | None, labels: Tensor, ignore_index: int, reduction: str) -> Tensor:
-    """() or (masked,) float32: the gradient of each row's loss; ``dloss`` None is a gradient of
-    one.
-    """
-    scale = torch.ones((), device=labels.device) if dloss is None else dloss.float()
-    return (scale / _counted(labels, ignore_index) if reduction == "mean" else scale).contiguous()
 
 
 @register_fake(_linear_cross_entropy)

@@ -37,7 +37,7 @@ OPS = {
     "gather_rows": r"bertfast\W*_?(gather|scatter)_rows",
     "rotary": r"bertfast\W*_?rotary",
     "dropout": r"bertfast\W*_?dropout",
-    "optimizer": r"bertfast\W*_?adamw|Optimizer\.",
+    "optimizer": r"bertfast\W*_?(adamw|gradient_norm)|Optimizer\.",
 }
 PLAIN = {
     "matrix products": r"aten::(add|b|badd)?mm$|aten::(linear|matmul)$|mkldnn\W+_?linear",
