@@ -32,7 +32,10 @@ SLOW = ("docs/cpu.md", "docs/results.md")
 GIVEN = {
     "docs/guides/adapters.md": ("run",),
     "docs/guides/classification.md": ("run",),
+    "docs/guides/multiple-choice.md": ("run",),
     "docs/guides/pretraining.md": ("teacher",),
+    "docs/guides/question-answering.md": ("run",),
+    "docs/guides/token-classification.md": ("run",),
     "docs/reference/command-line.md": ("run",),
 }
 SMALLER = (
@@ -68,6 +71,15 @@ CONFIGS = {
         "hidden_dim": 64,
         "max_position_embeddings": 128,
     },
+}
+
+ANSWER = {"text": ["warm"], "answer_start": [13]}
+QUESTION = {"question": "was it warm?", "context": "the film was warm", "answers": ANSWER}
+CHOICES = {"question": "the film was", "choices": ["warm", "cold"], "answer": 0}
+LABELLED = {  # the training and the dev data of a page, by the ending of their names
+    "docs/guides/multiple-choice.md": {".jsonl": f"{json.dumps(CHOICES)}\n" * 8},
+    "docs/guides/question-answering.md": {".json": f"{json.dumps(QUESTION)}\n" * 8},
+    "docs/guides/token-classification.md": {".conll": "the\tO\nfilm\tB-THING\nwas\tO\n\n" * 8},
 }
 
 
@@ -177,6 +189,9 @@ def furnish(page: str) -> None:
     write_model(Path("path/to/all-MiniLM-L6-v2"), BertModel)
     if page == "docs/drop-in.md":
         write_esm(Path("path/to/esm"))
+    for name, text in LABELLED.get(page, {}).items():
+        for part in ("train", "dev"):
+            Path(f"{part}{name}").write_text(text, encoding="utf-8")
     for name in GIVEN.get(page, ()):
         write_model(Path(name), BertForMaskedLM, hidden_size=128, max_position_embeddings=128)
 

@@ -129,27 +129,32 @@ def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
         kinds = {column: kind for column, kind in features.items() if isinstance(kind, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
+    # A column of lists, as of tags, has its class label as the feature of its items.
+    found = {column: kind.get("feature", kind) for column, kind in kinds.items()}
     return {
         column: kind["names"]
-        for column, kind in kinds.items()
-        if kind.get("_type") == "ClassLabel" and isinstance(kind.get("names"), list)
+        for column, kind in found.items()
+        if isinstance(kind, dict)
+        and kind.get("_type") == "ClassLabel"
+        and isinstance(kind.get("names"), list)
     }
 
 
 def _named(
     row: dict[str, Any], names: dict[str, list[str]], path: Path, number: int
-) -> dict[str, str | None]:
-    """The class labels of a row by their names."""
-    found: dict[str, str | None] = {}
-    for column in names.keys() & row.keys():
-        label = row[column]
+) -> dict[str, Any]:
+    """The class labels of a row, or of its lists, by their names."""
+
+    def name(column: str, label: Any) -> Any:
+        if isinstance(label, list):
+            return [name(column, one) for one in label]
         if label is None or label == -1:
-            found[column] = None
-        elif isinstance(label, int) and 0 <= label < len(names[column]):
-            found[column] = str(names[column][label])
-        else:
-            raise BertfastError(
-                f"{path}, line {number}: the class label {column!r} is {label!r}, and it has "
-                f"{len(names[column])} names"
-            )
-    return found
+            return None
+        if isinstance(label, int) and 0 <= label < len(names[column]):
+            return str(names[column][label])
+        raise BertfastError(
+            f"{path}, line {number}: the class label {column!r} is {label!r}, and it has "
+            f"{len(names[column])} names"
+        )
+
+    return {column: name(column, row[column]) for column in names.keys() & row.keys()}

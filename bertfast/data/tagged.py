@@ -145,8 +145,6 @@ def read_sentences(
         raise BertfastError(f"{path}: holds no sentences")
     if not labels:
         return found
-    if not any(row.tags for row in found):
-        raise BertfastError(f"{path}: holds no words")
     tags, known = tagging.to_bio(
         [row.tags or () for row in found], [row.lines for row in found], path, scheme
     )
@@ -190,6 +188,8 @@ def _records(path: Path, columns: Columns, labels: bool) -> Iterator[Sentence]:
                 f"{where}: has {len(words)} {words_name} and {len(tags[0])} {tags_name}; each word "
                 "has one tag"
             )
+        if labels and not words:
+            raise BertfastError(f"{where}: has no words; leave out rows without a text")
         _refuse_empty(tags[0] if labels else [], [line] * len(words), path)
         yield sentence(words, tags[0] if labels else None, [line])
 

@@ -87,6 +87,20 @@ def test_records_have_lists(names: tuple[str, str], as_list: bool, tmp_path: Pat
     assert read(path) == list(zip(WORDS, BIO, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_a_data_set_has_lists_of_class_labels(kind: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    names = ["O", "B-PER", "I-PER", "B-LOC"]
+    tags = [[names.index(tag) for tag in row] for row in BIO]
+    labels = datasets.List(datasets.ClassLabel(names=names))
+    features = datasets.Features(tokens=datasets.List(datasets.Value("string")), ner_tags=labels)
+    data = datasets.Dataset.from_dict({"tokens": WORDS, "ner_tags": tags}, features=features)
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a")
+    data.to_parquet(path) if kind == "parquet" else data.save_to_disk(path)
+    assert is_tagged(path)
+    assert read(path) == list(zip(WORDS, BIO, strict=True))
+
+
 def test_a_word_list_alone_can_be_predicted(tmp_path: Path) -> None:
     path = tmp_path / "a.conll"
     path.write_text("#Ann\nLee\n\nRome\n")
@@ -187,7 +201,7 @@ def test_files_that_cannot_be_used_are_one_line(content: str, said: str, tmp_pat
         ({"tokens": "a", "tags": ["O"]}, "'tokens' holds 'a'; a list of words is wanted"),
         ({"tokens": ["a"]}, "line 1: has no column 'tags'"),
         ({"tokens": [["a"]], "tags": ["O"]}, "a list of words is wanted"),
-        ({"tokens": [], "tags": []}, "holds no words"),
+        ({"tokens": [], "tags": []}, "line 1: has no words"),
     ],
 )
 def test_records_that_cannot_be_used_are_one_line(row: dict, said: str, tmp_path: Path) -> None:
