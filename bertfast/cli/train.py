@@ -289,8 +289,8 @@ def finetune(resume: bool, **values: Any) -> None:
     said = ", ".join(task.said(result.scores))
     print(f"{result.out}: dev {said} (epoch {result.best_epoch:g})")
     if result.runs is not None:
-        for name, words in task.scores.items():
-            values = result.runs["scores"][name]
+        for name, values in result.runs["scores"].items():
+            words = task.scores[name]
             each = ", ".join(f"{value:.4f}" for value in values["each"].values())
             print(f"{words}: {values['mean']:.4f} ± {values['spread']:.4f} of {each}")
         for name, why in result.runs["failed"].items():

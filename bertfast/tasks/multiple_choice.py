@@ -4,7 +4,7 @@ section 4.4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,6 +134,10 @@ class MultipleChoice(Task):
     ) -> Scorer:
         right = [int(out.argmax()) == row.label for out, row in zip(outputs, examples, strict=True)]
         return mean_of({"accuracy": np.array(right, np.float64)})
+
+    def stratum(self, example: Any) -> Hashable:
+        """The right choice."""
+        return example.label
 
     def predict(
         self,

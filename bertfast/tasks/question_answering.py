@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -218,6 +218,10 @@ class QuestionAnswering(Task):
         texts = answers_of(found, examples, threshold)
         rows = count(texts, [_right(example) for example in examples])
         return mean_of({"f1": rows[:, 0], "exact": rows[:, 1]})
+
+    def stratum(self, example: Any) -> Hashable:
+        """Whether there is an answer."""
+        return bool(example.answers)
 
     def fit(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -218,6 +218,10 @@ class TokenClassification(Task):
         """``table``: a row for each type of entity, or for each plain tag."""
         predicted = self._tags(outputs, inputs, examples, config)
         return {"table": table(predicted, [example.tags for example in examples]).rows()}
+
+    def stratum(self, example: Any) -> Hashable:
+        """The type of the sentence's first entity."""
+        return next((tag[2:] for tag in example.tags if tag.startswith("B-")), None)
 
     def predict(
         self,

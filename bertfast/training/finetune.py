@@ -320,14 +320,14 @@ def _several(config: FinetuneConfig, resume: bool) -> FinetuneResult:
     target = Path(config.out).absolute()
 
     def value(summary: Mapping[str, Any]) -> float:
-        task = TASKS[summary["settings"]["task"]]
+        task = _task_of(summary)
         name = _best_by(task, config)
         return (-1 if name in task.lowest else 1) * summary[f"dev_{name}"]
 
     inputs = _inputs(config, resolve(config.model, config.revision).folder)
     with finished(config, _one, value, inputs, resume) as (runs, folder):
         summary = runs.summaries[runs.chosen]
-        task = TASKS[summary["settings"]["task"]].configured(summary["settings"]["task_options"])
+        task = _task_of(summary)
         settings = {**summary["settings"], "out": config.out}
         summary = {**summary, "settings": settings, "runs": runs.report(task.scores)}
         shape = load_config(folder)
@@ -347,6 +347,15 @@ def _several(config: FinetuneConfig, resume: bool) -> FinetuneResult:
         summary["epochs"],
         summary["runs"],
     )
+
+
+def _task_of(summary: Mapping[str, Any]) -> Task:
+    """The task of a run, with the scores that its model has."""
+    settings = summary["settings"]
+    task = TASKS[settings["task"]].configured(settings["task_options"])
+    scores = {name: words for name, words in task.scores.items() if f"dev_{name}" in summary}
+    task.scores = scores  # type: ignore[misc]
+    return task
 
 
 def _one(config: FinetuneConfig, resume: bool) -> FinetuneResult:
