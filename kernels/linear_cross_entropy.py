@@ -447,8 +447,9 @@ def _backward(ctx, dloss, *_):
         return (None,) * 10
     *inputs, dhidden, dweight, dbias = ctx.saved_tensors
     backend = ctx.options[-1]
-    # A real tensor, not a traced one; the host does not read a GPU's.
-    real = type(dloss) is Tensor and dloss.device.type != "meta"
+    # A real tensor, not a traced one; the host does not read a GPU's, and on the meta device, where
+    # a GPU's launches are recorded, there is nothing to read.
+    real = type(dloss) is Tensor and (backend == "triton" or not dloss.is_meta)
     if not ctx.gradients_now:
         dhidden, dweight, dbias = _linear_cross_entropy_backward(dloss, *inputs, *ctx.options)
     elif real and (backend == "triton" or dloss.item() == 1.0):

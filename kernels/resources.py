@@ -230,7 +230,9 @@ def measure(case: Case) -> Resources:
         if name not in unaligned and name not in constants
         for path in _aligned(name, kind)
     }
-    constexprs = {(function.arg_names.index(name),): value for name, value in constants.items()}
+    constexprs: dict[tuple[int, ...], Any] = {
+        (function.arg_names.index(name),): value for name, value in constants.items()
+    }
     compiled = _compile(function, signature, constexprs, places, options, case.capability)
     registers, spills = _usage(compiled.asm["cubin"])
     code = Compiled(disassemble(compiled.asm["cubin"]), compiled.metadata.num_warps)

@@ -58,9 +58,9 @@ FREE = {
     *("_unsafe_view", "_reshape_alias", "resize_", "lift_fresh", "is_same_size"),
 }
 # Ops that launch several kernels on a GPU: a radix sort has a histogram, a scan and a pass for each
-# byte of its keys, a scan two, norms of a list of tensors a launch for some hundred and one to join
+# byte of its keys; a scan has two; norms of a list of tensors one for some hundred, and one to join
 # them.
-SEVERAL = {"sort": 10, "argsort": 10, "cumsum": 2, "_foreach_norm": 3}
+SEVERAL = {"sort": 2, "cumsum": 2, "_foreach_norm": 3}
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,11 @@ class Recorder(TorchDispatchMode):
 
     def record(self, launch: Launch) -> None:
         """Takes a launch of a kernel of ours."""
+        name = launch.kernel.__name__
         tensors = [x for x in tree_leaves(launch.arguments) if isinstance(x, Tensor)]
-        self.nodes.append(Node(self._part(launch.kernel.__name__), launch, _bytes(tensors)))
+        values = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
+        moved = _bytes(tensors) + _bytes([values[x] for x in IN_PLACE.get(name, ())])
+        self.nodes.append(Node(self._part(name), launch, moved))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -159,8 +162,10 @@ class Recorder(TorchDispatchMode):
             return out
         node = Node(self._part(f"aten::{name}"), name, _bytes(tensors))
         node.launches = SEVERAL.get(name, 1)
-        if name in MATRICES:
-            left, right = (x for x in args if isinstance(x, Tensor) and x.dim() > 1)
+        if name == "sort":
+            node.launches += args[0].itemsize
+        if name.removesuffix("_") in MATRICES:
+            *_, left, right = (x for x in args if isinstance(x, Tensor) and x.dim() > 1)
             *count, rows, inner = left.shape
             node.what = Product(math.prod(count), rows, inner, right.shape[-1])
             node.itemsize = left.itemsize
@@ -371,7 +376,8 @@ class Clock:
         capability = self.gpu.capability
         compiled = resources.compile_launch(launch, capability)
         name = launch.kernel.__name__
-        if name not in resources.PRODUCTS and name not in ELEMENTS and compiled.code.innermost:
+        known = name in {*resources.PRODUCTS, *ELEMENTS, *LOADED}
+        if compiled.code.innermost and not known:
             self.counted_once.add(name)
         clocks, waiting = work_of(launch, compiled, self.lengths, capability)
         each = 1 / (self.gpu.clock * self.gpu.multiprocessors)
@@ -386,7 +392,7 @@ def work_of(
     program's loop takes by itself, where it waits for memory in each round.
 
     What lies outside of the loops is run once by every program, and so is a loop of a kernel that
-    neither `tiles` nor `ELEMENTS` knows.
+    neither `tiles` nor `ELEMENTS` nor `LOADED` knows.
     """
     name, programs, waiting = launch.kernel.__name__, math.prod(launch.grid), 0.0
     code, share = compiled.code, compiled.warps / throughput.SCHEDULERS
@@ -402,6 +408,14 @@ def work_of(
         at_once = piece.round / piece.issued * throughput.WARP * compiled.warps
         rounds = math.ceil(elements / (at_once * programs))
         waiting = rounds * (LATENCY + piece.round * ALONE)
+    elif name in LOADED:
+        clocks = throughput.bound(code.outside, capability, programs * share).clocks
+        for loop in code.innermost:
+            at_once = throughput.loaded_bytes(loop.instructions) * throughput.WARP * compiled.warps
+            rounds = programs * LOADED[name](values) / at_once
+            loops = throughput.bound(loop.instructions, capability, rounds * share).clocks
+            clocks = {pipe: clocks[pipe] + value for pipe, value in loops.items()}
+        return clocks, waiting
     else:
         return throughput.bound(code.instructions, capability, programs * share).clocks, waiting
     outside = throughput.bound(code.outside, capability, programs * share).clocks
@@ -442,6 +456,15 @@ ELEMENTS: dict[str, Callable[[dict[str, Any]], int]] = {
     "_norm_backward_kernel": lambda values: values["rows"] * values["COLUMNS"],
     "_embed_backward_kernel": lambda values: values["tokens"] * values["COLUMNS"],
 }
+# The bytes that each loop of a program loads.
+LOADED: dict[str, Callable[[dict[str, Any]], int]] = {
+    "_rows_kernel": lambda values: (
+        values["vocab"]
+        * (values["logits_ptr"].itemsize + values["HAS_BIAS"] * values["bias_ptr"].itemsize)
+    ),
+}
+# Tensors that a kernel reads and writes.
+IN_PLACE = {"_rows_kernel": ("logits_ptr",)}
 
 
 def show(found: dict[str, Any]) -> None:
