@@ -30,9 +30,8 @@ from typing import Any
 from . import processor
 
 # Turns of libgomp's loop, a pause each, where nothing tells whether others want the processors:
-# about 0.4 ms, a compromise. A pause takes 140 cycles on Intel's
-# processors since Skylake, and 40 to 65 on AMD's. Elsewhere it takes one or two, and libgomp's own
-# 300,000 turns are as short.
+# about 0.4 ms, a compromise. A pause takes 140 cycles on Intel's processors since Skylake, and 40
+# to 65 on AMD's. Elsewhere it takes one or two, and libgomp's own 300,000 turns are as short.
 TURNS = {"GenuineIntel": 10_000, "AuthenticAMD": 25_000}
 BLOCKTIME = 1  # milliseconds, the least but none, of Intel's and LLVM's runtimes
 POLICY, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
@@ -108,14 +107,16 @@ def pressure_file(environment: Mapping[str, str]) -> str:
     return ""
 
 
-def wanted(environment: Mapping[str, str], pressure: str = "") -> dict[str, str]:
+def variables_to_set(environment: Mapping[str, str], pressure: str = "") -> dict[str, str]:
     """The variables to set beside those of ``environment``, none that the user's own decide;
     libgomp's only where there is no ``pressure`` file to switch it by.
     """
     found = {}
-    turns = TURNS.get(vendor())
-    if turns is not None and not pressure and not {POLICY, SPINS} & environment.keys():
-        found[SPINS] = str(turns)
+    # The vendor is asked last: Linux takes a while to say it where there are many cores.
+    if not pressure and not {POLICY, SPINS} & environment.keys():
+        turns = TURNS.get(vendor())
+        if turns is not None:
+            found[SPINS] = str(turns)
     if not {POLICY, BLOCKS, LIBRARY} & environment.keys():
         found[BLOCKS] = str(BLOCKTIME)
     return found
@@ -141,7 +142,7 @@ def prepare() -> Prepared:
         path.rsplit("/", 1)[-1].startswith("libgomp.so") for path in loaded()
     )
     pressure = pressure_file(os.environ)
-    ours = {} if late else wanted(os.environ, pressure)
+    ours = {} if late else variables_to_set(os.environ, pressure)
     os.environ.update(ours)
     read = {name: os.environ[name] for name in READ if name in os.environ}
     return Prepared(pressure, late, ours, read)
@@ -197,7 +198,7 @@ def _advice(name: str, setter: str | None) -> str:
     """What the user may do about how this process waits."""
     if setter is not None and setter not in PREPARED.ours:
         return f"nothing: your {setter} is kept; without it bertfast chooses"
-    better = wanted({}).get(DECIDES[name][0])
+    better = variables_to_set({}).get(DECIDES[name][0])
     if setter is not None or better is None:
         return "nothing"
     return (

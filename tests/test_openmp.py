@@ -16,7 +16,7 @@ import bertfast
 from bertfast import openmp
 from bertfast.apps import doctor
 
-CHOICE = openmp.wanted({})  # where no file tells of pressure
+CHOICE = openmp.variables_to_set({})  # where no file tells of pressure
 RELATED = {*openmp.READ, "OMP_DISPLAY_ENV"}
 needs_libgomp = pytest.mark.skipif(
     not (openmp.SPINS in CHOICE and openmp.runtime() == "libgomp"),
@@ -136,7 +136,15 @@ def test_the_turns_follow_the_processors_pause(
     monkeypatch: pytest.MonkeyPatch, maker: str, turns: str | None
 ) -> None:
     monkeypatch.setattr(openmp, "vendor", lambda: maker)
-    assert openmp.wanted({}).get(openmp.SPINS) == turns
+    assert openmp.variables_to_set({}).get(openmp.SPINS) == turns
+
+
+def test_the_processor_is_asked_only_where_the_turns_depend_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(openmp, "vendor", lambda: pytest.fail("the system's list was read"))
+    assert set(openmp.variables_to_set({}, "/proc/pressure/cpu")) == {openmp.BLOCKS}
+    assert set(openmp.variables_to_set({openmp.SPINS: "9"})) == {openmp.BLOCKS}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +161,7 @@ def test_nothing_that_the_users_variables_decide_is_set(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str], left: set[str]
 ) -> None:
     monkeypatch.setattr(openmp, "vendor", lambda: "GenuineIntel")
-    assert set(openmp.wanted(given)) == left
+    assert set(openmp.variables_to_set(given)) == left
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def policies() -> dict[str, dict[str, str]]:
     """The ways to wait, by name, as the variables that ask for each; PyTorch's own is the first."""
     ways = {
         SPINNING: {openmp.SPINS: "300000", openmp.BLOCKS: "200"},
-        "bertfast": openmp.wanted({}, openmp.pressure_file({})),
+        "bertfast": openmp.variables_to_set({}, openmp.pressure_file({})),
         "passive": {openmp.POLICY: "passive"},
     }
     given = set(openmp.PREPARED.environment) - set(openmp.PREPARED.ours) - {"OMP_NUM_THREADS"}
