@@ -82,8 +82,8 @@ int processors() {
 std::atomic<bool> watching{false}, sleeping{false};
 std::atomic<long> switches{0};
 std::atomic<int> team{1};  // threads of the ops
-std::mutex starting;
-std::string pressure_file;
+std::atomic<bool> to_start{false};  // a watch is due, by the next op of several threads
+std::string pressure_file;          // read and written under the interpreter's lock alone
 
 void watch(const std::string &path) try {
   pthread_setname_np(pthread_self(), "bertfast-watch");
@@ -123,23 +123,23 @@ void watch(const std::string &path) try {
 
 void watch_pressure(int threads) noexcept {
   team.store(threads, std::memory_order_relaxed);
-  if (watching.load(std::memory_order_relaxed)) return;
-  std::lock_guard lock(starting);
-  if (pressure_file.empty() || watching) return;
+  if (!to_start.load(std::memory_order_relaxed) || !to_start.exchange(false)) return;
   try {
     std::thread(watch, pressure_file).detach();
     watching = true;
-  } catch (const std::system_error &) {
-    pressure_file.clear();
+  } catch (const std::system_error &) {  // no further thread is to be had, now or later
   }
 }
 
 void set_pressure_file(const std::string &path) {
   // A child made by fork has none of its parent's threads; its first op starts a watch of its own.
-  static const int once = pthread_atfork(nullptr, nullptr, [] { watching = sleeping = false; });
+  static const int once = pthread_atfork(nullptr, nullptr, [] {
+    watching = sleeping = false;
+    to_start = !pressure_file.empty();
+  });
   static_cast<void>(once);
-  std::lock_guard lock(starting);
   pressure_file = path;
+  to_start = !path.empty() && !watching;
 }
 
 SpinState spin_state() noexcept { return {watching, sleeping, switches}; }
