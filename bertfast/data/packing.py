@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.objectives import Objective, Spans, find_objective, mask_tokens, most_masked
+from bertfast.objectives import OBJECTIVES, Objective, Spans, mask_tokens, most_masked
 from bertfast.packed import Budget, PackedBatch, runs_of_tokens
 from bertfast.seeds import host_seed
 from bertfast.tokenization import SpecialIds
@@ -57,7 +57,7 @@ class Batches:
         continues: NDArray[np.bool_] | None = None,
     ) -> None:
         self.objective = (
-            objective if isinstance(objective, Objective) else find_objective(objective)
+            objective if isinstance(objective, Objective) else OBJECTIVES.find(objective)
         )
         if masking not in MASKINGS:
             raise BertfastError(f"masking is {masking!r}; it must be one of {', '.join(MASKINGS)}")

@@ -2,7 +2,7 @@
 
 from .mlm import mask_tokens, most_masked
 from .nsp import Spans, document_spans, sentence_pairs
-from .registry import OBJECTIVES, Objective, default_objective, find_objective, register_objective
+from .registry import OBJECTIVES, Objective, default_objective, register_objective
 from .sop import ordered_pairs
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Spans",
     "default_objective",
     "document_spans",
-    "find_objective",
     "mask_tokens",
     "most_masked",
     "ordered_pairs",

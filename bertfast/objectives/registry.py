@@ -6,7 +6,7 @@ An own objective is a subclass of `Objective` that is registered; those here use
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from bertfast.model import (
 )
 from bertfast.model.models import MaskedLMModel
 from bertfast.packed import PackedBatch
+from bertfast.registry import Registry
 
 from . import mlm, rtd
 from .joint import (
@@ -122,37 +123,9 @@ class Objective:
         return {"": model}
 
 
-OBJECTIVES: dict[str, Objective] = {}
-Kind = TypeVar("Kind", bound=type[Objective])
-
-
-def register_objective(cls: Kind) -> Kind:
-    """Makes an objective known under its name; a decorator.
-
-    Raises:
-        BertfastError: it has no name, or another has it.
-    """
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not name:
-        raise BertfastError(f"the objective {cls.__name__} has no name")
-    if name in OBJECTIVES and type(OBJECTIVES[name]).__qualname__ != cls.__qualname__:
-        raise BertfastError(f"there is an objective named {name!r} already")
-    OBJECTIVES[name] = cls()
-    return cls
-
-
-def find_objective(name: object) -> Objective:
-    """The registered objective of that name.
-
-    Raises:
-        BertfastError: there is none.
-    """
-    if not isinstance(name, str) or name not in OBJECTIVES:
-        raise BertfastError(
-            f"objective is {name!r}; it must be one of {', '.join(OBJECTIVES)} "
-            "(an own one is registered by bertfast.register_objective)"
-        )
-    return OBJECTIVES[name]
+OBJECTIVES: Registry[Objective] = Registry("objective")
+register_objective = OBJECTIVES.register
+"""Makes a subclass of `Objective` known under its name; a decorator. See `Registry.register`."""
 
 
 def default_objective(config: EncoderConfig) -> str:

@@ -4,7 +4,7 @@ from .classification import Classification
 from .multilabel import MultiLabel
 from .multiple_choice import MultipleChoice
 from .question_answering import QuestionAnswering
-from .registry import TASKS, Task, find_task, infer_task, recognize_task, register_task, task_of
+from .registry import TASKS, Task, infer_task, recognize_task, register_task, task_of
 from .regression import Regression
 from .token_classification import TokenClassification
 
@@ -17,7 +17,6 @@ __all__ = [
     "Regression",
     "Task",
     "TokenClassification",
-    "find_task",
     "infer_task",
     "recognize_task",
     "register_task",

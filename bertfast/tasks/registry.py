@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -23,6 +23,7 @@ from bertfast.errors import BertfastError
 from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel, load, member_class
 from bertfast.packed import PackedBatch
+from bertfast.registry import Registry
 from bertfast.scoring import Scorer, scores_of
 
 DEFAULT = "classification"  # of labels that no other task claims
@@ -314,39 +315,9 @@ def _interval(intervals: Mapping[str, Sequence[float]] | None, name: str) -> str
     return "" if ends is None else f" [{ends[0]:.4f}, {ends[1]:.4f}]"
 
 
-TASKS: dict[str, Task] = {}
-Kind = TypeVar("Kind", bound=type[Task])
-
-
-def register_task(cls: Kind) -> Kind:
-    """Makes a task known under its name; a decorator.
-
-    Raises:
-        BertfastError: it has no name or no scores, or another has its name.
-    """
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not name:
-        raise BertfastError(f"the task {cls.__name__} has no name")
-    if not getattr(cls, "scores", None):
-        raise BertfastError(f"the task {name!r} has no scores; the first chooses the best epoch")
-    if name in TASKS and type(TASKS[name]).__qualname__ != cls.__qualname__:
-        raise BertfastError(f"there is a task named {name!r} already")
-    TASKS[name] = cls()
-    return cls
-
-
-def find_task(name: object) -> Task:
-    """The registered task of that name.
-
-    Raises:
-        BertfastError: there is none.
-    """
-    if not isinstance(name, str) or name not in TASKS:
-        raise BertfastError(
-            f"task is {name!r}; it must be one of {', '.join(TASKS)} "
-            "(an own one is registered by bertfast.register_task)"
-        )
-    return TASKS[name]
+TASKS: Registry[Task] = Registry("task", needs={"scores": "the first chooses the best epoch"})
+register_task = TASKS.register
+"""Makes a subclass of `Task` known under its name; a decorator. See `Registry.register`."""
 
 
 def named_options(options: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:

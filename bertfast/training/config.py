@@ -15,7 +15,7 @@ from bertfast.config import PRESETS, EncoderConfig
 from bertfast.data.packing import MASK_UNITS, MASKINGS
 from bertfast.errors import BertfastError
 from bertfast.model import load_config
-from bertfast.objectives import default_objective, find_objective
+from bertfast.objectives import OBJECTIVES, default_objective
 from bertfast.resolve import Source, resolve
 
 from .precision import PRECISIONS
@@ -100,7 +100,7 @@ class PretrainConfig:
         object.__setattr__(self, "report_to", found)
         object.__setattr__(self, "data", tuple(str(path) for path in self.data))
         self._settle_model()
-        objective = find_objective(self.objective)
+        objective = OBJECTIVES.find(self.objective)
         if not self.data:
             raise BertfastError("data names no file")
         for name in (

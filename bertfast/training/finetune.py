@@ -38,7 +38,7 @@ from bertfast.packed import PackedBatch
 from bertfast.resolve import resolve
 from bertfast.scoring import pictures, scores_of
 from bertfast.seeds import fold_in, host_seed
-from bertfast.tasks import TASKS, Task, find_task, infer_task, recognize_task
+from bertfast.tasks import TASKS, Task, infer_task, recognize_task
 from bertfast.tasks.registry import DEFAULT, KEPT, named_options
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer, save_tokenizer
 
@@ -154,7 +154,7 @@ class FinetuneConfig:
         object.__setattr__(self, "report_to", tracker_names(self.report_to))
         object.__setattr__(self, "task_options", named_options(self.task_options))
         if self.task is not None:
-            find_task(self.task)
+            TASKS.find(self.task)
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
@@ -364,7 +364,7 @@ def _one(config: FinetuneConfig, resume: bool) -> FinetuneResult:
     device = find_device(config.device)
     source = resolve(config.model, config.revision)
     columns = Columns(config.text_column, config.pair_column, config.label_column)
-    task = find_task(config.task) if config.task else recognize_task(config.train)
+    task = TASKS.find(config.task) if config.task else recognize_task(config.train)
     inferred = task is None  # of a table, whose labels are to be read first
     task = TASKS[DEFAULT] if task is None else task.configured(config.task_options)
     columns = task.columns(config.train, columns)

@@ -25,7 +25,7 @@ from bertfast.errors import BertfastError
 from bertfast.files import make_folder, read_yaml, write_text
 from bertfast.model import PreTrainedModel, load, load_config, load_weights, member_class
 from bertfast.model.memory import check_memory
-from bertfast.objectives import find_objective
+from bertfast.objectives import OBJECTIVES
 from bertfast.objectives.joint import Distillation
 from bertfast.resolve import resolve
 from bertfast.tokenization import (
@@ -96,7 +96,7 @@ def pretrain(
             "cuda-graph needs a GPU that PyTorch can use, and there is none here; leave it out"
         )
     words = load_tokenizer(config.tokenizer_folder)
-    objective = find_objective(config.objective)
+    objective = OBJECTIVES.find(config.objective)
     setup = _Setup(config, words)
     torch.manual_seed(config.seed)
     model = objective.build(setup)
@@ -197,7 +197,7 @@ def _prepare(
         vocab_size,
         config.seq_len,
         config.batch_tokens,
-        find_objective(config.objective),
+        OBJECTIVES.find(config.objective),
         config.masking,
         config.seed,
         "cpu",  # a worker makes them, and the trainer moves them

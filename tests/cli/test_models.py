@@ -14,7 +14,7 @@ from tiny import Outcome, run_cli, sentences, write_model, write_table
 import bertfast
 from bertfast.config import PRESETS, EncoderConfig
 from bertfast.model import BertForSequenceClassification, BertModel, load
-from bertfast.objectives import default_objective, find_objective
+from bertfast.objectives import OBJECTIVES, default_objective
 from bertfast.training.config import PretrainConfig
 
 SMALL = ("--steps", 2, "--batch-tokens", 128, "--seq-len", 24)
@@ -185,7 +185,7 @@ def test_python_takes_ids_too(place: Path) -> None:
 @pytest.mark.parametrize("shape", PRESETS)
 def test_each_presets_default_objective_is_one_that_it_serves(shape: str) -> None:
     config = EncoderConfig.preset(shape)
-    objective = find_objective(default_objective(config))
+    objective = OBJECTIVES[default_objective(config)]
     wanted = {"bert": "mlm+nsp", "albert": "mlm+sop", "electra": "rtd"}
     assert objective.name == wanted.get(config.model_type, "mlm")
 
