@@ -17,7 +17,7 @@ from bertfast.tokenization import SpecialIds
 
 from .columnar import column_rows, is_columnar
 from .columns import LABELS, NONE, TEXTS, Columns
-from .labels import ONE_A_ROW, class_names, listed, quoted
+from .labels import ONE_A_ROW, class_names, label_number, quoted
 from .readers import is_json, open_text, read_json_lines, suffix_of, without_end
 
 TABLE_SUFFIXES = (".tsv", ".csv")
@@ -298,16 +298,10 @@ def encode_labels(
     Raises:
         BertfastError: a label that is not in ``label2id``: it was not seen in training.
     """
-    numbers = []
-    for example in examples:
-        label = one_label(example, source)
-        if label not in label2id:
-            raise BertfastError(
-                f"{source}, line {example.line}: the label {quoted(label)} was not seen in "
-                f"training; known are {listed(label2id)}"
-            )
-        numbers.append(label2id[label])
-    return numbers
+    return [
+        label_number(one_label(example, source), label2id, source, example.line)
+        for example in examples
+    ]
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,20 @@ def class_names(labels: Iterable[tuple[int, str]], source: str | Path) -> list[s
     return sorted(counts, key=int if whole else str)
 
 
+def label_number(label: str, label2id: Mapping[str, int], source: str | Path, line: int) -> int:
+    """The number of a row's label.
+
+    Raises:
+        BertfastError: it is not in ``label2id``: it was not seen in training.
+    """
+    if label not in label2id:
+        raise BertfastError(
+            f"{source}, line {line}: the label {quoted(label)} was not seen in training; "
+            f"known are {listed(label2id)}"
+        )
+    return label2id[label]
+
+
 def _refuse(source: str | Path, counts: Mapping[str, _Count], label: str, why: str) -> NoReturn:
     raise BertfastError(f"{source}, line {counts[label].line}: the label {quoted(label)} {why}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from bertfast.scoring import (
     together,
 )
 
+from .label_names import by_label, labels_file
 from .registry import Task, register_task
 
 
@@ -106,8 +106,7 @@ class Classification(Task):
         """``label``, the likeliest one, and ``probabilities``, of every label."""
         made = []
         for output in outputs:
-            values = output.softmax(-1).tolist()
-            named = {config.id2label[index]: value for index, value in enumerate(values)}
+            named = by_label(output.softmax(-1).tolist(), config)
             label = max(named, key=named.__getitem__)
             made.append({"label": label, "probabilities": named})
         return made
@@ -117,8 +116,7 @@ class Classification(Task):
         return f"{one_line(label)}\t{prediction['probabilities'][label]:.3f}"
 
     def files(self, config: EncoderConfig) -> dict[str, str]:
-        names = list(config.id2label.values())
-        return {"labels.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n"}
+        return labels_file(config)
 
     def serves(self, model: PreTrainedModel) -> bool:
         config = model.config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bertfast.config import EncoderConfig
-from bertfast.data.labels import class_names, listed, quoted
+from bertfast.data.labels import class_names, label_number, quoted
 from bertfast.errors import BertfastError
 from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel
@@ -29,6 +28,7 @@ from bertfast.scoring import (
     together,
 )
 
+from .label_names import by_label, labels_file
 from .registry import Task, register_task
 
 LEAST = 0.5  # probability from which on a label is given
@@ -66,16 +66,11 @@ class MultiLabel(Task):
     def targets(
         self, examples: Sequence[Any], config: EncoderConfig, source: str | Path
     ) -> list[list[float]]:
-        known, found = config.label2id, []
+        label2id, found = config.label2id, []
         for example in examples:
-            row = [0.0] * len(known)
+            row = [0.0] * len(label2id)
             for label in _labels(example, source):
-                if label not in known:
-                    raise BertfastError(
-                        f"{source}, line {example.line}: the label {quoted(label)} was not seen in "
-                        f"training; known are {listed(known)}"
-                    )
-                row[known[label]] = 1.0
+                row[label_number(label, label2id, source, example.line)] = 1.0
             found.append(row)
         return found
 
@@ -86,14 +81,14 @@ class MultiLabel(Task):
         examples: Sequence[Any],
         config: EncoderConfig,
     ) -> Scorer:
-        probabilities, wanted = _decisions(outputs, inputs)
+        probabilities, right = _decisions(outputs, inputs)
         losses = binary_cross_entropy_with_logits(
-            torch.stack(list(outputs)), torch.from_numpy(wanted).float(), reduction="none"
+            torch.stack(list(outputs)), torch.from_numpy(right).float(), reduction="none"
         )
         return together(
-            multi_label(probabilities >= LEAST, wanted),
+            multi_label(probabilities >= LEAST, right),
             mean_of({"loss": losses.mean(-1).double().numpy()}),
-            Calibration(probabilities, wanted).scorer,
+            Calibration(probabilities, right).scorer,
         )
 
     def temperature(self, outputs: Sequence[Tensor], inputs: Sequence[Any]) -> float | None:
@@ -110,11 +105,11 @@ class MultiLabel(Task):
         config: EncoderConfig,
     ) -> dict[str, Any]:
         """``table``, and the ``calibration`` of every label's probability."""
-        probabilities, wanted = _decisions(outputs, inputs)
+        probabilities, right = _decisions(outputs, inputs)
         names = [config.id2label[number] for number in range(config.num_labels)]
         return {
-            "table": LabelTable(names, wanted, probabilities >= LEAST).rows(),
-            "calibration": Calibration(probabilities, wanted).report(),
+            "table": LabelTable(names, right, probabilities >= LEAST).rows(),
+            "calibration": Calibration(probabilities, right).report(),
         }
 
     def predict(
@@ -127,8 +122,7 @@ class MultiLabel(Task):
         """``labels``, those of a probability of a half at least, and ``probabilities``, of all."""
         made = []
         for output in outputs:
-            values = output.sigmoid().tolist()
-            named = {config.id2label[index]: value for index, value in enumerate(values)}
+            named = by_label(output.sigmoid().tolist(), config)
             labels = [name for name, value in named.items() if value >= LEAST]
             made.append({"labels": labels, "probabilities": named})
         return made
@@ -137,8 +131,7 @@ class MultiLabel(Task):
         return ", ".join(map(one_line, prediction["labels"])) or "-"
 
     def files(self, config: EncoderConfig) -> dict[str, str]:
-        names = list(config.id2label.values())
-        return {"labels.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n"}
+        return labels_file(config)
 
     def serves(self, model: PreTrainedModel) -> bool:
         return super().serves(model) and model.config.problem_type == "multi_label_classification"
@@ -163,5 +156,5 @@ def _decisions(
     outputs: Sequence[Tensor], inputs: Sequence[Any]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Each label's probability, and whether the input has it: (inputs, labels) each."""
-    wanted = np.array([item.target for item in inputs], bool)
-    return torch.stack(list(outputs)).sigmoid().numpy(), wanted
+    right = np.array([item.target for item in inputs], bool)
+    return torch.stack(list(outputs)).sigmoid().numpy(), right

@@ -1,0 +1,19 @@
+"""What tasks over named labels write of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from bertfast.config import EncoderConfig
+
+
+def labels_file(config: EncoderConfig) -> dict[str, str]:
+    """The text of ``labels.json``, by its name: the labels in the order of their numbers."""
+    names = list(config.id2label.values())
+    return {"labels.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n"}
+
+
+def by_label(values: Sequence[float], config: EncoderConfig) -> dict[str, float]:
+    """A value of each label, by the label's name."""
+    return {config.id2label[number]: value for number, value in enumerate(values)}
