@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import bertfast
 from bertfast.bench.lengths import wikitext
+from bertfast.bench.memory import status_bytes
 from bertfast.packed import PackedBatch
 from bertfast.tokenization import SpecialIds, load_tokenizer, save_tokenizer, train_wordpiece
 
@@ -43,12 +44,6 @@ def write_tokenizer(folder: Path) -> int:
 # --- The grid of sizes ---
 
 
-def resident() -> float:
-    """MiB of this process that are in memory."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
-
-
 def measure_loop(loop: str, grid: str, model: str, batch_size: int) -> None:
     """Runs a loop over `BATCHES` batches of random lengths; prints how many MiB it has added past
     the tenth. Float32 products go to oneDNN, as they do on AMD's processors with AVX-512.
@@ -65,7 +60,7 @@ def measure_loop(loop: str, grid: str, model: str, batch_size: int) -> None:
 
     def look(self: Any, *inputs: Any, **options: Any) -> Any:
         encoded = encode(self, *inputs, **options)
-        marks.append(resident())
+        marks.append(status_bytes("VmRSS") / 2**20)
         sizes.add(encoded.batch.num_tokens)
         return encoded
 

@@ -225,9 +225,7 @@ def describe() -> dict[str, str]:
     by = "oneDNN" if _mkl_is_half_as_wide() else "PyTorch"
     widening = "the C++ kernels" if _has_cpp() else f"{by}, a panel at a time"
     return {
-        str(dtype).removeprefix(
-            "torch."
-        ): f"native, by {by if dtype == torch.float32 else 'oneDNN'}"
+        dispatch.dtype_name(dtype): f"native, by {by if dtype == torch.float32 else 'oneDNN'}"
         if native
         else f"widened to float32, by {widening}: it saves memory, not time"
         for dtype, native in NATIVE.items()

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from bertfast.apps.corpus import Gap
+from bertfast.data.epochs import shuffled_batches
 from bertfast.model import load_config, member_class
 from bertfast.model.models import ForTokenClassification
 from bertfast.packed import IGNORE_INDEX, PackedBatch
@@ -49,12 +50,13 @@ class Epochs:
 
     def iterate(self, start: int = 0) -> Iterator[tuple[int, PackedBatch]]:
         """(epoch, batch) of number ``start`` and every later one."""
-        epoch, index = divmod(start, -(-len(self.gaps) // self.batch_size))
-        while True:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.gaps))
-            for place in range(index * self.batch_size, len(order), self.batch_size):
-                yield epoch, self.gaps.batch(order[place : place + self.batch_size].tolist())
-            epoch, index = epoch + 1, 0
+        for epoch, rows in shuffled_batches(
+            len(self.gaps),
+            self.batch_size,
+            lambda epoch: np.random.default_rng([self.seed, epoch]),
+            start,
+        ):
+            yield epoch, self.gaps.batch(rows)
 
 
 def new_model(

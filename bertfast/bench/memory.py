@@ -35,15 +35,21 @@ def peak_bytes(call: Callable[[], Any], device: str) -> int | None:
         ctypes.CDLL(None).malloc_trim(0)
     try:
         CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident set size
-        resident = _status("VmRSS")
+        resident = status_bytes("VmRSS")
         result = call()
-        peak = _status("VmHWM")
+        peak = status_bytes("VmHWM")
     except (OSError, TypeError):
         return None
     del result
     return max(0, peak - resident)
 
 
-def _status(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """A size that Linux tells of this process, such as ``VmRSS``, the bytes in memory.
+
+    Raises:
+        OSError: the system does not tell of processes.
+        TypeError: the kernel does not say.
+    """
     found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
-    return int(found[1]) * 1024  # type: ignore[index]  # TypeError where the kernel does not say
+    return int(found[1]) * 1024  # type: ignore[index]

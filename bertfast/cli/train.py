@@ -73,6 +73,7 @@ def tokenizer(
         bertfast tokenizer --data corpus.txt --vocab-size 8192 --out tok
     """
     from bertfast.data.readers import read_documents
+    from bertfast.files import check_new
     from bertfast.tokenization import (
         save_tokenizer,
         train_byte_level_bpe,
@@ -80,8 +81,7 @@ def tokenizer(
         train_wordpiece,
     )
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BertfastError(f"{out}: exists already; choose another --out")
+    check_new(out)
     lines = (line for document in read_documents(data, text_field) for line in document)
     if kind in ("wordpiece", "mpnet"):
         trained = train_wordpiece(lines, vocab_size, lowercase=not cased, mpnet=kind == "mpnet")

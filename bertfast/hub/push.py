@@ -7,12 +7,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from bertfast.card import CARD_FILE
 from bertfast.errors import BertfastError
 from bertfast.resolve import MODEL_FILES
 
-CARD = "README.md"
 # Text that any model's repository has; weights, settings and tokenizers are `MODEL_FILES`.
-TEXTS = (CARD, "LICENSE", "LICENSE.txt", "metrics.jsonl")
+TEXTS = (CARD_FILE, "LICENSE", "LICENSE.txt", "metrics.jsonl")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def collect(folder: str | Path) -> Upload:
     # A pattern's star would take folders in too; no known file lies deeper.
     files = tuple(path for path in paths if known.fullmatch(path))
     others = {"config.json": {"modules.json", "adapter_config.json"}}
-    for name in ("config.json", CARD):
+    for name in ("config.json", CARD_FILE):
         if name not in files and not others.get(name, set()) & set(files):
             raise BertfastError(f"{folder}: has no {name}; push the folder of a finished run")
     if not any(path.endswith(".safetensors") for path in files):

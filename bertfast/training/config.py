@@ -18,6 +18,7 @@ from bertfast.model import load_config
 from bertfast.objectives import OBJECTIVES, default_objective
 from bertfast.resolve import Source, resolve
 
+from .checks import number, one_of, whole_number
 from .precision import PRECISIONS
 from .trackers import TRACKERS, tracker_names
 
@@ -111,30 +112,25 @@ class PretrainConfig:
             "checkpoint_every",
             "log_every",
         ):
-            _whole(name, getattr(self, name), 1)
+            whole_number(name, getattr(self, name), 1)
         if self.warmup is None:
             object.__setattr__(self, "warmup", min(1000, self.steps // 10))
-        warmup = _whole("warmup", self.warmup, 0)
-        if _whole("seed", self.seed, 0) >= 2**63:
-            raise BertfastError(f"seed is {self.seed}; it must be below 2^63")
+        warmup = whole_number("warmup", self.warmup, 0)
+        whole_number("seed", self.seed, 0)
         if warmup > self.steps:
             raise BertfastError(
                 f"warmup is {self.warmup} and steps {self.steps}; warmup must not go beyond them"
             )
         for name in ("lr", "clip_norm"):
-            _number(name, getattr(self, name), above=0)
-        _number("weight_decay", self.weight_decay, least=0)
+            number(name, getattr(self, name), above=0)
+        number("weight_decay", self.weight_decay, least=0)
         for name, choices in (
             ("masking", MASKINGS),
             ("mask_unit", MASK_UNITS),
             ("precision", PRECISIONS),
         ):
-            if getattr(self, name) not in choices:
-                raise BertfastError(
-                    f"{name.replace('_', '-')} is {getattr(self, name)!r}; "
-                    f"it must be one of {', '.join(choices)}"
-                )
-        _number("generator_size", self.generator_size, above=0)
+            one_of(name, getattr(self, name), choices)
+        number("generator_size", self.generator_size, above=0)
         if self.generator_size > 1:
             raise BertfastError(f"generator-size is {self.generator_size}; it must be at most 1")
         objective.check(self)
@@ -234,24 +230,3 @@ class PretrainConfig:
     def to_yaml(self) -> str:
         """The text of ``config.yaml``."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
-
-
-def _whole(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BertfastError(
-            f"{name.replace('_', '-')} is {value!r}; it must be a whole number of at least {least}"
-        )
-    return value
-
-
-def _number(
-    name: str, value: object, above: float | None = None, least: float | None = None
-) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value < float("inf")
-    if good and above is not None:
-        good = value > above  # type: ignore[operator]
-    if good and least is not None:
-        good = value >= least  # type: ignore[operator]
-    if not good:
-        bound = f"above {above}" if above is not None else f"at least {least}"
-        raise BertfastError(f"{name.replace('_', '-')} is {value!r}; it must be a number {bound}")

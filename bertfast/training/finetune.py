@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import shutil
 import sys
@@ -26,6 +25,7 @@ from bertfast.card import CARD_FILE
 from bertfast.config import EncoderConfig
 from bertfast.data.columnar import data_files
 from bertfast.data.columns import Columns
+from bertfast.data.epochs import shuffled_batches
 from bertfast.data.splitting import folds, held_out
 from bertfast.errors import BertfastError
 from bertfast.files import check_new, file_sha256, whole_folder, write_text
@@ -44,7 +44,7 @@ from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokeniz
 
 from . import card
 from .checkpoint import checkpoint_folder, checkpoints, load_checkpoint, locked
-from .checks import number, whole_number
+from .checks import number, one_of, whole_number
 from .evaluate import measure
 from .layers import decayed_rates, divide_logits, freeze_layers
 from .losses import ClassLoss, class_weights
@@ -156,27 +156,14 @@ class FinetuneConfig:
         if self.task is not None:
             TASKS.find(self.task)
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-                raise BertfastError(
-                    f"{name.replace('_', '-')} is {value!r}; it must be a whole number of at "
-                    f"least {least}, below 2^63"
-                )
+            whole_number(name, getattr(self, name), least)
         if self.lr is None:
             usual = 1e-2 if self.freeze_encoder else 5e-4 if self.adapter else 5e-5
             object.__setattr__(self, "lr", usual)
-        if not (isinstance(self.lr, (int, float)) and 0 < self.lr < math.inf):
-            raise BertfastError(f"lr is {self.lr!r}; it must be a number above 0")
-        if self.max_length is not None and (
-            not isinstance(self.max_length, int) or self.max_length < 4
-        ):
-            raise BertfastError(
-                f"max-length is {self.max_length!r}; it must be a whole number of at least 4"
-            )
-        if self.precision not in PRECISIONS:
-            raise BertfastError(
-                f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}"
-            )
+        number("lr", self.lr, above=0)
+        if self.max_length is not None:
+            whole_number("max_length", self.max_length, 4)
+        one_of("precision", self.precision, PRECISIONS)
         if self.adapter is not None:
             self.adapted_by()
             for name in ("freeze_encoder", "from_scratch"):
@@ -629,17 +616,16 @@ class _Epochs:
 
     def iterate(self, start: int = 0) -> Iterator[tuple[int, PackedBatch]]:
         """(epoch, batch) of number ``start`` and every later one."""
-        epoch, index = divmod(start, self.per_epoch)
-        while True:
-            rng = np.random.default_rng(host_seed(self.seed, epoch + 1))
-            order = rng.permutation(len(self.data.inputs))
-            for place in range(index, self.per_epoch):
-                rows = order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
-                batch = self.data.batch(rows)
-                if self.features is not None:
-                    batch.per_sequence["features"] = self.features[rows]
-                yield epoch, batch
-            epoch, index = epoch + 1, 0
+        for epoch, rows in shuffled_batches(
+            len(self.data.inputs),
+            self.batch_size,
+            lambda epoch: np.random.default_rng(host_seed(self.seed, epoch + 1)),
+            start,
+        ):
+            batch = self.data.batch(rows)
+            if self.features is not None:
+                batch.per_sequence["features"] = self.features[rows]
+            yield epoch, batch
 
 
 class _Step(nn.Module):
