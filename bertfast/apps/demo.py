@@ -256,8 +256,8 @@ def _compare(
     rows: list[dict[str, Any]] = []
     said: dict[str, list[str]] = {}
     models: dict[str, ForTokenClassification] = {}
-    for wanted, point in POINTS.items():
-        labels = min(wanted, len(task.train))
+    for most, point in POINTS.items():
+        labels = min(most, len(task.train))
         now: list[dict[str, Any]] = [
             {"name": name, "labels": labels, "runs": [], "seconds": 0.0} for name in METHODS
         ]

@@ -267,7 +267,7 @@ def _steps(axes: Any, medians: dict[str, float]) -> None:
         [medians[name] * 1e3 for name in names],
         color=[STRONG if "bertfast" in name else QUIET for name in names],
     )
-    for place, name in enumerate(names):
-        axes.text(medians[name] * 1e3, place, f" {medians[name] * 1e3:.0f} ms", va="center")
+    for row, name in enumerate(names):
+        axes.text(medians[name] * 1e3, row, f" {medians[name] * 1e3:.0f} ms", va="center")
     axes.set_xlabel("milliseconds a step (median)")
     axes.margins(x=0.15)

@@ -235,9 +235,9 @@ def embed(
 
     texts = read_lines(file)
     check_folder_of(out)
-    place, dtype = find_device(device), inference_dtype(precision)
+    where, dtype = find_device(device), inference_dtype(precision)
     source = resolve(model, revision)
-    encoder = SentenceEncoder.from_pretrained(source.folder).to(place, dtype)
+    encoder = SentenceEncoder.from_pretrained(source.folder).to(where, dtype)
     tokens = encoder.tokenize(texts, prompt_name=prompt_name)
     say_weights(source)
     vectors = encoder.encode_tokens(

@@ -51,10 +51,10 @@ class Setup(Protocol):
     shape: EncoderConfig
     tokenizer: Tokenizer
 
-    def load_weights(self, model: PreTrainedModel, place: str = "") -> None:
+    def load_weights(self, model: PreTrainedModel, subfolder: str = "") -> None:
         """Reads the weights of ``--model``, or of that folder in it, where it is no shape alone."""
 
-    def config_at(self, place: str) -> EncoderConfig | None:
+    def config_at(self, subfolder: str) -> EncoderConfig | None:
         """The configuration in that folder of ``--model``; None where there is none."""
 
     def other_model(self, folder: str) -> tuple[PreTrainedModel, Tokenizer]:

@@ -122,14 +122,14 @@ def restore_optimizer(
     state_dict = optimizer.state_dict()
     state_dict["state"] = {}
     number = 0
-    for place, group in enumerate(optimizer.param_groups):
+    for index, group in enumerate(optimizer.param_groups):
         for weight in group["params"]:
             if names[weight] in found:
                 state_dict["state"][number] = found[names[weight]]
             number += 1
         if values is not None:
-            kept = state_dict["param_groups"][place]
-            for key, value in values["groups"][place].items():
+            kept = state_dict["param_groups"][index]
+            for key, value in values["groups"][index].items():
                 kept[key] = tuple(value) if isinstance(kept.get(key), tuple) else value
     optimizer.load_state_dict(state_dict)
 
@@ -164,9 +164,9 @@ def save_checkpoint(
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        for place, own in weights.items():
-            (temporary / place).mkdir(parents=True)
-            save_file(plain(own), temporary / place / WEIGHTS, metadata={"format": "pt"})
+        for subfolder, own in weights.items():
+            (temporary / subfolder).mkdir(parents=True)
+            save_file(plain(own), temporary / subfolder / WEIGHTS, metadata={"format": "pt"})
         save_file(plain(moments), temporary / STATE_TENSORS)
         for name, text in model_files.items():
             (temporary / name).write_text(text, encoding="utf-8")

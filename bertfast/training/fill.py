@@ -79,8 +79,10 @@ class MaskFiller:
         tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
         truncated = len(tokens) > limit - frame.added
         tokens = tokens[: limit - frame.added]
-        places = [place for place, index in enumerate(tokens) if index == self.special.mask]
-        if not places:
+        positions = [
+            position for position, index in enumerate(tokens) if index == self.special.mask
+        ]
+        if not positions:
             raise BertfastError(
                 f"every {mask} is beyond the model's {limit} positions; shorten the text"
             )
@@ -91,13 +93,13 @@ class MaskFiller:
         logits = self.model.word_logits(hidden)
         values, words = logits.float().softmax(-1).topk(top)
         result = []
-        for place, probabilities, candidates in zip(
-            places, values.tolist(), words.tolist(), strict=True
+        for position, probabilities, candidates in zip(
+            positions, values.tolist(), words.tolist(), strict=True
         ):
             fillers = []
             for probability, word in zip(probabilities, candidates, strict=True):
                 # A special token is shown by its name, so that it is not lost from the text.
-                shown = self._decode([*tokens[:place], word, *tokens[place + 1 :]])
+                shown = self._decode([*tokens[:position], word, *tokens[position + 1 :]])
                 fillers.append(
                     Filler(
                         self._decode([word]) or str(self.tokenizer.id_to_token(word)),

@@ -149,8 +149,8 @@ def pretrain(
 def _write_cards(
     config: PretrainConfig, saved: dict[str, PreTrainedModel], result: PretrainResult
 ) -> None:
-    for place, model in saved.items():
-        folder = result.out / place
+    for subfolder, model in saved.items():
+        folder = result.out / subfolder
         if (folder / CARD_FILE).exists():
             # Somebody wrote one, or the run was complete before.
             continue
@@ -163,7 +163,7 @@ def _write_cards(
 
 def _tokenizer_files(run: Path, saved: dict[str, PreTrainedModel]) -> dict[str, str]:
     """The text of the tokenizer's files by path, for each model."""
-    paths = [Path(place) / name for place in saved for name in TOKENIZER_FILES]
+    paths = [Path(subfolder) / name for subfolder in saved for name in TOKENIZER_FILES]
     return {
         str(path): (run / path).read_text(encoding="utf-8")
         for path in paths
@@ -180,16 +180,16 @@ def _prepare(
     """Puts what does not change into the run's folder, and opens its data."""
     clean(run)
     special = SpecialIds(words, config.tokenizer_folder)
-    for place, model in saved.items():
+    for subfolder, model in saved.items():
         save_tokenizer(
             words,
-            run / place,
+            run / subfolder,
             model.config.max_length,
             special,
             segments=model.config.type_vocab_size > 1,
         )
         text = json.dumps(model.config.to_dict(type(model).__name__), indent=2) + "\n"
-        write_text(run / place / "config.json", text)
+        write_text(run / subfolder / "config.json", text)
     vocab_size = saved[""].config.vocab_size
     batches = Batches(
         TokenStore.build(config.data, words, run / "tokens", config.text_field),
@@ -265,18 +265,18 @@ class _Setup:
                 "take its own tokenizer, or train one with bertfast tokenizer --type mpnet"
             )
 
-    def load_weights(self, model: PreTrainedModel, place: str = "") -> None:
+    def load_weights(self, model: PreTrainedModel, subfolder: str = "") -> None:
         if not self.options.starts_random:
-            load_weights(model, self.options.source.folder / place, new_head_ok=not place)
+            load_weights(model, self.options.source.folder / subfolder, new_head_ok=not subfolder)
 
-    def config_at(self, place: str) -> EncoderConfig | None:
-        if self.options.starts_random or not (self.options.source.folder / place).is_dir():
+    def config_at(self, subfolder: str) -> EncoderConfig | None:
+        if self.options.starts_random or not (self.options.source.folder / subfolder).is_dir():
             return None
-        return load_config(self.options.source.folder / place)
+        return load_config(self.options.source.folder / subfolder)
 
     def other_model(self, folder: str) -> tuple[PreTrainedModel, Tokenizer]:
-        place = resolve(folder).folder
-        return load(place), load_tokenizer(place)
+        local = resolve(folder).folder
+        return load(local), load_tokenizer(local)
 
     def say(self, text: str) -> None:
         print(f"bertfast: {text}", file=sys.stderr)

@@ -418,7 +418,7 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         self.window.elapsed = time.monotonic() - self.clock
-        weights = {place: self.masters.of(model) for place, model in self.models.items()}
+        weights = {subfolder: self.masters.of(model) for subfolder, model in self.models.items()}
         tensors, groups = optimizer_state(self.optimizer, self.masters.by_weight)
         tensors |= {f"{UNSAVED}.{name}": weight for name, weight in self._unsaved().items()}
         values = {
@@ -451,11 +451,11 @@ class Trainer:
     def _config_files(self) -> dict[str, str]:
         """The config.json of each model that has one."""
         return {
-            str(Path(place) / "config.json"): json.dumps(
+            str(Path(subfolder) / "config.json"): json.dumps(
                 model.config.to_dict(type(model).__name__), indent=2, ensure_ascii=False
             )
             + "\n"
-            for place, model in self.models.items()
+            for subfolder, model in self.models.items()
             if isinstance(model, PreTrainedModel)
         }
 
@@ -482,8 +482,8 @@ class Trainer:
             if key.startswith(f"{UNSAVED}.")
         }
         groups = [
-            (state.weights.get(place, {}), self.masters.of(model))
-            for place, model in self.models.items()
+            (state.weights.get(subfolder, {}), self.masters.of(model))
+            for subfolder, model in self.models.items()
         ]
         with torch.no_grad():
             for kept, weights in [*groups, (own, self._unsaved())]:
