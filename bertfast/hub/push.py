@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from bertfast.card import CARD_FILE
 from bertfast.errors import BertfastError
+from bertfast.files import read_object
 from bertfast.resolve import MODEL_FILES
 
+METRICS = "metrics.json"
 # Text that any model's repository has; weights, settings and tokenizers are `MODEL_FILES`.
 TEXTS = (CARD_FILE, "LICENSE", "LICENSE.txt", "metrics.jsonl")
 
@@ -64,7 +68,8 @@ def push(
     revision: str | None = None,
     message: str = "Upload a model made with bertfast",
 ) -> str:
-    """Uploads the files that `collect` names; returns the address of the commit.
+    """Uploads the files that `collect` names; returns the address of the commit. Of the paths in
+    metrics.json the file names alone go with them.
 
     Args:
         folder: of the model.
@@ -80,6 +85,9 @@ def push(
     from huggingface_hub import errors
 
     upload = collect(folder)
+    additions = [
+        hub.CommitOperationAdd(name, _shared(Path(folder) / name)) for name in upload.files
+    ]
     check_repository(repository)
     api = hub.HfApi(library_name="bertfast")
     try:
@@ -87,12 +95,8 @@ def push(
         api.create_repo(repository, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            revision=revision,
-            commit_message=message,
-            allow_patterns=list(upload.files),
+        commit = api.create_commit(
+            repository, operations=additions, revision=revision, commit_message=message
         )
     except errors.LocalTokenNotFoundError:
         raise BertfastError(
@@ -114,6 +118,25 @@ def push(
             f"{' '.join(str(error).split())})"
         ) from None
     return str(commit.commit_url)
+
+
+def _shared(path: Path) -> Path | bytes:
+    """The file as it is uploaded: the settings of a run name no folder of this machine."""
+    if path.name != METRICS:
+        return path
+    values = read_object(path)
+    if isinstance(values.get("settings"), dict):
+        values["settings"] = {name: _file_name(value) for name, value in values["settings"].items()}
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def _file_name(value: Any) -> Any:
+    """The last part of a path that leads out of the working directory; else the value."""
+    if not isinstance(value, str):
+        return value
+    path = PureWindowsPath(value)  # which knows both kinds of slash
+    leads_out = value[:1] in ("/", "~") or path.is_absolute() or ".." in path.parts
+    return path.name if leads_out else value
 
 
 def check_repository(repository: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,8 +55,8 @@ class FakeApi:
     def create_branch(self, repo_id: str, **arguments: Any) -> None:
         self._note("create_branch", repo_id=repo_id, **arguments)
 
-    def upload_folder(self, **arguments: Any) -> SimpleNamespace:
-        self._note("upload_folder", **arguments)
+    def create_commit(self, repo_id: str, **arguments: Any) -> SimpleNamespace:
+        self._note("create_commit", repo_id=repo_id, **arguments)
         return SimpleNamespace(commit_url="https://hub.example/commit/1")
 
 
@@ -71,6 +72,15 @@ def push(
     model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
     return lambda *args: run_cli(monkeypatch, capfd, "push", *args)
+
+
+def uploaded(hub: type[FakeApi]) -> dict[str, bytes]:
+    """The content of each file that was sent, by its path."""
+    found = {}
+    for operation in dict(hub.calls)["create_commit"]["operations"]:
+        with operation.as_file() as file:
+            found[operation.path_in_repo] = file.read()
+    return found
 
 
 SAFE = {
@@ -107,21 +117,48 @@ def test_only_known_files_go_with_the_card(
     done = push("classifier", "owner/name", "--private", "--revision", "v2", "--message", "m")
     assert (done.code, done.out) == (0, "https://hub.example/commit/1\n")
     calls = dict(hub.calls)
-    assert list(calls) == ["whoami", "create_repo", "create_branch", "upload_folder"]
+    assert list(calls) == ["whoami", "create_repo", "create_branch", "create_commit"]
     assert calls["create_repo"] == {"repo_id": "owner/name", "private": True, "exist_ok": True}
-    assert calls["create_branch"]["branch"] == calls["upload_folder"]["revision"] == "v2"
-    assert calls["upload_folder"]["commit_message"] == "m"
-    patterns = calls["upload_folder"]["allow_patterns"]
-    # What huggingface_hub makes of the patterns, in the real folder.
-    kept = set(
-        huggingface_hub.utils.filter_repo_objects(
-            [str(path.relative_to("classifier")) for path in Path("classifier").rglob("*")],
-            allow_patterns=patterns,
-        )
-    )
-    assert kept >= SAFE
-    assert not kept & set(PRIVATE)
-    assert not any(name.startswith(("checkpoints", ".git")) for name in kept)
+    assert calls["create_branch"]["branch"] == calls["create_commit"]["revision"] == "v2"
+    assert calls["create_commit"]["commit_message"] == "m"
+    sent = uploaded(hub)
+    assert sent.keys() >= SAFE
+    assert not sent.keys() & set(PRIVATE)
+    assert not any(name.startswith(("checkpoints", ".git")) for name in sent)
+    assert sent["generator/model.safetensors"] == b"weights"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/home/me/data/train.tsv", "train.tsv"),
+        ("~/data/train.tsv", "train.tsv"),
+        ("../me/train.tsv", "train.tsv"),
+        (r"C:\Users\me\train.tsv", "train.tsv"),
+        ("data/train.tsv", "data/train.tsv"),
+        ("owner/name", "owner/name"),
+    ],
+)
+def test_no_folder_of_this_machine_goes_with_the_metrics(
+    path: str, shown: str, model: Path, push: Callable[..., Outcome], hub: type[FakeApi]
+) -> None:
+    settings = {"train": path, "epochs": 3, "task": "classification", "report_to": []}
+    metrics = {"dev_accuracy": 0.5, "settings": settings}
+    (model / "metrics.json").write_text(json.dumps(metrics))
+    assert push("classifier", "owner/name").code == 0
+    sent = json.loads(uploaded(hub)["metrics.json"])
+    assert sent == {**metrics, "settings": {**settings, "train": shown}}
+    assert json.loads((model / "metrics.json").read_text()) == metrics
+
+
+def test_a_broken_metrics_file_is_one_line(
+    model: Path, push: Callable[..., Outcome], hub: type[FakeApi]
+) -> None:
+    (model / "metrics.json").write_text("{")
+    done = push("classifier", "owner/name")
+    assert (done.code, len(done.errors)) == (2, 1)
+    assert "metrics.json: cannot be read as JSON" in done.errors[0]
+    assert hub.calls == []
 
 
 def response(status: int) -> Any:
@@ -140,7 +177,7 @@ def response(status: int) -> Any:
             errors.HfHubHTTPError("403 Forbidden", response=response(403)),
             "has your token the right",
         ),
-        ("upload_folder", TimeoutError("timed out"), "cannot be reached"),
+        ("create_commit", TimeoutError("timed out"), "cannot be reached"),
     ],
 )
 def test_what_goes_wrong_is_one_line(
