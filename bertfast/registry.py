@@ -9,6 +9,24 @@ from .errors import BertfastError
 
 T = TypeVar("T")
 Kind = TypeVar("Kind", bound=type)
+# What help says of the built-in ones. Their modules import torch, and help must answer at once.
+SUMMARIES = {
+    "objective": {
+        "mlm": "masked words",
+        "mlm+nsp": "and next sentences",
+        "mlm+sop": "and the order of sentences",
+        "rtd": "ELECTRA's replaced tokens",
+        "distill": "a teacher's predictions",
+    },
+    "task": {
+        "classification": "one label of several",
+        "multilabel": "any of several labels",
+        "question-answering": "the span of a context that answers",
+        "regression": "a number",
+        "token-classification": "a tag for each word",
+    },
+}
+_made: dict[str, Registry[Any]] = {}
 
 
 class Registry(dict[str, T]):
@@ -22,6 +40,7 @@ class Registry(dict[str, T]):
     def __init__(self, kind: str, needs: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self.kind, self.needs = kind, needs or {}
+        _made[kind] = self
 
     def register(self, cls: Kind) -> Kind:
         """Makes a class known under its name; a decorator.
@@ -54,3 +73,9 @@ class Registry(dict[str, T]):
                 f"(an own one is registered by bertfast.register_{self.kind})"
             )
         return self[name]
+
+
+def summaries(kind: str) -> dict[str, str]:
+    """The summary of each one of a kind by its name; the built-in ones are not loaded for it."""
+    registered = _made.get(kind, {})
+    return SUMMARIES.get(kind, {}) | {name: one.summary for name, one in registered.items()}

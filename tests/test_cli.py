@@ -298,3 +298,24 @@ def test_the_help_names_every_registered_objective(
     monkeypatch.setitem(OBJECTIVES, Own.name, Own())
     text = " ".join(run_cli(monkeypatch, capfd, "pretrain", "--help").out.split())
     assert all(f"{name} ({objective.summary})" in text for name, objective in OBJECTIVES.items())
+
+
+def test_no_help_waits_for_torch() -> None:
+    """Every command's help in one process that has imported nothing else."""
+    run = """
+import contextlib, io, sys
+from bertfast.cli.main import app
+for arguments in ([], *([name] for name in app.commands)):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            app.main([*arguments, "--help"], "bertfast")
+        except SystemExit as stopped:
+            assert stopped.code == 0
+    assert "Usage: " in out.getvalue()
+    heavy = {"torch", "numpy", "tokenizers", "transformers"} & sys.modules.keys()
+    assert not heavy, (arguments, heavy)
+print(len(app.commands))
+"""
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10

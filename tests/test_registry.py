@@ -3,7 +3,9 @@
 import pytest
 
 from bertfast import BertfastError
-from bertfast.registry import Registry
+from bertfast.objectives import OBJECTIVES
+from bertfast.registry import SUMMARIES, Registry
+from bertfast.tasks import TASKS
 
 
 def test_a_class_is_registered_and_found_by_its_name():
@@ -48,3 +50,13 @@ def test_a_name_that_is_not_registered_is_refused(name):
         f"thing is {name!r}; it must be one of first "
         "(an own one is registered by bertfast.register_thing)"
     )
+
+
+def test_help_knows_the_built_in_ones_and_no_other():
+    for kind, registry in (("objective", OBJECTIVES), ("task", TASKS)):
+        own = {
+            name: one.summary
+            for name, one in registry.items()
+            if type(one).__module__.startswith("bertfast.")
+        }
+        assert SUMMARIES[kind] == own

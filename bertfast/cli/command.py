@@ -5,7 +5,7 @@ that take several values, and what is registered in its help.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from bertfast.errors import BertfastError
+from bertfast.registry import summaries
 from bertfast.resolve import Source
 
 from . import config_file
@@ -130,20 +131,18 @@ class RegistryOption(click.Option):
     """An option whose help names what is registered in the place of `REGISTERED`.
 
     Args:
-        registry: gives it, by name; each has a ``summary``.
+        kind: "objective" or "task".
     """
 
-    def __init__(
-        self, *args: Any, registry: Callable[[], Mapping[str, Any]], **options: Any
-    ) -> None:
+    def __init__(self, *args: Any, kind: str, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.registry = registry
+        self.kind = kind
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         record = super().get_help_record(ctx)
         names = ", ".join(
-            f"{name} ({one.summary})" if one.summary else name
-            for name, one in self.registry().items()
+            f"{name} ({summary})" if summary else name
+            for name, summary in summaries(self.kind).items()
         )
         return record and (record[0], record[1].replace(REGISTERED, names))
 

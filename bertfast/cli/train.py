@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,12 +95,6 @@ def tokenizer(
     print(f"{trained.get_vocab_size()} entries in {out}")
 
 
-def _objectives() -> Mapping[str, Any]:
-    from bertfast.objectives import OBJECTIVES
-
-    return OBJECTIVES
-
-
 @command(spellings=spellings.PRETRAIN)
 @data_option(
     help="Files of text: plain (a blank line between documents), JSON lines, or gzip of either."
@@ -117,7 +111,7 @@ def _objectives() -> Mapping[str, Any]:
 @option(
     "--objective",
     cls=RegistryOption,
-    registry=_objectives,
+    kind="objective",
     help=f"One of {REGISTERED}. Default: by the model, mlm+nsp for BERT, mlm+sop for ALBERT, "
     "rtd for ELECTRA, else mlm.",
 )
@@ -183,12 +177,6 @@ def pretrain(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
     print(f"{result.out}: step {result.steps}, loss {result.last.get('loss', float('nan')):.4f}")
 
 
-def _tasks() -> Mapping[str, Any]:
-    from bertfast.tasks import TASKS
-
-    return TASKS
-
-
 @command(spellings=spellings.FINETUNE)
 @argument("model")
 @option("--train", required=True, help="Training data: TSV, CSV or JSON lines with a header.")
@@ -202,7 +190,7 @@ def _tasks() -> Mapping[str, Any]:
 @option(
     "--task",
     cls=RegistryOption,
-    registry=_tasks,
+    kind="task",
     help=f"One of {REGISTERED}. Default: the one that the labels are of.",
 )
 @task_options_option

@@ -24,7 +24,7 @@ from bertfast.model import (
 )
 from bertfast.model.models import MaskedLMModel
 from bertfast.packed import PackedBatch
-from bertfast.registry import Registry
+from bertfast.registry import SUMMARIES, Registry
 
 from . import mlm, rtd
 from .joint import (
@@ -150,14 +150,14 @@ def wrong_member(setup: Setup, head: str) -> BertfastError:
 class MaskedLM(Objective):
     """Masked words alone."""
 
-    name, summary = "mlm", "masked words"
+    name, summary = "mlm", SUMMARIES["objective"]["mlm"]
 
 
 @register_objective
 class NextSentence(Objective):
     """Masked words, and whether the second segment follows the first."""
 
-    name, summary = "mlm+nsp", "and next sentences"
+    name, summary = "mlm+nsp", SUMMARIES["objective"]["mlm+nsp"]
     head, pairs = "BertForPreTraining", True
     default_of = ("bert",)
 
@@ -175,7 +175,7 @@ class NextSentence(Objective):
 class SentenceOrder(Objective):
     """Masked words, and whether two segments are swapped."""
 
-    name, summary = "mlm+sop", "and the order of sentences"
+    name, summary = "mlm+sop", SUMMARIES["objective"]["mlm+sop"]
     head, pairs = "AlbertForPreTraining", True
     default_of = ("albert",)
 
@@ -193,7 +193,7 @@ class SentenceOrder(Objective):
 class ReplacedTokens(Objective):
     """ELECTRA's generator and discriminator."""
 
-    name, summary = "rtd", "ELECTRA's replaced tokens"
+    name, summary = "rtd", SUMMARIES["objective"]["rtd"]
     default_of = ("electra",)
     masked_share, random_share = rtd.MASKED_SHARE, rtd.RANDOM_SHARE
 
@@ -219,7 +219,7 @@ class ReplacedTokens(Objective):
 class Distil(Objective):
     """A student that learns from a teacher."""
 
-    name, summary = "distill", "a teacher's predictions"
+    name, summary = "distill", SUMMARIES["objective"]["distill"]
 
     def check(self, options: Any) -> None:
         if not options.teacher:

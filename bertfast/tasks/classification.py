@@ -17,6 +17,7 @@ from bertfast.config import EncoderConfig
 from bertfast.data import labelled
 from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel
+from bertfast.registry import SUMMARIES
 from bertfast.scoring import (
     Calibration,
     LabelTable,
@@ -36,7 +37,7 @@ from .registry import Task, register_task
 class Classification(Task):
     """Words or whole numbers as labels, one a row; see `bertfast.data.labels`."""
 
-    name, summary = "classification", "one label of several"
+    name, summary = "classification", SUMMARIES["task"]["classification"]
     scores: ClassVar = {
         "accuracy": "accuracy",
         "macro_f1": "macro F1",

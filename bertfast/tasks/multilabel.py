@@ -18,6 +18,7 @@ from bertfast.data.labels import class_names, label_number, quoted
 from bertfast.errors import BertfastError
 from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel
+from bertfast.registry import SUMMARIES
 from bertfast.scoring import (
     Calibration,
     LabelTable,
@@ -40,7 +41,7 @@ class MultiLabel(Task):
     of its own.
     """
 
-    name, summary = "multilabel", "any of several labels"
+    name, summary = "multilabel", SUMMARIES["task"]["multilabel"]
     scores: ClassVar = {
         "micro_f1": "micro F1",
         "macro_f1": "macro F1",

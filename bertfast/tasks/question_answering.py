@@ -25,6 +25,7 @@ from bertfast.data.windows import windows
 from bertfast.errors import BertfastError
 from bertfast.escape import one_line
 from bertfast.packed import PackedBatch
+from bertfast.registry import SUMMARIES
 from bertfast.scoring import Scorer, mean_of
 from bertfast.tokenization import SpecialIds
 
@@ -93,7 +94,7 @@ class QuestionAnswering(Task):
     without an answer, the threshold from which on none is given is chosen on the dev data.
     """
 
-    name, summary = "question-answering", "the span of a context that answers"
+    name, summary = "question-answering", SUMMARIES["task"]["question-answering"]
     options: ClassVar = {
         "overlap": 128,
         "max_question_length": 64,

@@ -310,11 +310,6 @@ class Task:
         ]
 
 
-def _interval(intervals: Mapping[str, Sequence[float]] | None, name: str) -> str:
-    ends = (intervals or {}).get(name)
-    return "" if ends is None else f" [{ends[0]:.4f}, {ends[1]:.4f}]"
-
-
 TASKS: Registry[Task] = Registry("task", needs={"scores": "the first chooses the best epoch"})
 register_task = TASKS.register
 """Makes a subclass of `Task` known under its name; a decorator. See `Registry.register`."""

@@ -15,6 +15,7 @@ from bertfast.config import EncoderConfig
 from bertfast.data.labels import quoted
 from bertfast.errors import BertfastError
 from bertfast.model import PreTrainedModel
+from bertfast.registry import SUMMARIES
 from bertfast.scoring import Scorer, correlations
 
 from .registry import Task, register_task
@@ -24,7 +25,7 @@ from .registry import Task, register_task
 class Regression(Task):
     """Numbers as labels; the loss is the mean square of the errors."""
 
-    name, summary = "regression", "a number"
+    name, summary = "regression", SUMMARIES["task"]["regression"]
     scores: ClassVar = {"pearson": "Pearson", "spearman": "Spearman"}
     pipeline = "text-classification"
 

@@ -23,6 +23,7 @@ from bertfast.data.windows import widest, windows
 from bertfast.errors import BertfastError
 from bertfast.escape import one_line
 from bertfast.packed import IGNORE_INDEX, PackedBatch
+from bertfast.registry import SUMMARIES
 from bertfast.scoring import LabelTable, Scorer, sums_of
 from bertfast.scoring.bootstrap import Array, ratio
 from bertfast.tokenization import SpecialIds
@@ -70,7 +71,7 @@ class TokenClassification(Task):
     the window with most context around it.
     """
 
-    name, summary = "token-classification", "a tag for each word"
+    name, summary = "token-classification", SUMMARIES["task"]["token-classification"]
     options: ClassVar = {"tag_scheme": tagging.AUTO, "overlap": 128}
     scores: ClassVar = {
         "f1": "entity F1",
