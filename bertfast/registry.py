@@ -21,6 +21,7 @@ SUMMARIES = {
     "task": {
         "classification": "one label of several",
         "multilabel": "any of several labels",
+        "multiple-choice": "one of a question's choices",
         "question-answering": "the span of a context that answers",
         "regression": "a number",
         "token-classification": "a tag for each word",

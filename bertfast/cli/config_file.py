@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 import yaml
+from click.core import ParameterSource
 
 from bertfast.errors import BertfastError
 
+DEFAULT = ParameterSource.DEFAULT
 OWN = ("config", "print_config", "help")  # options that stand in no file
 
 
@@ -56,6 +58,8 @@ def write_options(context: click.Context) -> str:
     values = {}
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
+        if value == () and context.get_parameter_source(str(parameter.name)) is DEFAULT:
+            value = None  # an empty list would say: none of them
         if (names := spellings_of(parameter)) and not getattr(parameter, "hidden", False):
             values[names[0].replace("-", "_")] = _plain(value)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

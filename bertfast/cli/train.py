@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from bertfast.errors import BertfastError
 
@@ -37,6 +38,23 @@ bf16_flag = option("--bf16", "precision", flag_value="bf16", hidden=True)
 resume_option = option(
     "--resume", is_flag=True, help="Go on from the last checkpoint of a stopped run."
 )
+
+
+def adamw_options(function: Any) -> Any:
+    """Those of AdamW and of the clipping of its gradients."""
+    for add in reversed(
+        (
+            option("--weight-decay", type=float, default=0.01, help="Not of biases and norms."),
+            option("--adam-beta1", type=float, default=0.9, help="Of AdamW's first moment."),
+            option("--adam-beta2", type=float, default=0.999, help="Of its second moment."),
+            option("--adam-epsilon", type=float, default=1e-6, help="Beside its root."),
+            option(
+                "--clip-norm", type=float, default=1.0, help="Norm that gradients are scaled to."
+            ),
+        )
+    ):
+        function = add(function)
+    return function
 
 
 def report_option(default: str) -> Callable[[Any], Any]:
@@ -134,8 +152,7 @@ def tokenizer(
     help="Updates of warm-up; default: 1000, or a tenth of --steps if that is less.",
 )
 @option("--warmup-ratio", type=click.FloatRange(0, 1), help="The same, as a share of --steps.")
-@option("--weight-decay", type=float, default=0.01, help="Not of biases and norms.")
-@option("--clip-norm", type=float, default=1.0, help="Norm that gradients are scaled down to.")
+@adamw_options
 @option("--accumulation", type=int, default=1, help="Batches averaged for an update.")
 @training_precision_option
 @bf16_flag
@@ -171,7 +188,10 @@ def pretrain(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
         if values["warmup"] is not None:
             raise BertfastError("--warmup and --warmup-ratio say the same thing; give one")
         values["warmup"] = round(warmup_ratio * values["steps"])
-    values["report_to"] = values["report_to"] or None
+    # An empty list in a file of options is none, and nothing at all the default.
+    source = click.get_current_context().get_parameter_source("report_to")
+    if source is ParameterSource.DEFAULT:
+        values["report_to"] = None
     options = {field.name: values[field.name] for field in fields(PretrainConfig)}
     result = _until_stopped(lambda: run_pretrain(**options, resume=resume))
     print(f"{result.out}: step {result.steps}, loss {result.last.get('loss', float('nan')):.4f}")
@@ -219,7 +239,15 @@ def pretrain(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
     type=float,
     help="Peak learning rate; default 5e-5, 5e-4 with an adapter, 1e-2 when frozen.",
 )
-@option("--batch-size", type=int, default=32, help="Examples of an update.")
+@option(
+    "--warmup",
+    type=int,
+    help="Updates of warm-up; default: a tenth of all, as --warmup-ratio 0.1 says.",
+)
+@option("--warmup-ratio", type=float, help="The same, as a share of the updates.")
+@adamw_options
+@option("--batch-size", type=int, default=32, help="Examples of a batch.")
+@option("--accumulation", type=int, default=1, help="Batches of an update.")
 @option(
     "--max-length",
     type=int,
@@ -257,6 +285,7 @@ def pretrain(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
     default=True,
     help="Divide the logits by the temperature that fits the dev data best.",
 )
+@option("--log-every", type=int, help="Updates between lines to the trackers; default: an epoch.")
 @report_option("none")
 @import_option
 @resume_option

@@ -22,6 +22,7 @@ from bertfast.data.columns import NONE, Columns
 from bertfast.errors import BertfastError
 from bertfast.escape import one_line
 from bertfast.packed import PackedBatch
+from bertfast.registry import SUMMARIES
 from bertfast.scoring import Scorer, mean_of
 
 from .registry import Task, register_task
@@ -49,7 +50,7 @@ class Choices:
 class MultipleChoice(Task):
     """Questions with two choices or more, which may differ in number."""
 
-    name, summary = "multiple-choice", "one of a question's choices"
+    name, summary = "multiple-choice", SUMMARIES["task"]["multiple-choice"]
     scores: ClassVar = {"accuracy": "accuracy"}
     head = "ForMultipleChoice"
     pipeline = "multiple-choice"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from bertfast.errors import BertfastError
 
@@ -39,6 +40,17 @@ def one_of(name: str, value: object, choices: Iterable[str]) -> None:
     names = list(choices)
     if value not in names:
         raise BertfastError(f"{_shown(name)} is {value!r}; it must be one of {', '.join(names)}")
+
+
+def check_adam(options: Any) -> None:
+    """Refuses what AdamW and the clipping of its gradients cannot use."""
+    for name in ("lr", "clip_norm", "adam_epsilon"):
+        number(name, getattr(options, name), above=0)
+    number("weight_decay", options.weight_decay, least=0)
+    for name in ("adam_beta1", "adam_beta2"):
+        number(name, getattr(options, name), least=0)
+        if getattr(options, name) >= 1:
+            raise BertfastError(f"{_shown(name)} is {getattr(options, name)}; it must be below 1")
 
 
 def _shown(name: str) -> str:

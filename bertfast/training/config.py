@@ -18,11 +18,16 @@ from bertfast.model import load_config
 from bertfast.objectives import OBJECTIVES, default_objective
 from bertfast.resolve import Source, resolve
 
-from .checks import number, one_of, whole_number
+from .checks import check_adam, number, one_of, whole_number
+from .optimizer import BETAS, EPSILON
 from .precision import PRECISIONS
 from .trackers import TRACKERS, tracker_names
 
 SHAPE = "bert-small"  # of a new model, where nobody says
+
+
+# Options that are younger than runs that may be resumed: at their defaults they change nothing.
+YOUNGER = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class PretrainConfig:
         warmup: updates over which the rate rises; it then falls linearly to zero at ``steps``. None
             is 1000, or a tenth of ``steps`` if that is less.
         weight_decay: not of biases and norms.
+        adam_beta1, adam_beta2, adam_epsilon: of AdamW's moments.
         clip_norm: the joint norm that gradients are scaled down to.
         accumulation: batches whose gradients are averaged for one update.
         precision: "fp32", or "bf16" with float32 master weights.
@@ -84,6 +90,9 @@ class PretrainConfig:
     lr: float = 1e-4
     warmup: int | None = None
     weight_decay: float = 0.01
+    adam_beta1: float = BETAS[0]
+    adam_beta2: float = BETAS[1]
+    adam_epsilon: float = EPSILON
     clip_norm: float = 1.0
     accumulation: int = 1
     precision: str = "fp32"
@@ -121,9 +130,7 @@ class PretrainConfig:
             raise BertfastError(
                 f"warmup is {self.warmup} and steps {self.steps}; warmup must not go beyond them"
             )
-        for name in ("lr", "clip_norm"):
-            number(name, getattr(self, name), above=0)
-        number("weight_decay", self.weight_decay, least=0)
+        check_adam(self)
         for name, choices in (
             ("masking", MASKINGS),
             ("mask_unit", MASK_UNITS),

@@ -34,7 +34,7 @@ from bertfast.model.adapters import AdaptedModel, Adapter
 from bertfast.model.heads import classification_loss
 from bertfast.model.models import ForSequenceClassification
 from bertfast.model.outputs import SequenceClassifierOutput
-from bertfast.packed import PackedBatch
+from bertfast.packed import IGNORE_INDEX, PackedBatch
 from bertfast.resolve import resolve
 from bertfast.scoring import pictures, scores_of
 from bertfast.seeds import fold_in, host_seed
@@ -44,13 +44,13 @@ from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokeniz
 
 from . import card
 from .checkpoint import checkpoint_folder, checkpoints, load_checkpoint, locked
-from .checks import number, one_of, whole_number
+from .checks import check_adam, number, one_of, whole_number
 from .evaluate import measure
 from .layers import decayed_rates, divide_logits, freeze_layers
 from .losses import ClassLoss, class_weights
 from .metrics import read_metrics
-from .optimizer import linear_schedule
-from .options import takes_fields_of
+from .optimizer import BETAS, EPSILON, linear_schedule
+from .options import takes_fields_of, without_defaults
 from .precision import PRECISIONS, find_device
 from .predict import batches_by_length, outputs_of
 from .several import configs_of, finished
@@ -59,6 +59,14 @@ from .trainer import Trainer
 
 AGAIN = 0x2545F4914F6CDD1D  # the site of R-Drop's second pass
 WARMUP_SHARE = 0.1  # of the updates. Devlin et al., "BERT", appendix A.3
+# Options that are younger than runs that may be resumed: at their defaults they change nothing.
+YOUNGER = (
+    *("warmup", "warmup_ratio", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("clip_norm", "accumulation", "log_every", "adapter", "adapter_rank", "adapter_alpha"),
+    *("adapter_dropout", "adapter_targets", "dev_split", "folds", "fold", "split_seed", "seeds"),
+    *("eval_steps", "early_stopping", "metric_for_best", "class_weights", "label_smoothing"),
+    *("focal_gamma", "rdrop", "freeze_layers", "layer_decay", "calibrate"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,15 @@ class FinetuneConfig:
         epochs: passes over the training data.
         lr: peak learning rate; None is 5e-5, 5e-4 with an adapter (the order of Hu et al., 2021,
             table 9), or 1e-2 when the encoder is frozen.
-        batch_size: examples of an update.
+        warmup: updates over which the rate rises; it then falls linearly to zero at the end.
+        warmup_ratio: the same as a share of the updates; None is a tenth, where ``warmup`` is None
+            too.
+        weight_decay: not of biases and norms.
+        adam_beta1, adam_beta2, adam_epsilon: of AdamW's moments.
+        clip_norm: the joint norm that gradients are scaled down to.
+        batch_size: examples of a batch.
+        accumulation: batches of an update. Their losses count by their targets, as in one batch of
+            all.
         max_length: tokens of an example at most, in training and in later predictions; None is the
             model's positions.
         task_options: of the task, by name; or texts as "name=value".
@@ -105,6 +121,8 @@ class FinetuneConfig:
         freeze_layers: layers to leave as they are, with the embeddings, from the bottom.
         layer_decay: the rate of a layer as a share of that of the one above it.
         calibrate: divide the head's logits by the temperature that fits the dev data best.
+        log_every: updates that a line to the trackers averages over; a line ends with each
+            evaluation too. None is that alone.
         report_to: trackers that get the numbers: of tensorboard, wandb, mlflow and trackio, or
             "all" that are installed.
     """
@@ -130,7 +148,15 @@ class FinetuneConfig:
     adapter_targets: str = "attention"
     epochs: int = 3
     lr: float | None = None
+    warmup: int | None = None
+    warmup_ratio: float | None = None
+    weight_decay: float = 0.01
+    adam_beta1: float = BETAS[0]
+    adam_beta2: float = BETAS[1]
+    adam_epsilon: float = EPSILON
+    clip_norm: float = 1.0
     batch_size: int = 32
+    accumulation: int = 1
     max_length: int | None = None
     task_options: Mapping[str, Any] | Sequence[str] = ()
     precision: str = "fp32"
@@ -148,6 +174,7 @@ class FinetuneConfig:
     freeze_layers: int = 0
     layer_decay: float = 1.0
     calibrate: bool = True
+    log_every: int | None = None
     report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -155,14 +182,23 @@ class FinetuneConfig:
         object.__setattr__(self, "task_options", named_options(self.task_options))
         if self.task is not None:
             TASKS.find(self.task)
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulation", 1), ("seed", 0)):
             whole_number(name, getattr(self, name), least)
+        for name, least in (("warmup", 0), ("max_length", 4), ("log_every", 1)):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), least)
+        if self.warmup_ratio is not None:
+            number("warmup_ratio", self.warmup_ratio, least=0)
+            if self.warmup_ratio > 1:
+                raise BertfastError(f"warmup-ratio is {self.warmup_ratio}; it must be at most 1")
+            if self.warmup is not None:
+                raise BertfastError(
+                    "warmup and warmup-ratio say the same thing; give one of the two"
+                )
         if self.lr is None:
             usual = 1e-2 if self.freeze_encoder else 5e-4 if self.adapter else 5e-5
             object.__setattr__(self, "lr", usual)
-        number("lr", self.lr, above=0)
-        if self.max_length is not None:
-            whole_number("max_length", self.max_length, 4)
+        check_adam(self)
         one_of("precision", self.precision, PRECISIONS)
         if self.adapter is not None:
             self.adapted_by()
@@ -447,7 +483,11 @@ def _inputs(config: FinetuneConfig, model: Path) -> dict[str, str]:
     """Digests of what decides a run."""
     return {
         "options": json.dumps(
-            {name: value for name, value in asdict(config).items() if name != "report_to"}
+            {
+                name: value
+                for name, value in without_defaults(config, YOUNGER).items()
+                if name not in ("report_to", "log_every")
+            }
             | {"out": "", "device": None}
         ),
         "data": "".join(
@@ -608,24 +648,67 @@ class _Data:
 
 
 class _Epochs:
-    """The training batches: every epoch has the examples in an order of its own."""
+    """The training batches: every epoch has the examples in an order of its own. The last update of
+    an epoch has what is left of them, so that its last batches may be empty.
 
-    def __init__(self, data: _Data, batch_size: int, seed: int, features: Tensor | None) -> None:
-        self.data, self.batch_size, self.seed, self.features = data, batch_size, seed, features
-        self.per_epoch = -(-len(data.inputs) // batch_size)
+    Attributes:
+        per_epoch: updates of an epoch.
+    """
+
+    def __init__(self, data: _Data, config: FinetuneConfig, features: Tensor | None) -> None:
+        self.data, self.features, self.seed = data, features, config.seed
+        self.batch_size, self.accumulation = config.batch_size, config.accumulation
+        self.per_epoch = -(-len(data.inputs) // (self.batch_size * self.accumulation))
 
     def iterate(self, start: int = 0) -> Iterator[tuple[int, PackedBatch]]:
         """(epoch, batch) of number ``start`` and every later one."""
+        update, made = divmod(start, self.accumulation)
         for epoch, rows in shuffled_batches(
             len(self.data.inputs),
-            self.batch_size,
+            self.batch_size * self.accumulation,
             lambda epoch: np.random.default_rng(host_seed(self.seed, epoch + 1)),
-            start,
+            update,
         ):
-            batch = self.data.batch(rows)
-            if self.features is not None:
-                batch.per_sequence["features"] = self.features[rows]
-            yield epoch, batch
+            shares = [
+                rows[part * self.batch_size : (part + 1) * self.batch_size]
+                for part in range(self.accumulation)
+            ]
+            parts = [self._batch(share) for share in shares]
+            if self.accumulation > 1:
+                _weigh(parts, [len(share) for share in shares])
+            for batch in parts[made:]:
+                yield epoch, batch
+            made = 0
+
+    def _batch(self, rows: list[int]) -> PackedBatch:
+        if not rows:
+            return PackedBatch.from_sequences([])
+        batch = self.data.batch(rows)
+        if self.features is not None:
+            batch.per_sequence["features"] = self.features[rows]
+        return batch
+
+
+def _weigh(parts: list[PackedBatch], inputs: list[int]) -> None:
+    """Gives each batch of an update the weight of its loss, which is a mean over its inputs or over
+    its tokens with a label. The trainer divides each by the number of batches, whatever they hold.
+    """
+    targets = [
+        count if part.token_labels is None else int((part.token_labels != IGNORE_INDEX).sum())
+        for part, count in zip(parts, inputs, strict=True)
+    ]
+    for part, count in zip(parts, targets, strict=True):
+        weight = count * len(parts) / max(sum(targets), 1)
+        part.per_sequence["loss_weight"] = torch.full((part.num_sequences,), weight)
+
+
+def _weighted(output: Any, batch: PackedBatch) -> Any:
+    """A model's output, its loss as it counts in the batch's update."""
+    weight = batch.per_sequence.get("loss_weight")
+    if weight is None:
+        return output
+    values = output if isinstance(output, dict) else vars(output)
+    return {**values, "loss": output["loss"] * weight[0]}
 
 
 class _Step(nn.Module):
@@ -642,14 +725,14 @@ class _Step(nn.Module):
     def forward(self, batch: PackedBatch, *, seed: int) -> Any:
         output = self.run(batch, seed)
         if self.loss is None:
-            return output
+            return _weighted(output, batch)
         labels = batch.token_labels if batch.labels is None else batch.labels
         loss = self.loss(output.logits, labels)
         if self.loss.rdrop:
             other = self.run(batch, fold_in(seed, AGAIN)).logits
             loss = (loss + self.loss(other, labels)) / 2
             loss = loss + self.loss.rdrop * self.loss.disagreement(output.logits, other)
-        return {"loss": loss}
+        return _weighted({"loss": loss}, batch)
 
 
 class _HeadAlone(_Step):
@@ -694,11 +777,16 @@ def _train(
         reader = copy.deepcopy(model).bfloat16() if half else model
         features, dev_features = (_features(reader, data, device) for data in (train, dev))
         step = _HeadAlone(task, model, loss)
-    batches = _Epochs(
-        train, config.batch_size, config.seed, None if features is None else features.cpu()
-    )
+    batches = _Epochs(train, config, None if features is None else features.cpu())
     total = batches.per_epoch * config.epochs
-    warmup = max(1, round(WARMUP_SHARE * total))
+    warmup = config.warmup
+    if warmup is None:
+        ratio = WARMUP_SHARE if config.warmup_ratio is None else config.warmup_ratio
+        warmup = max(1, round(ratio * total)) if ratio else 0
+    if warmup > total:
+        raise BertfastError(
+            f"warmup is {warmup} and the run has {total} updates; warmup must not go beyond them"
+        )
 
     best_by = _best_by(task, config)
 
@@ -726,8 +814,13 @@ def _train(
         out=work,
         steps=total,
         lr=config.lr,
+        weight_decay=config.weight_decay,
+        betas=(config.adam_beta1, config.adam_beta2),
+        epsilon=config.adam_epsilon,
         schedule=partial(linear_schedule, warmup=warmup, total=total),
         precision=config.precision,
+        clip_norm=config.clip_norm,
+        accumulation=config.accumulation,
         seed=config.seed,
         evaluate=evaluate,
         evaluate_every=evaluate_every,
@@ -736,7 +829,7 @@ def _train(
         patience=config.early_stopping,
         rates=decayed_rates(model, decay) if decay < 1 else None,
         checkpoint_every=evaluate_every,
-        log_every=evaluate_every,
+        log_every=config.log_every or evaluate_every,
         keep=1,
         device=device,
         models={"": model},
@@ -745,17 +838,16 @@ def _train(
         callbacks=[report],
     )
     trainer.train(resume)
-    losses = {line["step"]: line["loss"] for line in read_metrics(work)}
+    lines, steps = read_metrics(work), [scores["step"] for scores in trainer.evaluations]
     history = [
         {
             "epoch": _epoch(scores["step"], batches.per_epoch),
             **({} if config.eval_steps is None else {"step": scores["step"]}),
-            "train_loss": losses[scores["step"]],
+            "train_loss": _mean_loss(lines, start, scores["step"]),
             **{name: scores[name] for name in scores if name != "step"},
         }
-        for scores in trainer.evaluations
+        for start, scores in zip([0, *steps], trainer.evaluations, strict=False)
     ]
-    steps = [scores["step"] for scores in trainer.evaluations]
     best = history[steps.index(trainer.best["step"])]
     weights = load_checkpoint(checkpoint_folder(work, trainer.best["step"])).weights[""]
     model.float().load_state_dict(weights)
@@ -765,6 +857,16 @@ def _train(
 def _epoch(step: int, per_epoch: int) -> float:
     """Passes over the data after so many updates, a whole number where they are whole."""
     return step // per_epoch if step % per_epoch == 0 else round(step / per_epoch, 4)
+
+
+def _mean_loss(lines: list[dict[str, Any]], start: int, end: int) -> float:
+    """The mean loss of the updates past ``start`` up to ``end``, at both of which lines end."""
+    total, before = 0.0, start
+    for line in lines:
+        if start < line["step"] <= end:
+            total += line["loss"] * ((line["step"] - before) / (end - start))
+            before = line["step"]
+    return total
 
 
 @torch.no_grad()

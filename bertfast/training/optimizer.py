@@ -24,15 +24,22 @@ class AdamW(torch.optim.Optimizer):
         groups: of float32 parameters, as torch's optimizers take them; each with its
             ``weight_decay``.
         lr: the learning rate.
+        betas, epsilon: of the moments.
         lower: for float32 masters, each one's parameter in bfloat16: where the master has no
             gradient of its own, that parameter's is read, and the new weights are written to it
             too.
     """
 
     def __init__(
-        self, groups: list[dict[str, Any]], lr: float, lower: dict[Tensor, Tensor] | None = None
+        self,
+        groups: list[dict[str, Any]],
+        lr: float,
+        lower: dict[Tensor, Tensor] | None = None,
+        *,
+        betas: tuple[float, float] = BETAS,
+        epsilon: float = EPSILON,
     ) -> None:
-        super().__init__(groups, {"lr": lr, "betas": BETAS, "eps": EPSILON, "weight_decay": 0.0})
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": epsilon, "weight_decay": 0.0})
         self.lower = lower or {}
         self.gradient_scale: float | Tensor = 1.0
 
@@ -125,6 +132,8 @@ def build_optimizer(
     lr: float,
     weight_decay: float = 0.01,
     shares: Mapping[Tensor, float] | None = None,
+    betas: tuple[float, float] = BETAS,
+    epsilon: float = EPSILON,
 ) -> AdamW:
     """AdamW over the parameters that require gradients, without decay on biases and norms.
 
@@ -134,6 +143,7 @@ def build_optimizer(
         lr: the peak rate.
         weight_decay: of the others, decoupled (Loshchilov and Hutter, 2019).
         shares: of the rate, for some of the parameters; 1 for the others.
+        betas, epsilon: of the moments.
     """
     shares = shares or {}
     groups: dict[tuple[float, bool], list[Tensor]] = defaultdict(list)
@@ -152,6 +162,8 @@ def build_optimizer(
         ],
         lr,
         model.lower if isinstance(model, Masters) else None,
+        betas=betas,
+        epsilon=epsilon,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
@@ -13,6 +13,15 @@ R = TypeVar("R")
 # An entry of a docstring's section: "name: text" or "one, two: text", and deeper lines below it.
 _ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (?:.*\n)(?:^     +.*\n)*", re.MULTILINE)
 _REST = re.compile(r"^    options: .*\n", re.MULTILINE)
+
+
+def without_defaults(options: Any, names: Collection[str]) -> dict[str, Any]:
+    """The fields of a dataclass with their values, but for those of ``names`` at their default."""
+    return {
+        field.name: getattr(options, field.name)
+        for field in fields(options)
+        if field.name not in names or getattr(options, field.name) != field.default
+    }
 
 
 def takes_fields_of(config: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from bertfast.card import CARD_FILE
-from bertfast.config import EncoderConfig
+from bertfast.config import PRESETS, EncoderConfig
 from bertfast.data.packing import Batches
 from bertfast.data.store import TokenStore
 from bertfast.data.words import continuations
@@ -38,14 +38,16 @@ from bertfast.tokenization import (
 
 from . import card
 from .checkpoint import clean, locked
-from .config import PretrainConfig
+from .config import YOUNGER, PretrainConfig
 from .optimizer import linear_schedule
-from .options import takes_fields_of
+from .options import takes_fields_of, without_defaults
 from .precision import find_device
 from .trackers import Report
 from .trainer import Callback, Interrupted, Trainer
 
 __all__ = ["Interrupted", "PretrainResult", "pretrain"]
+# Options that change nothing in what is computed: a resumed run may have others.
+FREE = ("out", "checkpoint_every", "log_every", "device", "report_to")
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def pretrain(
                 steps=config.steps,
                 lr=config.lr,
                 weight_decay=config.weight_decay,
+                betas=(config.adam_beta1, config.adam_beta2),
+                epsilon=config.adam_epsilon,
                 schedule=partial(linear_schedule, warmup=config.warmup, total=config.steps),
                 precision=config.precision,
                 clip_norm=config.clip_norm,
@@ -214,7 +218,7 @@ def _fingerprints(
     model: nn.Module,
     saved: dict[str, PreTrainedModel],
     batches: Batches,
-) -> dict[str, str]:
+) -> dict[str, str | tuple[str, ...]]:
     """SHA-256 of each thing outside a checkpoint that decides what a run computes."""
     special = SpecialIds(words, config.tokenizer_folder)
     shapes = [part.config.to_dict() for part in saved.values()]
@@ -222,16 +226,18 @@ def _fingerprints(
         "data": batches.store.digest,
         "tokenizer": f"{words.to_str()}{special.all}{special.mask}{special.pad}",
         "model's configuration": json.dumps(shapes, sort_keys=True),
-        "options": json.dumps(_kept_options(config), sort_keys=True),
     }
-    texts = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in found.items()}
+    digests: dict[str, str | tuple[str, ...]] = {
+        name: hashlib.sha256(text.encode()).hexdigest() for name, text in found.items()
+    }
+    digests["options"] = _options_digests(config)
     if isinstance(model, Distillation):
         digest = hashlib.sha256()
         for name, weight in model.teacher.state_dict().items():
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
-        texts["teacher"] = digest.hexdigest()
-    return texts
+        digests["teacher"] = digest.hexdigest()
+    return digests
 
 
 class _Setup:
@@ -316,7 +322,13 @@ def _claim(run: Path, config: PretrainConfig, resume: bool) -> bool:
         raise BertfastError(
             f"{run}: is no pretraining run (its config.yaml: {' '.join(str(error).split())})"
         ) from error
-    now = _kept_options(config)
+    if "shape" not in saved:  # before there was one, a model's name stood for its shape too
+        model = str(saved.get("model"))
+        if model in PRESETS or model.endswith(".json"):
+            saved |= {"shape": model, "model": None}
+    younger = {field.name: field.default for field in fields(config) if field.name in YOUNGER}
+    saved = {**younger, **saved}
+    now = {name: value for name, value in config.to_dict().items() if name not in FREE}
     changed = [name for name in now if saved.get(name) != now[name]]
     if changed:
         shown = ", ".join(f"{name} was {saved.get(name)!r}, is {now[name]!r}" for name in changed)
@@ -324,7 +336,15 @@ def _claim(run: Path, config: PretrainConfig, resume: bool) -> bool:
     return False
 
 
-def _kept_options(config: PretrainConfig) -> dict[str, Any]:
-    """The options without those that change nothing in what is computed."""
-    others = ("out", "checkpoint_every", "log_every", "device", "report_to")
-    return {name: value for name, value in config.to_dict().items() if name not in others}
+def _options_digests(config: PretrainConfig) -> tuple[str, ...]:
+    """Of the options that decide what is computed: as they are written now, and as they were before
+    there was a shape.
+    """
+    kept = without_defaults(config, YOUNGER).keys() - set(FREE)
+    values = {name: value for name, value in config.to_dict().items() if name in kept}
+    before = {name: value for name, value in values.items() if name not in ("shape", "revision")}
+    before["model"] = config.start
+    return tuple(
+        hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()
+        for form in (values, before)
+    )

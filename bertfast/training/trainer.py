@@ -39,7 +39,7 @@ from .checkpoint import (
 from .graph import GraphedStep
 from .memory import keep_freed_memory
 from .metrics import MetricsLog, Window
-from .optimizer import AdamW, build_optimizer, clip_at_next_step
+from .optimizer import BETAS, EPSILON, AdamW, build_optimizer, clip_at_next_step
 from .precision import Masters, say_what_it_saves
 from .prefetch import ahead
 
@@ -113,12 +113,13 @@ class Trainer:
         optimizer: None is AdamW with BERT's groups; or any `torch.optim.Optimizer` over the model's
             parameters; or a function that makes one of a list of parameters.
         lr: peak rate of the default optimizer; an own one keeps the rates of its groups as peaks.
-        weight_decay: of the default optimizer.
+        weight_decay, betas, epsilon: of the default optimizer.
         rates: shares of the rate for some of the model's parameters, with the default optimizer.
         schedule: the share of the peak rate for the update with that index; None is 1.
         precision: "fp32", or "bf16" with float32 master weights.
         clip_norm: the joint norm that gradients are scaled down to; None leaves them.
-        accumulation: batches whose gradients are averaged for one update.
+        accumulation: batches whose gradients are averaged for one update; one without sequences
+            counts as a batch of loss 0.
         seed: of the dropouts.
         callbacks: see `Callback`.
         evaluate: gives scores of the model in evaluation mode; called every ``evaluate_every``
@@ -126,7 +127,8 @@ class Trainer:
         best: the score whose highest value marks the best checkpoint, which is then kept too.
         lowest: whether the lowest value does.
         patience: evaluations in a row without a better one after which the run ends.
-        checkpoint_every, log_every: updates; a checkpoint is written at the end too.
+        checkpoint_every, log_every: updates; a checkpoint is written at the end too, and a line is
+            logged at each evaluation.
         keep: how many of the newest checkpoints are kept.
         prefetch: batches that a worker thread makes ahead; 0 makes each when it is due.
         device: None is the GPU where there is one.
@@ -134,6 +136,7 @@ class Trainer:
         models: what is saved, by folder below the checkpoint's; None is the model itself.
         files: small text files by path, saved beside the weights.
         inputs: digests of what decides the run and stands outside of it; a resume refuses others.
+            Of several the first is saved, and each is taken.
         label: of the progress bar.
 
     Raises:
@@ -152,6 +155,8 @@ class Trainer:
         | None = None,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
+        betas: tuple[float, float] = BETAS,
+        epsilon: float = EPSILON,
         rates: Mapping[nn.Parameter, float] | None = None,
         schedule: Callable[[int], float] | None = None,
         precision: str = "fp32",
@@ -172,7 +177,7 @@ class Trainer:
         budget: Budget | None = None,
         models: Mapping[str, nn.Module] | None = None,
         files: dict[str, str] | None = None,
-        inputs: dict[str, str] | None = None,
+        inputs: Mapping[str, str | tuple[str, ...]] | None = None,
         label: str = "train",
     ) -> None:
         for name, value in (
@@ -198,13 +203,22 @@ class Trainer:
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.best_by, self.lowest, self.patience = best, lowest, patience
         self.checkpoint_every, self.log_every, self.keep = checkpoint_every, log_every, keep
-        self.prefetch, self.inputs, self.label = prefetch, inputs or {}, label
+        self.prefetch, self.label = prefetch, label
+        self.inputs = {
+            name: (value,) if isinstance(value, str) else value
+            for name, value in (inputs or {}).items()
+        }
         self.files = files or {}
         say_what_it_saves(precision, self.device)
         self.masters = Masters(model, precision)
         if optimizer is None:
             self.optimizer: torch.optim.Optimizer = build_optimizer(
-                self.masters, lr, weight_decay, self.masters.shares(rates or {})
+                self.masters,
+                lr,
+                weight_decay,
+                self.masters.shares(rates or {}),
+                betas,
+                epsilon,
             )
         elif isinstance(optimizer, torch.optim.Optimizer):
             self.optimizer = self.masters.adopt(optimizer)
@@ -260,7 +274,7 @@ class Trainer:
                 scores = self._scored(done)
                 is_best = scores is not None and self._note_best(done, scores)
                 last = done == self.steps or self._gave_up()
-                logs = done % self.log_every == 0 or last
+                logs = done % self.log_every == 0 or last or scores is not None
                 saves = done % self.checkpoint_every == 0 or last or bool(stop)
                 # The host reads the step before, so that no step waits; nothing is written unread.
                 for values in (before, now if logs or saves or scores else None):
@@ -313,6 +327,9 @@ class Trainer:
         for part in range(self.accumulation):
             epoch, batch = next(parts)
             batch = batch.to(self.device, non_blocking=True)
+            if not batch.num_sequences:
+                self.window.parts += 1
+                continue
             seed = step_seed(self.seed, step, part)
             if self.graphed is not None and batch.fits(self.graphed.budget):
                 output, norm = self.graphed(batch, seed, rate, step + 1)
@@ -428,7 +445,7 @@ class Trainer:
             "last": self.last,
             "best": self.best,
             "evaluations": self.evaluations,
-            "inputs": self.inputs,
+            "inputs": {name: digests[0] for name, digests in self.inputs.items()},
             "optimizer": groups,
         }
         best = self.best.get("step") if self.best_by else None
@@ -469,7 +486,9 @@ class Trainer:
             return 0
         folder, state = found
         saved = state.values.get("inputs", {})
-        changed = [name for name, digest in saved.items() if self.inputs.get(name) != digest]
+        changed = [
+            name for name, digest in saved.items() if digest not in self.inputs.get(name, ())
+        ]
         if changed:
             raise BertfastError(
                 f"{self.run}: the {' and the '.join(changed)} changed since {folder} was written, "

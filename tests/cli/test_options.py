@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -145,6 +147,7 @@ def test_a_wrong_file_is_one_line(
         ("pretrain", "--tokenizer_name t --output_dir o", {"tokenizer": "t", "out": "o"}),
         ("pretrain", "--max_seq_length 64 --bf16", {"seq_len": 64, "precision": "bf16"}),
         ("pretrain", "--warmup_ratio 0.1", {"warmup_ratio": 0.1}),
+        ("pretrain", "--adam_beta2 0.98", {"adam_beta1": 0.9, "adam_beta2": 0.98}),
     ],
 )
 def test_hugging_faces_names_are_ours(command: str, theirs: str, ours: dict[str, Any]) -> None:
@@ -176,6 +179,57 @@ def test_finetune_takes_a_command_line_of_transformers() -> None:
     assert (found["model"], found["train"], found["dev"]) == ("bert-base-uncased", "a.tsv", "b.tsv")
     assert (found["epochs"], found["batch_size"], found["lr"]) == (4, 8, 2e-5)
     assert (found["max_length"], found["out"], found["seed"]) == (96, "out", 3)
+
+
+def test_finetune_takes_the_updates_options_of_transformers() -> None:
+    files = ("m", "--train", "a.tsv", "--dev", "b.tsv", "--out", "o")
+    theirs = {
+        "--weight_decay": ("weight_decay", 0.1),
+        "--warmup_ratio": ("warmup_ratio", 0.06),
+        "--warmup_steps": ("warmup", 100),
+        "--gradient_accumulation_steps": ("accumulation", 4),
+        "--max_grad_norm": ("clip_norm", 0.5),
+        "--adam_beta1": ("adam_beta1", 0.8),
+        "--adam_beta2": ("adam_beta2", 0.98),
+        "--adam_epsilon": ("adam_epsilon", 1e-8),
+        "--logging_steps": ("log_every", 50),
+    }
+    given = [text for name, (_, value) in theirs.items() for text in (name, str(value))]
+    found = parsed("finetune", *files, *given)
+    assert {name: found[name] for name, _ in theirs.values()} == dict(theirs.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("report_to: []\n", ()),
+        ("report_to: [none]\n", ("none",)),
+        ("report_to: null\n", None),
+        ("", None),
+    ],
+)
+def test_no_trackers_in_a_file_are_none_and_nothing_is_the_default(
+    text: str,
+    given: tuple[str, ...] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    module = importlib.import_module("bertfast.training.pretrain")
+    found: dict[str, Any] = {}
+
+    def run(**options: Any) -> Any:
+        found.update(options)
+        return SimpleNamespace(out="o", steps=0, last={})
+
+    monkeypatch.setattr(module, "pretrain", run)
+    (tmp_path / "options.yaml").write_text(text + "steps: 5\n")
+    for file in ("options.yaml", "again.yaml"):
+        arguments = ("pretrain", *DATA, "--config", tmp_path / file)
+        assert run_cli(monkeypatch, capfd, *arguments).code == 0
+        assert found["report_to"] == given
+        printed = run_cli(monkeypatch, capfd, *arguments, "--print-config").out
+        (tmp_path / "again.yaml").write_text(printed)
 
 
 def test_the_model_may_be_an_option_beside_other_arguments() -> None:

@@ -25,6 +25,7 @@ from tiny import POSITIONS, sentences, write_model, write_table
 import bertfast
 from bertfast.errors import BertfastError
 from bertfast.model import BertForMaskedLM, BertForPreTraining, BertModel, load
+from bertfast.packed import PackedBatch
 from bertfast.tokenization import load_tokenizer
 from bertfast.training.config import PretrainConfig
 from bertfast.training.evaluate import evaluate
@@ -287,7 +288,14 @@ def test_pairs_are_trained_on_and_asked_for_later(place: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"precision": "bf16"}, {"freeze_encoder": True, "lr": 1e-2}], ids=str
+    "options",
+    [
+        {},
+        {"precision": "bf16"},
+        {"freeze_encoder": True, "lr": 1e-2},
+        {"accumulation": 3, "batch_size": 3, "log_every": 7, "adam_beta2": 0.9},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("stop_after", [3, 45])
 def test_an_interrupted_run_goes_on_bit_for_bit(
@@ -317,6 +325,144 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     a, b = (load_file(path / "model.safetensors") for path in (whole.out, parts.out))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]
+
+
+@pytest.mark.parametrize("options", [{}, {"freeze_encoder": True}], ids=str)
+def test_accumulated_batches_train_as_one_batch_of_all(
+    options: dict[str, Any], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is dropped; the last update of an epoch has 8 rows: batches of 3, 3, 2, 0."""
+    write_model(
+        tmp_path / "model",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        classifier_dropout=0.0,
+    )
+    write_table(tmp_path / "train.tsv", sentences(44, seed=1))
+    module = importlib.import_module("bertfast.training.trainer")
+    clip, found = module.clip_at_next_step, []
+
+    def note(optimizer: Any, most: float) -> Any:
+        found.append([gradient.double().clone() for gradient in optimizer.gradients()])
+        return clip(optimizer, most)
+
+    monkeypatch.setattr(module, "clip_at_next_step", note)
+    # A rate so low that AdamW, to which the smallest gradients count as much, leads nowhere else.
+    common = {"model": str(tmp_path / "model"), "train": str(tmp_path / "train.tsv"), "lr": 1e-7}
+    runs = []
+    for name, sizes in (("one", (12, 1)), ("parts", (3, 4))):
+        batch_size, accumulation = sizes
+        done = _finetune(
+            place,
+            tmp_path / name,
+            **{**common, **options, "epochs": 2},
+            batch_size=batch_size,
+            accumulation=accumulation,
+        )
+        runs.append(([line["train_loss"] for line in done.history], found[:]))
+        found.clear()
+    (losses, gradients), (other_losses, other_gradients) = runs
+    assert len(gradients) == len(other_gradients) == 8
+    assert other_losses == pytest.approx(losses, rel=1e-5)
+    for update, other in zip(gradients, other_gradients, strict=True):
+        for gradient, theirs in zip(update, other, strict=True):
+            torch.testing.assert_close(theirs, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_weighs_as_much_as_it_has_targets() -> None:
+    module = importlib.import_module("bertfast.training.finetune")
+    texts = [[1, 2, 3], [4, 5]], [[6]], []
+    parts = [PackedBatch.from_sequences(ids) for ids in texts]
+    module._weigh(parts, [2, 1, 0])
+    assert [part.per_sequence["loss_weight"].tolist() for part in parts] == [[2.0, 2.0], [1.0], []]
+    for part, labels in zip(parts, ([0, -100, 1, -100, -100], [3], []), strict=True):
+        part.token_labels = torch.tensor(labels, dtype=torch.int64)
+    module._weigh(parts, [2, 1, 0])
+    assert [part.per_sequence["loss_weight"].tolist() for part in parts] == [[2.0, 2.0], [1.0], []]
+    parts[1].token_labels = torch.tensor([-100])
+    module._weigh(parts, [2, 1, 0])
+    assert [part.per_sequence["loss_weight"].tolist() for part in parts] == [[3.0, 3.0], [0.0], []]
+
+
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [
+        ({}, [1 / 6, 2 / 6, 3 / 6]),  # a tenth of 60
+        ({"warmup": 0}, [1, 59 / 60, 58 / 60]),
+        ({"warmup": 3}, [1 / 3, 2 / 3, 1]),
+        ({"warmup_ratio": 0.05}, [1 / 3, 2 / 3, 1]),
+        ({"warmup_ratio": 0}, [1, 59 / 60, 58 / 60]),
+        ({"batch_size": 4, "accumulation": 2, "warmup": 3}, [1 / 3, 2 / 3, 1]),
+    ],
+    ids=str,
+)
+def test_the_options_reach_the_trainer(
+    options: dict[str, Any],
+    shares: list[float],
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = importlib.import_module("bertfast.training.finetune")
+
+    class Caught(Exception):
+        pass
+
+    def catch(*_: Any, **arguments: Any) -> None:
+        raise Caught(arguments)
+
+    monkeypatch.setattr(module, "Trainer", catch)
+    adam = {"weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-5}
+    with pytest.raises(Caught) as caught:
+        _finetune(place, tmp_path / "out", **options, **adam, clip_norm=0.5, log_every=2)
+    (given,) = caught.value.args
+    assert [given["schedule"](step) for step in range(3)] == pytest.approx(shares)
+    assert (given["betas"], given["epsilon"]) == ((0.8, 0.95), 1e-5)
+    assert (given["weight_decay"], given["clip_norm"], given["log_every"]) == (0.1, 0.5, 2)
+    assert (given["steps"], given["evaluate_every"]) == (60, 20)
+
+
+def test_an_epochs_loss_is_the_mean_however_often_lines_are_logged(
+    place: Path, tuned: FinetuneResult, tmp_path: Path
+) -> None:
+    again = _finetune(place, tmp_path / "again", log_every=7)
+    for line, other in zip(again.history, tuned.history, strict=True):
+        assert line["train_loss"] == pytest.approx(other["train_loss"], rel=1e-6)
+    assert again.scores == tuned.scores
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"accumulation": 0}, "accumulation is 0; it must be a whole number of at least 1"),
+        ({"warmup": -1}, "warmup is -1; it must be a whole number of at least 0"),
+        ({"warmup": 61}, "warmup is 61 and the run has 60 updates"),
+        ({"warmup_ratio": 1.5}, "warmup-ratio is 1.5; it must be at most 1"),
+        ({"warmup": 3, "warmup_ratio": 0.1}, "warmup and warmup-ratio say the same thing"),
+        ({"weight_decay": -1}, "weight-decay is -1; it must be a number at least 0"),
+        ({"clip_norm": 0}, "clip-norm is 0; it must be a number above 0"),
+        ({"adam_beta1": 1.0}, "adam-beta1 is 1.0; it must be below 1"),
+        ({"adam_beta2": float("nan")}, "adam-beta2 is nan; it must be a number at least 0"),
+        ({"adam_epsilon": 0}, "adam-epsilon is 0; it must be a number above 0"),
+        ({"log_every": 0}, "log-every is 0; it must be a whole number of at least 1"),
+    ],
+)
+def test_an_option_out_of_range_is_one_error(
+    options: dict[str, Any], said: str, place: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BertfastError, match=re.escape(said)):
+        _finetune(place, tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_begun_before_an_option_was_there_goes_on(place: Path, tmp_path: Path) -> None:
+    """Where the option has its default: what is compared does not name it."""
+    module = importlib.import_module("bertfast.training.finetune")
+    config = FinetuneConfig("m", "t", "d", "o")
+    assert not set(module.YOUNGER) & module.without_defaults(config, module.YOUNGER).keys()
+    assert {"warmup": 3}.items() <= module.without_defaults(
+        FinetuneConfig("m", "t", "d", "o", warmup=3), module.YOUNGER
+    ).items()
 
 
 def test_a_stopped_run_is_resumed_or_left(

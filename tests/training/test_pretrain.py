@@ -4,6 +4,7 @@ losses.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tiny import sentences, write_model, write_table
@@ -437,6 +439,49 @@ def test_a_resumed_run_keeps_its_options(place: Path, tmp_path: Path) -> None:
     out = run(place, tmp_path / "run").out
     with pytest.raises(BertfastError, match=r"keeps its options, but lr was 0.001, is 0.5"):
         run(place, out, resume=True, lr=0.5)
+
+
+# What config.yaml held before there was --shape, of the run below.
+BEFORE_SHAPE = (
+    *("data", "tokenizer", "out", "model", "objective", "teacher", "generator_size", "masking"),
+    *("mask_unit", "steps", "batch_tokens", "seq_len", "lr", "warmup", "weight_decay", "clip_norm"),
+    *("accumulation", "precision", "cuda_graph", "seed", "checkpoint_every", "log_every"),
+    "text_field",
+)
+
+
+def test_a_run_from_before_shape_and_the_youngest_options_goes_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretraining = importlib.import_module("bertfast.training.pretrain")
+
+    def as_then(config: Any) -> dict[str, Any]:
+        values = {name: value for name, value in config.to_dict().items() if name in BEFORE_SHAPE}
+        return {**values, "model": config.shape}
+
+    def digests_then(config: Any) -> tuple[str, ...]:
+        kept = {
+            name: value
+            for name, value in as_then(config).items()
+            if name not in ("out", "checkpoint_every", "log_every")
+        }
+        return (hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest(),)
+
+    whole = run(place, tmp_path / "whole", shape="bert-tiny")
+    with monkeypatch.context() as then:
+        then.setattr(pretraining, "_options_digests", digests_then)
+        then.setattr(
+            pretraining.PretrainConfig, "to_yaml", lambda config: yaml.safe_dump(as_then(config))
+        )
+        out = run(place, tmp_path / "run", shape="bert-tiny").out
+    shutil.rmtree(checkpoints(out)[-1])
+    assert "shape" not in read_yaml(out / "config.yaml")
+    with pytest.raises(BertfastError, match="keeps its options, but shape was 'bert-tiny', is"):
+        run(place, out, shape="bert-mini", resume=True)
+    with pytest.raises(BertfastError, match=r"but adam_beta2 was 0\.999, is 0\.9"):
+        run(place, out, shape="bert-tiny", adam_beta2=0.9, resume=True)
+    resumed = run(place, out, shape="bert-tiny", resume=True)
+    assert_same_run(whole.out, resumed.out)
 
 
 def test_two_processes_do_not_train_one_run(place: Path, tmp_path: Path) -> None:
