@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 import bertfast
+from bertfast.scoring import mean_of
 from bertfast.tokenization import save_tokenizer, train_wordpiece
 from bertfast.training.predict import Predictor
 
@@ -28,10 +29,9 @@ class Stars(bertfast.Task):
                 raise bertfast.BertfastError(f"{source}, line {example.line}: give 1 to 5 stars")
         return [float(example.label) for example in examples]
 
-    def score(self, outputs, inputs, examples, config):
+    def scorer(self, outputs, inputs, examples, config):
         misses = torch.cat(outputs) - torch.tensor([item.target for item in inputs])
-        near, exact = misses.abs() <= 1, misses.abs() < 0.5
-        return {"near": float(near.float().mean()), "exact": float(exact.float().mean())}
+        return mean_of({"near": misses.abs() <= 1, "exact": misses.abs() < 0.5})
 
     def predict(self, outputs, inputs, examples, config):
         return [{"stars": min(5, max(1, round(float(output))))} for output in outputs]

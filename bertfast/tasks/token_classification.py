@@ -79,6 +79,7 @@ class TokenClassification(Task):
         "recall": "entity recall",
         "accuracy": "token accuracy",
     }
+    classes = "one"
     head = "ForTokenClassification"
     pipeline = "token-classification"
     usage = ('"some text" "another"', '"some text", aggregation_strategy="first"')
@@ -198,6 +199,9 @@ class TokenClassification(Task):
         logits = output.logits.float()
         rows = _rows(inputs).to(logits.device)
         return list(logits[rows].cpu().split([len(item.places) for item in inputs]))
+
+    def class_targets(self, inputs: Sequence[Any]) -> list[Any]:
+        return [tag for item in inputs for tag in item.target]
 
     def scorer(
         self,

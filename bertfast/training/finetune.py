@@ -726,12 +726,17 @@ class _Step(nn.Module):
         output = self.run(batch, seed)
         if self.loss is None:
             return _weighted(output, batch)
-        labels = batch.token_labels if batch.labels is None else batch.labels
-        loss = self.loss(output.logits, labels)
+        labels, rows = batch.labels, slice(None)
+        if labels is None:
+            assert batch.token_labels is not None
+            rows = batch.token_labels >= 0
+            labels = batch.token_labels[rows]
+        logits = output.logits[rows]
+        loss = self.loss(logits, labels)
         if self.loss.rdrop:
-            other = self.run(batch, fold_in(seed, AGAIN)).logits
+            other = self.run(batch, fold_in(seed, AGAIN)).logits[rows]
             loss = (loss + self.loss(other, labels)) / 2
-            loss = loss + self.loss.rdrop * self.loss.disagreement(output.logits, other)
+            loss = loss + self.loss.rdrop * self.loss.disagreement(logits, other)
         return _weighted({"loss": loss}, batch)
 
 

@@ -256,3 +256,30 @@ def test_losses_of_classes_are_refused_for_numbers(place: Path, tmp_path: Path) 
     data = place / "numbers.tsv"
     with pytest.raises(BertfastError, match="focal-gamma is for classes"):
         bertfast.finetune(place / "model", data, data, tmp_path / "out", focal_gamma=2.0)
+
+
+def test_the_losses_hold_for_tags_and_for_lists_of_labels(place: Path, tmp_path: Path) -> None:
+    tags = "".join(
+        "".join(f"{word}\t{'B-X' if word in ('film', 'cast') else 'O'}\n" for word in text.split())
+        + "\n"
+        for text, _ in sentences(30)
+    )
+    (tmp_path / "a.conll").write_text(tags)
+    rows = [{"text": text, "label": [label]} for text, label in sentences(30)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options: dict[str, Any] = {**LOSSES, "lr": 5e-3, "batch_size": 8, "epochs": 4}
+    for name, score in (("a.conll", "f1"), ("a.jsonl", "micro_f1")):
+        data = tmp_path / name
+        result = bertfast.finetune(place / "model", data, data, tmp_path / f"{name}.out", **options)
+        assert result.scores[score] > 0.6
+
+
+def test_a_table_of_parquet_is_trained_on(place: Path, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"text": text, "label": label} for text, label in sentences(40, seed=1)]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    data = tmp_path / "a.parquet"
+    result = bertfast.finetune(place / "model", data, data, tmp_path / "out", epochs=1, lr=5e-3)
+    assert evaluate(result.out, data)["accuracy"] == result.accuracy
