@@ -25,13 +25,13 @@ def correlations(predicted: ArrayLike, targets: ArrayLike) -> Scorer:
 
     def score(weights: Array) -> dict[str, Array]:
         mean = (weights @ moments / weights.sum(1, keepdims=True)).T
-        spreads = [mean[2] - mean[0] ** 2, mean[3] - mean[1] ** 2]
-        varies = (spreads[0] > ROUNDING * mean[2]) & (spreads[1] > ROUNDING * mean[3])
-        found = {"pearson": _share(mean[4] - mean[0] * mean[1], *spreads, varies)}
-        (ranks, spread), (others, other_spread) = (side(weights) for side in ranked)
+        spread, other = mean[2] - mean[0] ** 2, mean[3] - mean[1] ** 2
+        varies = (spread > ROUNDING * mean[2]) & (other > ROUNDING * mean[3])
+        found = {"pearson": _share(mean[4] - mean[0] * mean[1], spread, other, varies)}
+        (ranks, spread), (others, other) = (side(weights) for side in ranked)
         joint = np.einsum("ed,ed,ed->d", weights.T, ranks, others)
-        varies = (spread > 0) & (other_spread > 0)
-        return found | {"spearman": _share(joint, spread, other_spread, varies)}
+        varies = (spread > 0) & (other > 0)
+        return found | {"spearman": _share(joint, spread, other, varies)}
 
     return score
 

@@ -267,7 +267,7 @@ def test_the_losses_hold_for_tags_and_for_lists_of_labels(place: Path, tmp_path:
     (tmp_path / "a.conll").write_text(tags)
     rows = [{"text": text, "label": [label]} for text, label in sentences(30)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options: dict[str, Any] = {**LOSSES, "lr": 5e-3, "batch_size": 8, "epochs": 4}
+    options: dict[str, Any] = {**LOSSES, "lr": 5e-3, "batch_size": 8, "epochs": 12}
     for name, score in (("a.conll", "f1"), ("a.jsonl", "micro_f1")):
         data = tmp_path / name
         result = bertfast.finetune(place / "model", data, data, tmp_path / f"{name}.out", **options)
