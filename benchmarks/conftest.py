@@ -31,11 +31,8 @@ def _group(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups in order, and on a GPU bfloat16, which is what people train in, before float32: what
-    comes last goes without when time is short.
-    """
-    groups, cuda = list(CASE_SECONDS), current().device == "cuda"
-    items.sort(key=lambda item: (groups.index(_group(item)), cuda and "bfloat16" not in item.name))
+    """Groups in order: what comes last goes without when time is short."""
+    items.sort(key=lambda item: list(CASE_SECONDS).index(_group(item)))
 
 
 @pytest.fixture(scope="session")
@@ -117,8 +114,6 @@ def contest(
 
     yield run
     gc.collect()
-    if settings.device == "cuda":
-        torch.cuda.empty_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from bertfast.bench.ops import OPS
-from bertfast.bench.timing import NOISE_BOUND
+from bertfast.bench.timing import LAUNCHES, NOISE_BOUND
 
 from .front import write_front
 from .importable import REPOSITORY, is_missing
 from .plots import FIGURES, draw_all, others, ours, ratio
+from .results import identity
 from .settings import RESULTS
 
 PAGE = REPOSITORY / "docs" / "performance.md"
@@ -40,6 +41,11 @@ All sides have the good of a C library that keeps freed memory (`bertfast/traini
 `bertfast pretrain` sets it. Times are forward and backward together; a step adds the optimizer.
 Dropout's bits are each side's own, so sides are compared without dropout and timed with it.
 
+On a GPU each side, ours and the peers, is a CUDA graph that is replayed, and the GPU's clock times
+it. `(launched)` marks a side that cannot be recorded: its time is then partly the host's. The sides
+of a step run one after another there, each with the GPU's memory to itself. The matrix rate is what
+a GPU sustains for seconds.
+
 The *share* column says how near the case is to what cannot be avoided. For products it is a rate:
 the useful FLOPs over the time, beside the measured rate of this machine's matrix products. Useful
 are real tokens, pairs of tokens in one sequence and masked positions; a recomputation counts for
@@ -54,13 +60,15 @@ which are exact to about a MiB.
 
 ## To reproduce
 
-`make bench` measures everything on a CPU in about half an hour, `make gpu` on a GPU in under nine.
-Each checks its results, and writes this page, its plots and their JSON. Below each table and plot
+`make bench` measures everything on a CPU in about half an hour, checks its results, and writes this
+page, its plots and their JSON. `make gpu RESULTS=FOLDER` takes as long on a GPU, with PyTorch,
+Triton and NumPy alone, and `python -m benchmarks import FOLDER` takes its results in. Below each table and plot
 stands the command that measures it alone; that one writes under `build/benchmarks/`. `bertfast
 bench --lengths FILE` measures an op or the step on your own lengths. `bertfast profile` shows where
 a step's time goes. Run nothing else meanwhile: noise is marked, not removed.
 """
 COLUMNS = 100
+PROFILE_ROWS = 20  # of the kernels of a step
 
 
 def load_results(folder: Path = RESULTS, since: float = 0.0) -> list[dict[str, Any]]:
@@ -74,7 +82,7 @@ def load_results(folder: Path = RESULTS, since: float = 0.0) -> list[dict[str, A
 def rows(record: dict[str, Any], op: str) -> Iterator[list[str]]:
     """The lines of an op's table, under `HEADINGS`."""
     for case in record["cases"]:
-        if case["op"] != op or "sweep" in case:
+        if case["op"] != op or "sweep" in case or "tuned" in case:
             continue
         sides = case["sides"]
         name, own = ours(case)
@@ -83,12 +91,79 @@ def rows(record: dict[str, Any], op: str) -> Iterator[list[str]]:
             case["shape"],
             case["dtype"],
             f"{_milliseconds(own['median'])}{noisy}",
-            "; ".join(f"{other} {ratio(side)}" for other, side in others(case, "peer", "backend"))
+            "; ".join(
+                f"{other}{_launched(side)} {ratio(side)}"
+                for other, side in others(case, "peer", "backend")
+            )
             or "none could run",
-            _share(record, case, own),
+            _share(record, case, own) + _speed(record, case, own),
             _peaks(case),
-            name,
+            f"{name}{_launched(own)}",
         ]
+
+
+def _launched(side: dict[str, Any]) -> str:
+    return " (launched)" if side.get("timed", "").startswith(LAUNCHES) else ""
+
+
+def _speed(record: dict[str, Any], case: dict[str, Any], own: dict[str, Any]) -> str:
+    """A step's tokens a second on a GPU, by which models are compared there."""
+    if case["op"] != "step" or record["machine"]["device"] != "cuda":
+        return ""
+    return f"; {case['tokens'] / own['median']:,.0f} tokens/s"
+
+
+def passes(record: dict[str, Any], op: str) -> Iterator[list[str]]:
+    """Forward and backward alone, where they were timed: ours, and the peers' time over it."""
+    for case in record["cases"]:
+        own = ours(case)[1]
+        if case["op"] != op or "sweep" in case or "forward" not in own:
+            continue
+        for name in ("forward", "backward"):
+            found = [
+                (side[name]["median"] / own[name]["median"], f"{other}{_launched(side[name])}")
+                for other, side in others(case, "peer")
+                if name in side
+            ]
+            if name == "forward":
+                found += [
+                    (side["ratio"]["median"], f"{other}{_launched(side)}")
+                    for other, side in others(case, "forward")
+                ]
+            ratios = [f"{other} {value:.2f}x" for value, other in sorted(found)]
+            yield [
+                case["shape"],
+                case["dtype"],
+                name,
+                _milliseconds(own[name]["median"]) + _launched(own[name]),
+                "; ".join(ratios) or "none could run",
+            ]
+
+
+PASS_HEADINGS = ["shape", "dtype", "pass", "ms", "ratios to ours"]
+
+
+def tuned(record: dict[str, Any]) -> Iterator[list[str]]:
+    """The step with tuned options beside the same one with the shipped ones."""
+    shipped = {identity(case): case for case in record["cases"] if "tuned" not in case}
+    for case in record["cases"]:
+        before = shipped.get(identity(case))
+        if "tuned" in case and before is not None:
+            own, usual = (ours(one)[1]["median"] for one in (case, before))
+            speed = f"{case['tokens'] / own:,.0f}"
+            yield [case["shape"], _milliseconds(usual), _milliseconds(own), speed]
+
+
+def checked(record: dict[str, Any]) -> Iterator[str]:
+    """What the self-check of a GPU's run found, line by line; nothing where there was none."""
+    if "checks" not in record:
+        return
+    failed = record["checks"]["failed"]
+    yield f"{record['checks']['passed']} checks passed, {len(failed)} failed."
+    yield from (f"- {name}: {why}" for name, why in failed.items())
+    for part, ended in record["parts"].items():
+        if ended != "done":
+            yield f"- part {part} was cut short: {ended}"
 
 
 def _milliseconds(seconds: float) -> str:
@@ -120,7 +195,7 @@ def _share(record: dict[str, Any], case: dict[str, Any], own: dict[str, Any]) ->
 def step_parts(record: dict[str, Any]) -> Iterator[list[str]]:
     """The steps again without the optimizer."""
     for case in record["cases"]:
-        if case["op"] != "step" or "sweep" in case:
+        if case["op"] != "step" or "sweep" in case or "part" not in ours(case)[1]:
             continue
         part = ours(case)[1]["part"]["median"]
         parts = [(side["part"]["ratio"]["median"], name) for name, side in others(case, "peer")]
@@ -173,6 +248,8 @@ def print_tables(records: list[dict[str, Any]]) -> None:
             for line in lines:
                 table.add_row(*map(escape, line))
             console.print(table)
+        for line in checked(record):
+            console.print(line, markup=False)
         for name, why in record["skipped"].items():
             console.print(f"not measured: {name}: {why}", markup=False)
 
@@ -185,6 +262,8 @@ def _print_lines(records: list[dict[str, Any]]) -> None:
             if lines:
                 print(f"\n{title}: {' | '.join(HEADINGS)}")
                 print("\n".join(" | ".join(line) for line in lines))
+        for line in checked(record):
+            print(line)
         for name, why in record["skipped"].items():
             print(f"not measured: {name}: {why}")
 
@@ -234,8 +313,9 @@ def _wrapped(line: str) -> str:
 def _section(record: dict[str, Any]) -> str:
     """A machine's heading, tables, plots and gaps."""
     machine = record["machine"]
-    command = "make gpu" if machine["device"] == "cuda" else "make bench"
-    again = f"python -m benchmarks {'gpu' if machine['device'] == 'cuda' else 'cpu'} --only"
+    cuda = machine["device"] == "cuda"
+    command = "make gpu" if cuda else "make bench"
+    again = f"python -m benchmarks {'gpu --part 3' if cuda else 'cpu'} --only"
     parts = [
         f"\n## {machine['name']}\n\n`{command}` at commit `{record['commit']}`, {record['date']}; ",
         ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
@@ -244,6 +324,16 @@ def _section(record: dict[str, Any]) -> str:
         ". Measured rates: "
         f"{', '.join(_rate(name, value) for name, value in record['rates'].items())}.\n",
     ]
+    state = record.get("state")
+    if state:
+        parts.append(
+            f"Under that load: {state['clocks.sm']:,.0f} of {state['clocks.max.sm']:,.0f} MHz, "
+            f"{state['power.draw']:,.0f} of {state['power.limit']:,.0f} W, "
+            f"{state['temperature.gpu']:,.0f} degrees.\n"
+        )
+    found = list(checked(record))
+    if found:
+        parts.append("\n### Self-check\n\n" + "".join(f"{line}\n" for line in found))
     for figure in FIGURES:
         if figure.cases(record):
             path = figure.path(record, RESULTS).relative_to(REPOSITORY)
@@ -254,20 +344,25 @@ def _section(record: dict[str, Any]) -> str:
         lines = list(rows(record, op))
         if not lines:
             continue
-        model = next(case.get("model", "") for case in record["cases"] if case["op"] == op)
-        parts.append(f"\n### {title}\n\n" + (f"{model}; {WHAT[op]}.\n\n" if model else ""))
+        models = list(dict.fromkeys(c.get("model", "") for c in record["cases"] if c["op"] == op))
+        of = "of several models" if cuda and len(models) > 1 else models[0]
+        parts.append(f"\n### {title}\n\n" + (f"{of}; {WHAT[op]}.\n\n" if models[0] else ""))
         parts.append(_markdown(HEADINGS, lines))
-        if op == "step":
-            parts.append(
-                "\nWithout the optimizer:\n\n" + _markdown(HEADINGS[:5], list(step_parts(record)))
-            )
+        lines = list(step_parts(record)) if op == "step" else []
+        if lines:
+            parts.append("\nWithout the optimizer:\n\n" + _markdown(HEADINGS[:5], lines))
+        lines = list(passes(record, op))
+        if lines:
+            parts.append("\nForward and backward apart:\n\n" + _markdown(PASS_HEADINGS, lines))
         extra = [line[1:] for line in floors(record) if line[0] == op]
         if extra:
             parts.append(
                 "\nBeside the products alone:\n\n"
                 + _markdown(["shape", "dtype", "our time"], extra)
             )
-        parts.append(f"\n`{again} test_{FILES.get(op, op)}`\n")
+        step_on_gpu = cuda and op == "step"
+        alone = "make gpu PART=2" if step_on_gpu else f"{again} test_{FILES.get(op, op)}"
+        parts.append(f"\n`{alone}`\n")
         later = {
             f"commit `{case['commit']}`, {case['date']}"
             for case in record["cases"]
@@ -275,10 +370,35 @@ def _section(record: dict[str, Any]) -> str:
         }
         if later:
             parts.append(f"\nMeasured again, in part or whole, at {'; '.join(sorted(later))}.\n")
+    parts += _gpu_only(record)
     gaps = _gaps(record)
     if gaps:
         parts.append("\n### Not measured\n\n" + "".join(f"- {gap}\n" for gap in gaps))
     return "".join(parts)
+
+
+def _gpu_only(record: dict[str, Any]) -> Iterator[str]:
+    """What a GPU's record has besides: the step with tuned options, and each step's kernels."""
+    lines = list(tuned(record))
+    if lines:
+        changed = [
+            f"`{row['kernel']}` {row['key']}: {row['options']}, {_milliseconds(row['seconds'])} ms "
+            f"for {_milliseconds(row['usual_seconds'])}"
+            for row in record["tuned"]
+            if row["options"] != row["usual"]
+        ]
+        headings = ["shape", "shipped options, ms", "tuned, ms", "tokens/s"]
+        yield "\n### Tuned options\n\n" + _markdown(headings, lines) + "\n"
+        yield "".join(f"- {line}\n" for line in changed) or "No kernel gained.\n"
+        yield "\n`make gpu PART=4`\n"
+    for name, kernels in record.get("profiles", {}).items():
+        rows = [
+            [f"`{row['kernel']}`", f"{row['calls']:.0f}", _milliseconds(row["seconds"]),
+             f"{row['share']:.1%}"]
+            for row in kernels[:PROFILE_ROWS]
+        ]  # fmt: skip
+        yield f"\n### Kernels of a step: {name}\n\n"
+        yield _markdown(["kernel", "calls", "ms", "share"], rows)
 
 
 def _gaps(record: dict[str, Any]) -> list[str]:

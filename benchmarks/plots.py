@@ -193,7 +193,7 @@ def _placed(record: Record) -> list[Record]:
     return [
         case
         for case in record["cases"]
-        if "sweep" not in case and case.get("floor", {}).get("flops") and case["floor"]["bytes"]
+        if not {"sweep", "tuned"} & case.keys() and case.get("floor", {}).get("flops") and case["floor"]["bytes"]
     ]
 
 

@@ -5,6 +5,7 @@ samples.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import subprocess
@@ -49,7 +50,7 @@ class Results:
         self.started = time.monotonic()
         self.longest: dict[str, float] = {}  # seconds, by kind of case
         self.rates: dict[str, float] = {}  # measured as the cases need them
-        self.commit, self.date = commit(), datetime.datetime.now(datetime.UTC).date().isoformat()
+        self.commit, self.date = commit(), today()
         self.record: dict[str, Any] = {
             "machine": machine,
             "versions": versions(),
@@ -93,7 +94,7 @@ class Results:
         if self.settings.update:
             case |= {"commit": self.commit, "date": self.date, "rates": self.rates}
             same = [
-                place for place, other in enumerate(cases) if _identity(other) == _identity(case)
+                place for place, other in enumerate(cases) if identity(other) == identity(case)
             ]
         else:
             same = []
@@ -123,31 +124,58 @@ class Results:
         self._write()
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".tmp")
-        draft.write_text(json.dumps(_rounded(self.record), indent=1) + "\n", encoding="utf-8")
-        os.replace(draft, self.path)
+        write_json(self.path, self.record)
 
 
-def _identity(case: dict[str, Any]) -> tuple[Any, ...]:
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(rounded(record), indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def identity(case: dict[str, Any]) -> tuple[Any, ...]:
+    """What two measurements of one case have in common."""
     return tuple(case.get(name) for name in ("op", "shape", "dtype", "sweep", "x"))
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Six digits are more than any clock here has."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {name: _rounded(item) for name, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
+        return {name: rounded(item) for name, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def today() -> str:
+    """The date, as results have it."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def sources() -> str:
+    """A digest of the code that is measured and that measures: the same wherever a copy of it
+    lies, with git or without.
+    """
+    digest = hashlib.sha256()
+    for folder in ("bertfast", "benchmarks", "kernels", "csrc"):
+        for path in sorted((REPOSITORY / folder).rglob("*")):
+            if path.suffix in (".py", ".cpp", ".h") and path.is_file():
+                digest.update(f"{path.relative_to(REPOSITORY).as_posix()}\n".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+UNKNOWN = "unknown"
 
 
 def commit() -> str:
-    """The checkout's, with "+changes" where files that are tracked differ from it; "unknown"
+    """The checkout's, with "+changes" where files that are tracked differ from it; `UNKNOWN`
     outside of a checkout.
     """
+    git = ["git", "-C", str(REPOSITORY)]
     try:
-        git = ["git", "-C", str(REPOSITORY)]
         head = subprocess.run(
             [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
         )
@@ -158,5 +186,5 @@ def commit() -> str:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return UNKNOWN
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

@@ -71,6 +71,7 @@ def current() -> Settings:
 
 CURRENT = current()
 DTYPES = ["float32", "bfloat16"]
+GPU_LENGTHS = (64, 128, 256, 512, 1024)  # of attention
 
 
 def _shapes() -> tuple[list[Lengths], list[Lengths], list[Lengths], list[Lengths], Lengths]:
@@ -81,8 +82,9 @@ def _shapes() -> tuple[list[Lengths], list[Lengths], list[Lengths], list[Lengths
         mixed = Lengths("mixed", (9, 5, 3))
         return [mixed, full(2, 8)], [mixed, full(2, 8)], [full(4, 16)], [full(4, 16)], mixed
     if CURRENT.device == "cuda":
-        batches = [wikitext(128), full(128, 128), full(32, 512)]
-        return batches, batches, [full(128, 512)], [full(128, 128), full(216, 512)], wikitext(512)
+        batches = [wikitext(512), *(full(65536 // length, length) for length in GPU_LENGTHS)]
+        # Steps are of another part, in sizes of its own (`benchmarks.gpu.step`).
+        return batches, [], [full(128, 512)], [full(128, 128), full(216, 512)], wikitext(512)
     point = Lengths("reference point, mean 48 of 128", REFERENCE_POINT)
     batches = [point, wikitext(8), full(8, 128), full(2, 512)]
     step_batches = [point, wikitext(16), full(8, 128), full(2, 512)]

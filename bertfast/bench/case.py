@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from .lengths import Lengths
 from .timing import Samples, Side
 
 # Errors that rounding may make between two right answers, as ‖a - b‖ / ‖b‖.
-TOLERANCE = {"float32": 2e-4, "bfloat16": 2e-2}
+TOLERANCE = {"float32": 2e-4, "bfloat16": 2e-2, "float16": 4e-3}
 
 Results = tuple[Tensor, ...]
 Call = Callable[[], Results]
@@ -37,6 +39,9 @@ class Setup:
         dtype: of the tensors.
         device: "cpu" or "cuda".
         compiled: whether `torch.compile` is among the peers; compiling takes a while.
+        kinds: of sides, beside ours, that are wanted.
+        backends: of an op, the first of which is "ours", whatever a user gets; None is the one that
+            a user gets, and then each other one that can run.
         say: told what comes next while a case is made, a line each.
     """
 
@@ -45,6 +50,8 @@ class Setup:
     dtype: torch.dtype
     device: str
     compiled: bool = True
+    kinds: tuple[str, ...] = ("backend", "peer", "forward", "floor")
+    backends: tuple[str, ...] | None = None
     say: Callable[[str], None] = lambda text: None
 
     @property
@@ -97,19 +104,21 @@ class Case:
         """
         return timing.check_agreement(self.sides, self.tolerance or TOLERANCE[self.dtype])
 
-    def record(self, errors: dict[str, float], samples: dict[str, Samples]) -> dict[str, Any]:
-        """The case as JSON keeps it."""
+    def description(self) -> dict[str, Any]:
+        """The case as JSON keeps it, without what its sides did."""
         return {
             "op": self.op,
             "shape": self.shape,
             "dtype": self.dtype,
             "flops": self.floor.flops if self.products else None,
             "floor": asdict(self.floor),
-            "errors": errors,
-            "missing": self.missing,
             **self.facts,
-            "sides": timing.summarize(samples),
         }
+
+    def record(self, errors: dict[str, float], samples: dict[str, Samples]) -> dict[str, Any]:
+        """The same with it."""
+        found = {"errors": errors, "missing": self.missing, "sides": timing.summarize(samples)}
+        return self.description() | found
 
     def run(
         self,
@@ -126,7 +135,8 @@ class Case:
         say(f"{name}: comparing what {len(self.sides)} sides compute")
         errors = self.check()
         say(f"{name}: warming up")
-        samples, rounds = timing.prepare(self.sides, device, seconds, quick=False)
+        apart = device == "cuda"
+        samples, rounds = timing.prepare(self.sides, device, seconds, quick=False, apart=apart)
         say(f"{name}: timing {rounds} rounds")
 
         def on_round(number: int) -> None:
@@ -154,35 +164,36 @@ class Sides(list[Side]):
         self.missing: dict[str, str] = {}
         torch._dynamo.reset()  # its limits count what earlier cases compiled
 
+    def append(self, side: Side) -> None:
+        """Takes a side in, if one of its kind is wanted."""
+        if side.kind in ("ours", *self.setup.kinds):
+            super().append(side)
+
     def ours(self, op: str, run: Call, probe: Call, head_dim: int | None = None) -> None:
-        """The backend that is taken as "ours", then each other one that can run."""
-        where = torch.device(self.setup.device)
-        taken = dispatch.select(op, where, self.setup.dtype, head_dim)
-        for backend in sorted(dispatch.BACKENDS, key=lambda name: name != taken):
+        """A side for each backend, the first of them "ours"; see `Setup`."""
+        for backend in self.setup.backends or self._usual(op, head_dim):
+            kind = "backend" if self else "ours"
+            on = partial(kernels.use_backend, backend)
+            self.append(Side(f"bertfast {backend}", kind, within(on, run), within(on, probe)))
+
+    def _usual(self, op: str, head_dim: int | None) -> list[str]:
+        """The backend that a user gets, then each other one that can run."""
+        where, dtype = torch.device(self.setup.device), self.setup.dtype
+        taken = dispatch.select(op, where, dtype, head_dim)
+        return [
+            backend
+            for backend in sorted(dispatch.BACKENDS, key=lambda name: name != taken)
             # Triton's interpreter is for tests.
-            if backend == "triton" and where.type != "cuda":
-                continue
-            if dispatch.reasons_against(backend, op, where, self.setup.dtype, head_dim):
-                continue
+            if (backend != "triton" or where.type == "cuda")
+            and not dispatch.reasons_against(backend, op, where, dtype, head_dim)
+        ]
 
-            def on(call: Call, backend: str = backend) -> Call:
-                def within() -> Results:
-                    with kernels.use_backend(backend):
-                        return call()
-
-                return within
-
-            self.append(
-                Side(
-                    f"bertfast {backend}",
-                    "ours" if backend == taken else "backend",
-                    on(run),
-                    on(probe),
-                )
-            )
-
-    def peer(self, name: str, run: Call, probe: Call) -> None:
-        """Somebody else's way, if it runs here."""
+    def peer(self, name: str, run: Call, probe: Call, kind: str = "peer") -> None:
+        """Somebody else's way, if it is wanted and runs here; of the kind "forward" where it is a
+        forward alone.
+        """
+        if kind not in self.setup.kinds:
+            return
         self.setup.say(f"making {name}")
         try:
             with warnings.catch_warnings(record=True) as said:
@@ -194,7 +205,7 @@ class Sides(list[Side]):
             hint = str(said[-1].message).split(" (Triggered")[0] if said else ""
             self.missing[name] = reason(error) + (f" ({hint})" if hint else "")
         else:
-            self.append(Side(name, "peer", run, probe))
+            self.append(Side(name, kind, run, probe))
 
     def eager_and_compiled(
         self,
@@ -237,20 +248,69 @@ class Sides(list[Side]):
         self.append(Side("floor: a copy of the same bytes", "floor", lambda: target.copy_(source)))
 
 
-def differentiated(
-    function: Callable, inputs: Sequence[Tensor | None], douts: Sequence[Tensor]
-) -> Call:
-    """Calls the function and its backward: outputs, then the gradients of the inputs that are
-    there.
+@dataclass(frozen=True)
+class Differentiated:
+    """A function and its backward: called, it gives outputs and then the gradients of the inputs
+    that are there.
+
+    Attributes:
+        function, inputs, douts: what is called, with what, and the gradients of its outputs.
+        compared: how many of the results are given; None is all.
+        context: within which both run.
     """
-    given = [x for x in inputs if x is not None]
 
-    def call() -> Results:
-        out = function(*inputs)
-        outs = out if isinstance(out, tuple) else (out,)
-        return *(x.detach() for x in outs), *torch.autograd.grad(outs, given, douts)
+    function: Callable
+    inputs: tuple[Tensor | None, ...]
+    douts: tuple[Tensor, ...]
+    compared: int | None = None
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
 
-    return call
+    def __call__(self) -> Results:
+        outs = self.forward()
+        return (*(x.detach() for x in outs), *self._gradients(outs))[: self.compared]
+
+    @property
+    def passes(self) -> dict[str, Callable[[], Call]]:
+        """Makers of the forward alone and of the backward alone, by name."""
+        return {"forward": lambda: self.forward, "backward": self.backward}
+
+    def forward(self) -> Results:
+        """The outputs, which take gradients."""
+        with self.context():
+            out = self.function(*self.inputs)
+        return out if isinstance(out, tuple) else (out,)
+
+    def backward(self) -> Call:
+        """The gradients alone, of one forward that is done now."""
+        outs = self.forward()
+        return lambda: self._gradients(outs, keep=True)
+
+    def _gradients(self, outs: Results, keep: bool = False) -> Results:
+        given = [x for x in self.inputs if x is not None]
+        with self.context():
+            return torch.autograd.grad(outs, given, self.douts, retain_graph=keep)
+
+
+def differentiated(
+    function: Callable,
+    inputs: Sequence[Tensor | None],
+    douts: Sequence[Tensor],
+    compared: int | None = None,
+) -> Differentiated:
+    """Calls the function and its backward, and gives so many of the results."""
+    return Differentiated(function, tuple(inputs), tuple(douts), compared)
+
+
+def within(context: Callable[[], AbstractContextManager[object]], call: Call) -> Call:
+    """The call inside such a context."""
+    if isinstance(call, Differentiated):
+        return replace(call, context=context)
+
+    def inside() -> Results:
+        with context():
+            return call()
+
+    return inside
 
 
 def reason(error: BaseException) -> str:

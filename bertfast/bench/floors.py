@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bertfast.config import EncoderConfig
+from bertfast.config import EncoderConfig, ModernBertConfig
 from bertfast.model.family import member_of
 
 from .lengths import Lengths
@@ -41,20 +41,22 @@ class Floor:
         return max(self.flops / rates[f"matrix {dtype}"], self.bytes / rates["copy"])
 
 
-def attention_forward(lengths: Lengths, heads: int, head_dim: int, itemsize: int) -> Floor:
-    """Two products of each pair of tokens in a sequence; q, k, v in, out out."""
-    return Floor(
-        2 * 2 * lengths.squares * heads * head_dim, 4 * lengths.tokens * heads * head_dim * itemsize
-    )
+def attention_forward(
+    lengths: Lengths, heads: int, head_dim: int, itemsize: int, window: int | None = None
+) -> Floor:
+    """Two products of each pair of tokens in a sequence, or in a window; q, k, v in, out out."""
+    width = heads * head_dim
+    return Floor(2 * 2 * lengths.pairs(window) * width, 4 * lengths.tokens * width * itemsize)
 
 
-def attention_backward(lengths: Lengths, heads: int, head_dim: int, itemsize: int) -> Floor:
+def attention_backward(
+    lengths: Lengths, heads: int, head_dim: int, itemsize: int, window: int | None = None
+) -> Floor:
     """Four products (the scores' second making is a recomputation); q, k, v, dout in, three
     gradients out.
     """
-    return Floor(
-        4 * 2 * lengths.squares * heads * head_dim, 7 * lengths.tokens * heads * head_dim * itemsize
-    )
+    width = heads * head_dim
+    return Floor(4 * 2 * lengths.pairs(window) * width, 7 * lengths.tokens * width * itemsize)
 
 
 def attention(lengths: Lengths, heads: int, head_dim: int, itemsize: int) -> Floor:
@@ -163,21 +165,32 @@ def step_ops(
     """
     tokens, hidden, inner = lengths.tokens, config.hidden_size, config.intermediate_size
     layers, heads, head_dim = config.num_hidden_layers, config.num_attention_heads, config.head_dim
+    gated = member_of(config).gated
+    up = 2 * inner if gated else inner  # GeGLU's gate
     products = linear(tokens, hidden, hidden, itemsize).times(3 * layers) + linear(
         masked, hidden, hidden, itemsize
     )
     norms, gelus = layer_norm(masked, hidden, itemsize), bias_gelu(masked, hidden, itemsize)
     for rows, count in ((tokens, layers - 1), (masked, 1)):
         products += linear(rows, hidden, hidden, itemsize).times(count)
-        products += linear(rows, hidden, inner, itemsize).times(count)
+        products += linear(rows, hidden, up, itemsize).times(count)
         products += linear(rows, inner, hidden, itemsize).times(count)
         norms += add_layer_norm(rows, hidden, itemsize).times(2 * count)
-        gelus += bias_gelu(rows, inner, itemsize).times(count)
+        gelus += bias_gelu(rows, inner, itemsize, gated).times(count)
+    windows = [
+        config.window(layer) if isinstance(config, ModernBertConfig) else None
+        for layer in range(layers)
+    ]
+    attention = (lengths, heads, head_dim, itemsize)
     rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
     return {
         "matrix products": products,
-        "attention forward": attention_forward(lengths, heads, head_dim, itemsize).times(layers),
-        "attention backward": attention_backward(lengths, heads, head_dim, itemsize).times(layers),
+        "attention forward": sum(
+            (attention_forward(*attention, window) for window in windows), Floor(0, 0)
+        ),
+        "attention backward": sum(
+            (attention_backward(*attention, window) for window in windows), Floor(0, 0)
+        ),
         "linear_cross_entropy": linear_cross_entropy(masked, config.vocab_size, hidden, itemsize),
         "layer norm": norms,
         "gelu": gelus,

@@ -55,10 +55,15 @@ class Lengths:
         """Share of the padded batch's cells that hold a token."""
         return self.tokens / self.padded
 
-    @property
-    def squares(self) -> int:
-        """Pairs of tokens that attend to one another."""
-        return sum(length * length for length in self.values)
+    def pairs(self, window: int | None = None) -> int:
+        """Pairs of tokens that attend to one another, where each sees so many to each side; None is
+        all.
+        """
+        reaches = [length if window is None else min(window, length) for length in self.values]
+        return sum(
+            length * length - (length - reach) * (length - reach - 1) * (length > reach)
+            for length, reach in zip(self.values, reaches, strict=True)
+        )
 
     def cu_seqlens(self, device: str) -> Tensor:
         import torch

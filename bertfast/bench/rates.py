@@ -4,6 +4,7 @@ copy.
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -23,8 +24,10 @@ PRODUCTS = {
 # Tells which library is worth a larger product; the slowest there is needs a second for it.
 SMALL = (256, 256, 256)
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
+STATE = ("clocks.sm", "clocks.max.sm", "power.draw", "power.limit", "temperature.gpu")
 REPEATS = 8
 SECONDS = 4.0  # after which a rate takes no further sample
+SUSTAINED = 2.0  # seconds of one product on a GPU, whose clock falls under load
 
 
 def _fastest(call: Callable[[], object], device: str, deadline: float) -> float:
@@ -45,11 +48,13 @@ def _fastest(call: Callable[[], object], device: str, deadline: float) -> float:
 
 def matrix_rate(device: str, dtype: torch.dtype, quick: bool = False) -> float:
     """FLOP/s of the fastest of `PRODUCTS`, a multiply-add counted as two; by whichever of PyTorch's
-    libraries is faster.
+    libraries is faster. On a GPU it is what `sustained` finds.
 
     It takes about `SECONDS`: a library whose small product is half as fast as another's, or that
     would be late with one large product, is not asked for it.
     """
+    if device == "cuda":
+        return max(sustained(shape, dtype, quick)[0] for shape in PRODUCTS["cuda"])
     deadline = time.perf_counter() + SECONDS
     rates = _rates_of(SMALL, device, dtype, deadline)
     best = max(rates.values())
@@ -59,6 +64,46 @@ def matrix_rate(device: str, dtype: torch.dtype, quick: bool = False) -> float:
         asked = [name for name, rate in rates.items() if rate > best / 2 and flops < rate * left]
         best = max(best, *_rates_of(shape, device, dtype, deadline, asked).values(), 0.0)
     return best
+
+
+def sustained(
+    shape: tuple[int, int, int], dtype: torch.dtype, quick: bool = False
+) -> tuple[float, dict[str, float]]:
+    """FLOP/s of one product on the GPU, made for `SUSTAINED` seconds without a pause, and the GPU's
+    state (`gpu_state`) meanwhile.
+    """
+    rows, inner, columns = shape
+    a = torch.randn(rows, inner, device="cuda").to(dtype)
+    b = torch.randn(inner, columns, device="cuda").to(dtype)
+    out = torch.empty(rows, columns, device="cuda", dtype=dtype)
+
+    def seconds_of(count: int, meanwhile: Callable[[], Any] = lambda: None) -> tuple[float, Any]:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(count):
+            torch.mm(a, b, out=out)
+        end.record()
+        found = meanwhile()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / count, found
+
+    seconds_of(3)
+    count = max(1, round((0.05 if quick else SUSTAINED) / seconds_of(10)[0]))
+    seconds, state = seconds_of(count, gpu_state)
+    return 2 * rows * inner * columns / seconds, state
+
+
+def gpu_state() -> dict[str, float]:
+    """Clocks in MHz, power in W and degrees now, by the names of ``nvidia-smi``; empty without
+    it.
+    """
+    command = ["nvidia-smi", f"--query-gpu={','.join(STATE)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        values = done.stdout.splitlines()[torch.cuda.current_device()].split(",")
+        return {name: float(value) for name, value in zip(STATE, values, strict=True)}
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return {}
 
 
 def _rates_of(

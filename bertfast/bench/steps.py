@@ -4,17 +4,17 @@ labels of -100 where nothing is predicted.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from bertfast.config import EncoderConfig
-from bertfast.model import BertForMaskedLM
+from bertfast.model import PreTrainedModel, member_class
 from bertfast.packed import PackedBatch
 from bertfast.training.graph import WARMUP, GraphedStep
 from bertfast.training.optimizer import build_optimizer
@@ -23,19 +23,12 @@ from bertfast.training.precision import Masters
 from . import floors
 from .case import Case, Setup, reason
 from .lengths import Lengths
-from .timing import Side, synchronize
+from .timing import GRAPH, LAUNCHES, Side
 
 MASKED_SHARE = 0.15
 # bfloat16 rounds at every layer, and sides round at different places.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 8e-2}
-# Some of the gradients that sides are compared by: of the tied table, of the first and of the last
-# layer.
-COMPARED = (
-    "bert.embeddings.word_embeddings.weight",
-    "bert.encoder.layer.0.attention.self.query.weight",
-    "bert.encoder.layer.{last}.output.dense.weight",
-    "cls.predictions.bias",
-)
+COMPARED = 4  # matrices whose gradients sides are compared by, the tied table among them
 
 
 @dataclass(frozen=True)
@@ -86,25 +79,45 @@ def make_batch(lengths: Lengths, vocab_size: int, device: str) -> Batch:
     return Batch(packed, {name: value.to(device) for name, value in padded.items()})
 
 
+def masked_lm(config: EncoderConfig, device: str = "cpu") -> PreTrainedModel:
+    """The member's masked LM, the same random weights each time on a device."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        return member_class(config, "ForMaskedLM")(config)
+
+
 def case(setup: Setup, *, attentions: tuple[str, ...] = ("eager", "sdpa")) -> Case:
     """Forward, backward and optimizer, against transformers with each of these attentions, and
     compiled.
     """
-    config, lengths = setup.config, setup.lengths
-    batch = make_batch(lengths, config.vocab_size, setup.device)
-    masked = masked_count(lengths.tokens)
+    batch = make_batch(setup.lengths, setup.config.vocab_size, setup.device)
     torch._dynamo.reset()
-    ours = our_side(config, batch, setup.dtype, setup.device)
-    peers, missing = peer_sides(setup, batch, attentions)
-    ops = floors.step_ops(
-        config, lengths, masked, BertForMaskedLM(config).num_parameters(), setup.itemsize
-    )
+    ours = our_sides(setup.config, batch, setup.dtype, setup.device)
+    peers, missing = [], {}
+    for peer in peers_of(setup, attentions):
+        setup.say(f"step: {'compiling' if peer.compiled else 'making'} {peer.name}")
+        try:
+            peers.append(peer_side(setup, batch, peer))
+        # a compiler fails in many ways; the record says how, and the other peers remain
+        except Exception as error:
+            missing[peer.name] = reason(error)
+    found = empty_case(setup)
+    return replace(found, sides=[*ours, *peers], missing=missing)
+
+
+def empty_case(setup: Setup) -> Case:
+    """The case of that step without a side."""
+    config, lengths = setup.config, setup.lengths
+    masked = masked_count(lengths.tokens)
+    with torch.device("meta"):
+        parameters = member_class(config, "ForMaskedLM")(config).num_parameters()
+    ops = floors.step_ops(config, lengths, masked, parameters, setup.itemsize)
     floor = sum(ops.values(), floors.Floor(0, 0))
     return Case(
         "step",
         lengths.name,
         setup.dtype_name,
-        [ours, *graph_sides(config, batch, setup.dtype, setup.device), *peers],
+        [],
         floors.Floor(floors.step_flops(config, lengths, masked), floor.bytes),
         products=True,
         tolerance=TOLERANCE[setup.dtype_name],
@@ -117,45 +130,65 @@ def case(setup: Setup, *, attentions: tuple[str, ...] = ("eager", "sdpa")) -> Ca
                 f"vocabulary {config.vocab_size:,}"
             ),
         },
-        missing=missing,
     )
 
 
-def our_side(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device: str) -> Side:
-    """The step of `bertfast pretrain`: in bfloat16 the weights are bfloat16 and the optimizer
-    updates float32 masters.
+def our_sides(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device: str) -> list[Side]:
+    """What a user gets, the first one "ours": on a GPU the step as one CUDA graph, and then the
+    same launched kernel by kernel.
     """
-    torch.manual_seed(0)
-    model = BertForMaskedLM(config).to(device).train()
+    launched = our_side(config, batch, dtype, device)
+    if device != "cuda":
+        return [launched]
+    graphed = replace(graph_side(config, batch, dtype, device), probe=launched.probe)
+    return [graphed, replace(launched, name="bertfast, launched", kind="backend")]
+
+
+def our_side(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device: str) -> Side:
+    """The step of `bertfast pretrain` without a CUDA graph: in bfloat16 the weights are bfloat16
+    and the optimizer updates float32 masters.
+    """
+    model = masked_lm(config, device).train()
     masters = Masters(model, "bf16" if dtype == torch.bfloat16 else "fp32")
     optimizer = build_optimizer(masters, 1e-4)
     seeds = iter(range(1 << 62))
 
     def differentiate() -> Tensor:
-        loss = model(batch.packed, seed=next(seeds)).loss
+        loss: Tensor = model(batch.packed, seed=next(seeds)).loss
         loss.backward()
         return loss
 
-    def step() -> float:
-        start = time.perf_counter()
-        differentiate()
-        synchronize(device)
-        part = time.perf_counter() - start
+    def update() -> None:
         optimizer.step()
         optimizer.zero_grad()
+
+    launched = f"{LAUNCHES}: kernel by kernel, for comparison" if device == "cuda" else None
+    step = _in_parts(differentiate, update, device)
+    return Side("bertfast", "ours", step, _probe(model, differentiate), launched)
+
+
+def _in_parts(
+    differentiate: Callable[[], object], update: Callable[[], None], device: str
+) -> Callable[[], float | None]:
+    """The step; on the CPU it gives the seconds without the update. Waiting for a GPU in its middle
+    would cost time, and cannot be recorded.
+    """
+
+    def step() -> float | None:
+        start = time.perf_counter()
+        differentiate()
+        part = time.perf_counter() - start if device == "cpu" else None
+        update()
         return part
 
-    return Side("bertfast", "ours", step, _probe(model, differentiate, config))
+    return step
 
 
-def graph_sides(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device: str) -> list[Side]:
-    """On a GPU, the same step as `bertfast pretrain` sends it by default: one CUDA graph, gradients
+def graph_side(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device: str) -> Side:
+    """The step as `bertfast pretrain` sends it to a GPU by default: one CUDA graph, gradients
     clipped. It gives no gradients to compare.
     """
-    if device != "cuda":
-        return []
-    torch.manual_seed(0)
-    model = BertForMaskedLM(config).to(device).train()
+    model = masked_lm(config, device).train()
     optimizer = build_optimizer(Masters(model, "bf16" if dtype == torch.bfloat16 else "fp32"), 1e-4)
     graphed = GraphedStep(model, optimizer, 1.0, batch.packed.sizes, torch.device(device))
     ages = itertools.count(1)
@@ -166,109 +199,94 @@ def graph_sides(config: EncoderConfig, batch: Batch, dtype: torch.dtype, device:
 
     for _ in range(WARMUP + 1):  # from here on every call is a replay
         step()
-    return [Side("bertfast, CUDA graph", "backend", step)]
+    timed = GRAPH if graphed.graph is not None else f"{LAUNCHES}: the step could not be recorded"
+    return Side("bertfast, CUDA graph", "ours", step, timed=timed)
 
 
-def peer_sides(
-    setup: Setup, batch: Batch, attentions: tuple[str, ...]
-) -> tuple[list[Side], dict[str, str]]:
-    """transformers' BertForMaskedLM with each of its attentions, and the last one compiled; in
-    bfloat16 under autocast, and with bfloat16 weights.
+@dataclass(frozen=True)
+class Peer:
+    """A setting of transformers: its attention, whether it is compiled, and the casts.
 
-    Weights in bfloat16 have no float32 masters, so small updates are lost; the side is there
+    Weights in bfloat16 have no float32 masters, so small updates are lost; the setting is there
     because it is fast.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        return [], {"transformers": reason(error)}
+
+    attention: str
+    compiled: bool
+    cast: str
+
+    @property
+    def name(self) -> str:
+        compiled, cast = ", compiled" * self.compiled, f", {self.cast}" if self.cast else ""
+        return f"transformers {self.attention}{compiled}{cast}"
+
+
+def peers_of(setup: Setup, attentions: tuple[str, ...] = ("eager", "sdpa")) -> list[Peer]:
+    """transformers with each of these attentions, and the last one compiled; in bfloat16 under
+    autocast, and with bfloat16 weights.
+    """
     casts = ["autocast", "bfloat16 weights"] if setup.dtype == torch.bfloat16 else [""]
-    variants = [(attention, False) for attention in attentions] + (
-        [(attentions[-1], True)] if setup.compiled else []
-    )
-    sides, missing = [], {}
-    for cast in casts:
-        for attention, is_compiled in variants:
-            name = (
-                f"transformers {attention}"
-                + (", compiled" if is_compiled else "")
-                + (f", {cast}" if cast else "")
-            )
-            setup.say(f"step: {'compiling' if is_compiled else 'making'} {name}")
-            try:
-                side = _peer(
-                    transformers,
-                    setup.config,
-                    batch,
-                    setup.device,
-                    name,
-                    attention,
-                    is_compiled,
-                    cast,
-                )
-            # a compiler fails in many ways; the record says how, and the other peers remain
-            except Exception as error:
-                missing[name] = reason(error)
-            else:
-                sides.append(side)
-    return sides, missing
+    variants = [(attention, False) for attention in attentions]
+    variants += [(attentions[-1], True)] if setup.compiled else []
+    return [Peer(*variant, cast) for cast in casts for variant in variants]
 
 
-def _peer(
-    transformers: Any,
-    config: EncoderConfig,
-    batch: Batch,
-    device: str,
-    name: str,
-    attention: str,
-    is_compiled: bool,
-    cast: str,
-) -> Side:
-    torch.manual_seed(0)
-    ours = BertForMaskedLM(config)
-    shape = transformers.BertConfig(**config.to_dict())
-    shape._attn_implementation = attention
-    model = transformers.BertForMaskedLM(shape)
+def peer_side(setup: Setup, batch: Batch, peer: Peer) -> Side:
+    """transformers' masked LM of our weights, warmed up.
+
+    Raises:
+        Exception: whatever keeps it from running here.
+    """
+    import transformers
+
+    config, device = setup.config, setup.device
+    ours = masked_lm(config, device)
+    shape = transformers.AutoConfig.for_model(**config.to_dict())
+    half = peer.cast == "bfloat16 weights"
+    with torch.device(device):
+        model = transformers.AutoModelForMaskedLM.from_config(
+            shape, attn_implementation=peer.attention
+        )
     names = {name for name, _ in model.named_parameters()}
-    model.load_state_dict(
-        {name: value for name, value in ours.state_dict().items() if name in names}, strict=False
+    kept = {name: value for name, value in ours.state_dict().items() if name in names}
+    model.load_state_dict(kept, strict=False)
+    del ours, kept
+    model = model.to(device, torch.bfloat16 if half else torch.float32).train()
+    # Recorded, the optimizer's counts must stand on the device.
+    optimizer = torch.optim.AdamW(
+        model.parameters(), 1e-4, fused=True, capturable=device == "cuda"
     )
-    model = model.to(
-        device, torch.bfloat16 if cast == "bfloat16 weights" else torch.float32
-    ).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-    forward = torch.compile(model) if is_compiled else model
-    padded = dict(batch.padded)
+    forward = torch.compile(model) if peer.compiled else model
+    taken = inspect.signature(model.forward).parameters
+    padded = {name: value for name, value in batch.padded.items() if name in taken}
     if bool(padded["attention_mask"].all()):
         del padded["attention_mask"]  # a user whose batch is full gives none
 
     def differentiate() -> Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=cast == "autocast"):
-            loss = forward(**padded).loss
+        with torch.autocast(device, torch.bfloat16, enabled=peer.cast == "autocast"):
+            loss: Tensor = forward(**padded).loss
         loss.backward()
         return loss
 
-    def step() -> float:
-        start = time.perf_counter()
-        differentiate()
-        synchronize(device)
-        part = time.perf_counter() - start
+    def update() -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return part
 
     differentiate()  # compiles, or fails, now
     _clear(model.parameters())
     # The compiled model's parameters are the plain one's: it is compared without compiling it a
     # second time for evaluation.
-    return Side(name, "peer", step, None if is_compiled else _probe(model, differentiate, config))
+    probe = None if peer.compiled else _probe(model, differentiate)
+    return Side(peer.name, "peer", _in_parts(differentiate, update, device), probe)
 
 
 def _probe(
-    model: nn.Module, differentiate: Callable[[], Tensor], config: EncoderConfig
+    model: nn.Module, differentiate: Callable[[], Tensor]
 ) -> Callable[[], tuple[Tensor, ...]]:
     """Loss and gradients without dropout."""
-    names = [name.format(last=config.num_hidden_layers - 1) for name in COMPARED]
+    # Of matrices: a key's bias has a gradient of nothing.
+    matrices = sorted(name for name, weight in model.named_parameters() if weight.dim() == 2)
+    names = matrices[:: max(1, len(matrices) // COMPARED)]
 
     def probe() -> tuple[Tensor, ...]:
         _clear(model.parameters())

@@ -1,0 +1,6 @@
+"""``python -m benchmarks gpu``: four parts, each of a few minutes, that show on a GPU machine with
+PyTorch, Triton and NumPy alone what the kernels do there.
+
+`parts` runs them, each in processes of its own (`worker`), and each leaves a `journal` in one
+folder; `records` makes of the folder what the page shows.
+"""
