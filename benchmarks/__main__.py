@@ -74,9 +74,9 @@ def main() -> int:
         return 0
     if options.what == "import":
         return _import(options.folder)
-    print("benchmarks: loading PyTorch", file=sys.stderr, flush=True)
     if options.what == "gpu":
         return _measure_gpu(options)
+    print("benchmarks: loading PyTorch", file=sys.stderr, flush=True)
     return _measure(options.quick, options.only, options.update)
 
 

@@ -29,9 +29,12 @@ def make_importable() -> None:
         return
     package = REPOSITORY / "build" / "links" / "bertfast"
     package.mkdir(parents=True, exist_ok=True)
-    for target in (*(REPOSITORY / "bertfast").iterdir(), REPOSITORY / "kernels"):
+    links = {package / path.name: path for path in (REPOSITORY / "bertfast").iterdir()}
+    links[package / "kernels"] = REPOSITORY / "kernels"
+    links[package.parent / "benchmarks"] = REPOSITORY / "benchmarks"  # for children
+    for link, target in links.items():
         with suppress(FileExistsError):  # of an earlier run, or of another process of this one
-            (package / target.name).symlink_to(target)
+            link.symlink_to(target)
     bertfast.__path__.append(str(package))
     # The safe path keeps the checkout's own bertfast/, which has no kernels/, from coming first in
     # children. What the machine was given beside its own packages stays.

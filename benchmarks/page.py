@@ -62,10 +62,11 @@ which are exact to about a MiB.
 
 `make bench` measures everything on a CPU in about half an hour, checks its results, and writes this
 page, its plots and their JSON. `make gpu RESULTS=FOLDER` takes as long on a GPU, with PyTorch,
-Triton and NumPy alone, and `python -m benchmarks import FOLDER` takes its results in. Below each table and plot
-stands the command that measures it alone; that one writes under `build/benchmarks/`. `bertfast
-bench --lengths FILE` measures an op or the step on your own lengths. `bertfast profile` shows where
-a step's time goes. Run nothing else meanwhile: noise is marked, not removed.
+Triton and NumPy alone, and `python -m benchmarks import FOLDER` takes its results in. Below each
+table and plot stands the command that measures it alone. On a CPU that one writes under
+`build/benchmarks/`. `bertfast bench --lengths FILE` measures an op or the step on your own lengths.
+`bertfast profile` shows where a step's time goes. Run nothing else meanwhile: noise is marked, not
+removed.
 """
 COLUMNS = 100
 PROFILE_ROWS = 20  # of the kernels of a step

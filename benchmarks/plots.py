@@ -193,7 +193,9 @@ def _placed(record: Record) -> list[Record]:
     return [
         case
         for case in record["cases"]
-        if not {"sweep", "tuned"} & case.keys() and case.get("floor", {}).get("flops") and case["floor"]["bytes"]
+        if not {"sweep", "tuned"} & case.keys()
+        and case.get("floor", {}).get("flops")
+        and case["floor"]["bytes"]
     ]
 
 

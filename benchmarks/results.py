@@ -93,9 +93,7 @@ class Results:
         cases = self.record["cases"]
         if self.settings.update:
             case |= {"commit": self.commit, "date": self.date, "rates": self.rates}
-            same = [
-                place for place, other in enumerate(cases) if identity(other) == identity(case)
-            ]
+            same = [place for place, other in enumerate(cases) if identity(other) == identity(case)]
         else:
             same = []
         if same:

@@ -4,3 +4,5 @@ PyTorch, Triton and NumPy alone what the kernels do there.
 `parts` runs them, each in processes of its own (`worker`), and each leaves a `journal` in one
 folder; `records` makes of the folder what the page shows.
 """
+
+from .. import importable as importable  # before bertfast, in every process that a part starts

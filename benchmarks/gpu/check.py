@@ -128,7 +128,9 @@ def config_of(model_type: str, quick: bool) -> EncoderConfig:
     if quick:
         shape: dict[str, Any] = QUICK_SHAPE | {"pad_token_id": 0}
     else:
-        base = [values for name, (kind, values) in PRESETS.items() if kind is cls and "base" in name]
+        base = [
+            values for name, (kind, values) in PRESETS.items() if kind is cls and "base" in name
+        ]
         shape = base[0] | {"num_hidden_layers": LAYERS + (model_type == "modernbert")}
     config = cls(**shape)
     rates = {f.name: 0.1 for f in fields(config) if f.name.endswith(("dropout_prob", "dropout"))}
@@ -249,9 +251,7 @@ def check_capture(
         if not recorded:
             step.stream = None
         count = 1 if quick else WARMUP + TRIED
-        found = [
-            float(step(batch, age, 1e-4, age)[0]["loss"]) for age in range(1, count + 1)
-        ]
+        found = [float(step(batch, age, 1e-4, age)[0]["loss"]) for age in range(1, count + 1)]
         if recorded and device.type == "cuda" and step.graph is None:
             raise RuntimeError("the step cannot be recorded; the log says why")
         return torch.tensor(found)

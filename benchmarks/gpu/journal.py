@@ -1,8 +1,8 @@
-"""The file that a part writes a line to whenever it knows something more: what was known when it was
-killed is in it.
+"""The file that a part writes a line to whenever it knows something more, so that it outlives what
+kills the part.
 
 Each line is an object of JSON, whose "what" says which: "machine", "begin" and "end" of an item,
-"check", "case", "side", "rates", "profile", "tuned", and "part" when the part has ended.
+"check", "case", "side", "rates", "profile", "cost", "tuned", and "part" when the part has ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ FIELDS = {
     "side": {"case", "name"},
     "rates": {"rates", "state"},
     "profile": {"name", "kernels"},
-    "tuned": {"kernel", "key", "options", "usual", "seconds", "usual_seconds", "tried", "left_out", "source"},
+    "tuned": {
+        "kernel",
+        "key",
+        "options",
+        "usual",
+        "seconds",
+        "usual_seconds",
+        "tried",
+        "left_out",
+        "source",
+    },
+    "cost": {"kernel", "candidate", "cost"},
     "part": {"ended"},
 }
 
@@ -87,6 +98,4 @@ class Journal:
 
     def begun(self) -> dict[str, dict[str, Any]]:
         """The items that were begun, by name: the line of the end, or else of the beginning."""
-        return {
-            line["item"]: line for line in self.lines() if line["what"] in ("begin", "end")
-        }
+        return {line["item"]: line for line in self.lines() if line["what"] in ("begin", "end")}

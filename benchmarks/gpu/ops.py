@@ -67,9 +67,7 @@ def contest(
     """Builds a case, compares what its sides compute, and times them in turn."""
     case = build(replace(setup, kinds=("peer", "forward", "floor")), **options)
     errors = compare(case)
-    samples, rounds = timing.prepare(
-        case.sides, setup.device, SECONDS, CURRENT.quick, apart=True
-    )
+    samples, rounds = timing.prepare(case.sides, setup.device, SECONDS, CURRENT.quick, apart=True)
     timing.race(case.sides, samples, rounds, setup.device)
     place = {"sweep": sweep[0], "x": sweep[1]} if sweep else {}
     journal.write("case", case=case.record(errors, samples) | place)

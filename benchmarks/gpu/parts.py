@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..importable import REPOSITORY
@@ -41,10 +42,14 @@ def run_part(part: Part, settings: Settings, only: str = "") -> bool:
     tuning = settings.results / TUNING
     if part.name == "tune":
         tuning.unlink(missing_ok=True)
-    environment = os.environ | settings.environment() | {
-        # No part but the one that tunes sees what was tuned.
-        "BERTFAST_CACHE": str(tuning if part.name == "tune" else tuning.with_suffix(".none")),
-    }
+    environment = (
+        os.environ
+        | settings.environment()
+        | {
+            # No part but the one that tunes sees what was tuned.
+            "BERTFAST_CACHE": str(tuning if part.name == "tune" else tuning.with_suffix(".none")),
+        }
+    )
     if settings.device == "cpu":
         environment |= {"TRITON_INTERPRET": "1"}
     started = time.time()
@@ -56,7 +61,7 @@ def run_part(part: Part, settings: Settings, only: str = "") -> bool:
             for index in range(workers)
         ]
         try:
-            while any([share.step() for share in shares]):
+            while sum(share.step() for share in shares):  # each of them, not up to one that runs
                 if time.time() > started + SECONDS + MARGIN:
                     break
                 time.sleep(POLL)
@@ -128,10 +133,8 @@ class Share:
         """Ends the process, if there is one, and all that it started."""
         if self.process is None:
             return
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
         self._close(self.process.pid, why)
         self.process = None

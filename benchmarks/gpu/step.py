@@ -7,6 +7,7 @@ figure. All take `ROUNDS` samples, so that ratios are of medians of equal weight
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -184,6 +185,7 @@ def kernel_table(step: Callable[[], object], device: str) -> list[dict[str, Any]
     """Each kernel's name, calls and seconds in a step, and share of them all; the longest first. On
     the CPU ops stand for kernels.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # errors alone
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(PROFILED):

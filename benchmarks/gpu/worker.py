@@ -85,7 +85,7 @@ def _run_one(item: Item, journal: Journal, seconds: float) -> bool:
     """Whether the process can run another one."""
     journal.write("begin", item=item.name, process=os.getpid())
     started, state, why = time.monotonic(), "done", ""
-    faulthandler.dump_traceback_later(seconds, exit=True)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
     try:
         torch.manual_seed(0)
         item.run(journal)

@@ -1,25 +1,33 @@
 """``bertfast tune``: which tile sizes, warps and stages are the fastest for each Triton kernel on
 this machine's GPU.
 
-Every candidate of a small grid does the work of a BERT step in turn. One that cannot run, or
-computes something else than the shipped options, is left out; the fastest is written to the cache
-file that `bertfast.kernels.tuning` reads.
+Every candidate of a small grid does the work of a BERT step in turn. Of that work its own launches
+alone are timed, recorded as a CUDA graph, so that neither the host nor another kernel counts. A
+candidate that cannot run, or computes something else than the shipped options, is left out. So is
+one, unmeasured, whose registers spill or whose instructions take too many clocks by the model of
+`bertfast.kernels.resources`. The fastest is written to the cache file that
+`bertfast.kernels.tuning` reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bertfast import kernels
+from bertfast.bench import timing
 from bertfast.errors import BertfastError
-from bertfast.kernels import tuning
+from bertfast.kernels import resources, tuning
+from bertfast.kernels.launch import Launch, recording
 
 VOCAB, MASKED_SHARE = 30522, 0.15
+MEASURED_SECONDS = 0.1  # of a candidate
+SLOWER = 1.25  # times the fewest clocks by the model, above which a candidate is not measured
 LEAST_GAIN = 0.02  # of the time, below which the shipped options stay
 TOLERANCE = {
     torch.float32: 1e-4,
@@ -47,14 +55,34 @@ class Problem:
 
 @dataclass(frozen=True)
 class Found:
-    """The best options, the seconds that they and the shipped ones take, and how many candidates
-    could not be used.
+    """The best options, the seconds that they and the shipped ones take, how many candidates could
+    not be used, and how many were left out by their costs.
     """
 
     options: tuning.Options
     seconds: float
     usual_seconds: float
     unusable: int
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the compiler says of a candidate.
+
+    Attributes:
+        registers, spills: of a thread; spills in words.
+        shared: bytes of shared memory.
+        clocks: that a piece of its work takes at the least, by the model of
+            `kernels.resources.piece_of`; None where it has no piece.
+        error: why it cannot be launched; "" where it can.
+    """
+
+    registers: int = 0
+    spills: int = 0
+    shared: int = 0
+    clocks: float | None = None
+    error: str = ""
 
 
 def _grid(**values: tuple[int, ...]) -> list[dict[str, int]]:
@@ -190,23 +218,29 @@ def search(
     dtype: torch.dtype,
     usual: tuning.Options,
     measure: Callable[[Callable[[], object]], float],
+    costs: Sequence[Cost] | None = None,
 ) -> Found:
-    """The fastest of a problem's candidates and the usual options, by ``measure``, which gives the
-    seconds of a call.
+    """The fastest of a problem's candidates and the usual options.
+
+    Args:
+        measure: the seconds of a call.
+        costs: of the candidates, in their order; with None all are measured.
     """
     with tuning.trying(problem.kernel, usual):
-        expected = problem.run()
-        usual_seconds = measure(problem.run)
+        expected, own = _observed(problem)
+        usual_seconds = measure(own)
     best, seconds, unusable = usual, usual_seconds * (1 - LEAST_GAIN), 0
-    for candidate in problem.grid:
+    kept = problem.grid if costs is None else affordable(problem.grid, costs)
+    for candidate in kept:
         if candidate == usual:
             continue
         try:
             with tuning.trying(problem.kernel, candidate):
-                if not _agree(problem.run(), expected, TOLERANCE[dtype]):
+                results, own = _observed(problem)
+                if not _agree(results, expected, TOLERANCE[dtype]):
                     unusable += 1
                     continue
-                taken = measure(problem.run)
+                taken = measure(own)
         # too much shared memory, too many registers, a limit of the compiler: each has an error of
         # its own
         except Exception:
@@ -214,7 +248,100 @@ def search(
             continue
         if taken < seconds:
             best, seconds = candidate, taken
-    return Found(best, usual_seconds if best is usual else seconds, usual_seconds, unusable)
+    return Found(
+        best,
+        usual_seconds if best is usual else seconds,
+        usual_seconds,
+        unusable,
+        len(problem.grid) - len(kept),
+    )
+
+
+def affordable(grid: list[dict[str, int]], costs: Sequence[Cost]) -> list[dict[str, int]]:
+    """The candidates that are worth a measurement: they can be launched, spill no more than the one
+    that spills least, and are not slow by the model.
+    """
+    fine = [cost for cost in costs if not cost.error]
+    spills = min((cost.spills for cost in fine), default=0)
+    clocks = [x.clocks for x in fine if x.clocks is not None and x.spills == spills]
+    most = SLOWER * min(clocks, default=float("inf"))
+    return [
+        candidate
+        for candidate, cost in zip(grid, costs, strict=True)
+        if not cost.error and cost.spills == spills and (cost.clocks is None or cost.clocks <= most)
+    ]
+
+
+def compile_costs(problem: Problem, grid: Iterable[dict[str, int]]) -> Iterator[Cost]:
+    """Compiles candidates of a problem, into Triton's cache, and gives the cost of each; the
+    problem's other kernels run.
+    """
+    for candidate in grid:
+        found: list[Cost] = []
+
+        def compile_own(one: Launch, found: list[Cost] = found) -> None:
+            if not found and is_launch_of(problem.kernel, one):
+                found.append(_cost(one))
+            elif not is_launch_of(problem.kernel, one):
+                _make(one)
+
+        try:
+            with tuning.trying(problem.kernel, candidate), recording(compile_own):
+                problem.run()
+        except Exception as error:  # as of `search`
+            found[:] = [Cost(error=type(error).__name__)]
+        yield found[0] if found else Cost()
+
+
+def _cost(one: Launch) -> Cost:
+    compiled = one.kernel.warmup(*one.arguments, grid=one.grid, **one.constants)
+    if compiled is None:  # of the interpreter
+        return Cost()
+    _ = compiled.run  # loads it, or says that it cannot be
+    capability = tuning.GENERATIONS.get(torch.cuda.get_device_capability()[0], tuning.OLDEST)
+    code = resources.Compiled(
+        resources.disassemble(compiled.asm["cubin"]), compiled.metadata.num_warps
+    )
+    itemsize = next(x.itemsize for x in one.arguments if isinstance(x, Tensor))
+    try:
+        _, work = resources.piece_of(
+            one.kernel.fn.__name__, one.constants, itemsize, code, capability
+        )
+        clocks = work.least
+    except (KeyError, ValueError):  # a kernel that the model has no piece of
+        clocks = None
+    return Cost(compiled.n_regs, compiled.n_spills, compiled.metadata.shared, clocks)
+
+
+def is_launch_of(kernel: str, one: Launch) -> bool:
+    """Whether a launch is of the kernel that `tuning` has under this name."""
+    op, name = kernel.split(".")
+    function = one.kernel.fn
+    names = (f"_{op}_kernel", f"_{name}_kernel", f"{op.split('_')[-1]}_{name}_kernel")
+    return f".{op}" in function.__module__ and function.__name__.endswith(names)
+
+
+def _make(one: Launch) -> None:
+    one.kernel[one.grid](*one.arguments, **one.constants)
+
+
+def _observed(problem: Problem) -> tuple[tuple[Tensor, ...], Callable[[], Any]]:
+    """What the problem computes, and its kernel's own launches again."""
+    own: list[Launch] = []
+
+    def note(one: Launch) -> None:
+        _make(one)
+        if is_launch_of(problem.kernel, one):
+            own.append(one)
+
+    with recording(note):
+        results = problem.run()
+
+    def launch_own() -> None:
+        for one in own:
+            _make(one)
+
+    return results, launch_own if own else problem.run
 
 
 def _agree(results: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolerance: float) -> bool:
@@ -252,10 +379,9 @@ def tune(
         raise BertfastError(f"hidden is {hidden}; it must be at least 1")
     if not torch.cuda.is_available():
         raise BertfastError("tune measures on a CUDA GPU, and PyTorch finds none here")
-    import triton.testing
 
     def measure(run: Callable[[], object]) -> float:
-        return triton.testing.do_bench(run, return_mode="median") / 1e3
+        return timing.median_seconds(run, "cuda", MEASURED_SECONDS)
 
     device, torch_dtype = torch.device("cuda", torch.cuda.current_device()), getattr(torch, dtype)
     assert device.index is not None
@@ -263,7 +389,8 @@ def tune(
         with kernels.use_backend("triton"):
             for problem in PROBLEMS[name](torch_dtype, device, head_dim, hidden, 16384):
                 key, usual = tuning.default(problem.kernel, torch_dtype, device, problem.size)
-                found = search(problem, torch_dtype, usual, measure)
+                costs = list(compile_costs(problem, problem.grid))
+                found = search(problem, torch_dtype, usual, measure, costs)
                 tuning.save(problem.kernel, key, found.options, device.index)
                 chosen = (
                     "as shipped"
@@ -273,6 +400,6 @@ def tune(
                 print(
                     f"{problem.kernel} {key}: {found.usual_seconds * 1e3:.3f} -> "
                     f"{found.seconds * 1e3:.3f} ms, {chosen} ({len(problem.grid)} tried, "
-                    f"{found.unusable} unusable)"
+                    f"{found.unusable} unusable, {found.left_out} left out)"
                 )
     print(f"written to {tuning.cache_file()}")

@@ -253,9 +253,7 @@ def peer_side(setup: Setup, batch: Batch, peer: Peer) -> Side:
     del ours, kept
     model = model.to(device, torch.bfloat16 if half else torch.float32).train()
     # Recorded, the optimizer's counts must stand on the device.
-    optimizer = torch.optim.AdamW(
-        model.parameters(), 1e-4, fused=True, capturable=device == "cuda"
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True, capturable=device == "cuda")
     forward = torch.compile(model) if peer.compiled else model
     taken = inspect.signature(model.forward).parameters
     padded = {name: value for name, value in batch.padded.items() if name in taken}

@@ -217,6 +217,16 @@ def race(
         on_round(number + 1)
 
 
+def median_seconds(
+    run: Callable[[], Any], device: str, seconds: float, quick: bool = False
+) -> float:
+    """The median of a call's seconds over about so many; on a GPU recorded, if it can be."""
+    side = Side("", "ours", run)
+    samples, rounds = prepare([side], device, seconds, quick)
+    race([side], samples, rounds, device)
+    return statistics.median(samples[side.name].seconds)
+
+
 def whole_rounds(samples: dict[str, Samples]) -> int:
     """How many rounds every side has a sample of; the samples of a round that was cut short are
     dropped.

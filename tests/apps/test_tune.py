@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tiny import run_cli
 
 from bertfast import BertfastError, kernels
 from bertfast.apps import tune
-from bertfast.kernels import tuning
+from bertfast.kernels import launch, tuning
 from support import DEVICE, forced
 
 KERNEL = "adamw.update"
@@ -65,6 +66,65 @@ def test_a_candidate_that_computes_something_else_or_cannot_run_is_left_out() ->
     )
 
 
+def test_candidates_that_spill_or_are_slow_by_the_model_are_not_measured() -> None:
+    costs = [
+        tune.Cost(spills=4, clocks=1.0),
+        tune.Cost(clocks=100.0),
+        tune.Cost(clocks=100.0 * tune.SLOWER + 1),
+    ]
+    assert tune.affordable(GRID, costs) == [GRID[1]]
+    measure = by_block({512: 1.0, 1024: 2.0, 2048: 1.0})
+    found = tune.search(problem(GRID), torch.float32, USUAL, measure, costs)
+    assert found == tune.Found(USUAL, 2.0, 2.0, 0, left_out=2)
+    costs[1] = tune.Cost(error="OutOfResources")
+    assert tune.affordable(GRID, costs) == [GRID[2]]
+    assert tune.affordable(GRID, [tune.Cost(error="x")] * 3) == []
+    assert tune.affordable(GRID, [tune.Cost()] * 3) == GRID, "of a kernel without a model"
+
+
+def test_a_candidate_is_compiled_and_costed_without_being_launched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    did: list[str] = []
+
+    class Kernel:
+        """A launched function: the tuned one, and another of the same problem."""
+
+        def __init__(self, name: str) -> None:
+            self.fn = SimpleNamespace(__name__=name, __module__="bertfast.kernels.adamw")
+
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            return lambda *arguments, **constants: did.append(f"{self.fn.__name__} launched")
+
+        def warmup(self, *arguments: Any, grid: object, **constants: Any) -> Any:
+            did.append(f"{self.fn.__name__} compiled, {constants['BLOCK']}")
+            if constants["BLOCK"] == 512:
+                raise MemoryError
+            metadata = SimpleNamespace(num_warps=4, shared=7)
+            return SimpleNamespace(
+                asm={"cubin": b""}, metadata=metadata, run=None, n_regs=99, n_spills=3
+            )
+
+    def run() -> tuple[torch.Tensor, ...]:
+        for name in ("_adamw_kernel", "_other_kernel"):
+            launch.launch(Kernel(name), (1,), torch.ones(3), BLOCK=block(), num_warps=4)
+        return (torch.ones(3),)
+
+    work = SimpleNamespace(least=5.0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(tune.resources, "disassemble", lambda cubin: None)
+    monkeypatch.setattr(tune.resources, "piece_of", lambda *arguments: ("element", work))
+    assert list(tune.compile_costs(problem([], run), GRID[:2])) == [
+        tune.Cost(error="MemoryError"),
+        tune.Cost(registers=99, spills=3, shared=7, clocks=5.0),
+    ]
+    assert did == [
+        "_adamw_kernel compiled, 512",
+        "_adamw_kernel compiled, 1024",
+        "_other_kernel launched",
+    ]
+
+
 def test_an_error_of_the_shipped_options_is_no_candidates() -> None:
     def run() -> tuple[torch.Tensor, ...]:
         raise RuntimeError("the driver is gone")
@@ -93,6 +153,8 @@ def test_every_candidate_is_one_for_its_kernel_and_the_problem_runs(
         few = tune.Problem(one.kernel, one.size, one.grid[:1], one.run)
         found = tune.search(few, dtype, usual, lambda run: 1.0)
         assert (found.options, found.unusable) == (usual, 0)
+        _, own = tune._observed(one)
+        assert own is not one.run, "its own launches are known among the others"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -14,7 +14,7 @@ import pytest
 
 import benchmarks.__main__ as command
 from benchmarks import importable, page
-from benchmarks.settings import PARTIAL_RESULTS
+from benchmarks.gpu.journal import Journal
 from support import REPOSITORY
 
 # What is not there: every package that bertfast, its tests or its tables bring.
@@ -35,16 +35,9 @@ PathFinder.find_spec = staticmethod(found)
 
 def test_figures_need_nothing_but_pytorch_triton_and_numpy(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(HIDING)
+    command = [sys.executable, "-m", "benchmarks", "gpu", "--quick", "--part", "3"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "benchmarks",
-            "cpu",
-            "--quick",
-            "--only",
-            "test_dropout and float32",
-        ],
+        [*command, "--only", "test_dropout float32", "--results", str(tmp_path)],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
@@ -52,12 +45,9 @@ def test_figures_need_nothing_but_pytorch_triton_and_numpy(tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (
-        "pytest, pytest_benchmark, pytest_timeout, xdist, hypothesis not installed" in done.stderr
-    )
     assert "dropout: shape | dtype | ms" in done.stdout
-    found = [json.loads(path.read_text()) for path in PARTIAL_RESULTS.glob("*.json")]
-    assert any({case["op"] for case in record["cases"]} == {"dropout"} for record in found)
+    lines = Journal(tmp_path / "3-ops.jsonl").lines()
+    assert [line["case"]["op"] for line in lines if line["what"] == "case"] == ["dropout"]
 
 
 def test_what_a_machine_was_given_stays_importable(
@@ -73,6 +63,7 @@ def test_what_a_machine_was_given_stays_importable(
         importable.make_importable()
         paths = os.environ["PYTHONPATH"].split(os.pathsep)
         assert paths == [str(tmp_path / "build" / "links"), *wanted]
+    assert (tmp_path / "build" / "links" / "benchmarks").is_symlink(), "for what it starts"
 
 
 @pytest.mark.parametrize("writes", [False, True])
@@ -94,10 +85,10 @@ def test_figures_of_an_earlier_run_are_never_shown(
         return 3
 
     pages: list[None] = []
-    monkeypatch.setattr(command, "_run", run)
+    monkeypatch.setattr(command, "_pytest", run)
     monkeypatch.setattr(page, "write_page", lambda: pages.append(None))
     monkeypatch.setattr("benchmarks.settings.RESULTS", tmp_path)
-    assert command._measure("cpu", False, "", False) == 3
+    assert command._measure(False, "", False) == 3
     out = capsys.readouterr().out
     assert "an earlier machine" not in out
     assert ("this machine" in out) == writes
