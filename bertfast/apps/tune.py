@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from bertfast import kernels
-from bertfast.bench import timing
 from bertfast.errors import BertfastError
 from bertfast.kernels import resources, tuning
 from bertfast.kernels.launch import Launch, recording
@@ -380,8 +379,11 @@ def tune(
     if not torch.cuda.is_available():
         raise BertfastError("tune measures on a CUDA GPU, and PyTorch finds none here")
 
+    import triton.testing
+
     def measure(run: Callable[[], object]) -> float:
-        return timing.median_seconds(run, "cuda", MEASURED_SECONDS)
+        rep = MEASURED_SECONDS * 1e3
+        return triton.testing.do_bench_cudagraph(run, rep=rep, return_mode="median") / 1e3
 
     device, torch_dtype = torch.device("cuda", torch.cuda.current_device()), getattr(torch, dtype)
     assert device.index is not None

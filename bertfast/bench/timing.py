@@ -150,9 +150,9 @@ def _usable_generator() -> Iterator[None]:
 
 def _samples(
     side: Side, make: Callable[[], Callable[[], Any]], device: str, quick: bool
-) -> Samples:
-    """Empty samples of some work of the side, with as many calls to a sample as last long
-    enough.
+) -> tuple[Samples, float]:
+    """Empty samples of some work of the side, with as many calls to a sample as last long enough;
+    and about how many seconds one takes.
     """
     samples = Samples(side.kind)
     if device == "cuda" and side.timed is None:
@@ -160,13 +160,12 @@ def _samples(
     else:
         samples.run = make()
         samples.timed = CALLS if device != "cuda" else side.timed or GRAPH
-        samples.run()  # caches
     take_sample(side, samples, device)
     once = samples.seconds.pop()
     samples.part_seconds.clear()
     least = LEAST_SAMPLE[device] / max(once, 1e-7)
     samples.calls = 1 if quick else max(1, min(200, round(least)))
-    return samples
+    return samples, once * samples.calls
 
 
 def prepare(
@@ -183,18 +182,14 @@ def prepare(
         side.run()  # compilers and caches
         synchronize(device)
         peak = peak_bytes(side.run, device)
-        found = _samples(side, lambda side=side: side.run, device, quick)  # type: ignore[misc]
+        run = side.run
+        found, taken = _samples(side, lambda run=run: run, device, quick)  # type: ignore[misc]
         found.peak_bytes = peak
-        if apart:
-            for name, make in getattr(side.run, "passes", {}).items():
-                found.passes[name] = _samples(side, make, device, quick)
+        round_seconds += taken
+        for name, make in getattr(side.run, "passes", {}).items() if apart else ():
+            found.passes[name], taken = _samples(side, make, device, quick)
+            round_seconds += taken
         samples[side.name] = found
-        begun = time.perf_counter()
-        take_sample(side, found, device)
-        round_seconds += time.perf_counter() - begun
-        for one in (found, *found.passes.values()):
-            one.seconds.clear()
-            one.part_seconds.clear()
     if quick:
         return samples, 2
     return samples, int(max(LEAST_ROUNDS, min(MOST_ROUNDS, budget / max(round_seconds, 1e-9))))
