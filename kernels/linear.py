@@ -192,11 +192,11 @@ def together(parameters: Sequence[Tensor]) -> Tensor | None:
     """Parameters that `lay_together` put into one buffer as the one tensor that they are, with
     gradients; None for others.
     """
+    if torch.compiler.is_compiling() or not products.is_plain(*parameters):
+        return None
     first = parameters[0]
     storage, place = first.untyped_storage(), first.storage_offset()
-    if storage.nbytes() == first.nbytes or torch.compiler.is_compiling():
-        return None
-    if not products.is_plain(*parameters):
+    if storage.nbytes() == first.nbytes:
         return None
     for x in parameters:
         if x.storage_offset() != place or x.untyped_storage()._cdata != storage._cdata:
@@ -253,6 +253,48 @@ def unbind(x: Tensor) -> tuple[Tensor, ...]:
     else:
         parts = _Unbind.apply(x)
     return parts
+
+
+def linear_beside(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`linear` of x, and x for a residual beside it, whose gradient the product's backward is then
+    added to: no pass adds the two.
+
+    The gradient of that residual is written into. So it must be no one else's: the caller sees to
+    it that what follows is a norm of ours, with nothing hooked to it.
+    """
+    alone = (
+        x.is_cpu
+        or torch.compiler.is_compiling()
+        or (not x.is_meta and torch.is_autocast_enabled(x.device.type))
+        or not products.is_plain(x, weight, bias)
+        or not (torch.is_grad_enabled() and x.requires_grad)
+    )
+    if alone:
+        return linear(x, weight, bias), x
+    y, kept = _Beside.apply(x, weight, bias)
+    return y, kept
+
+
+class _Beside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight)
+        ctx.set_materialize_grads(False)
+        return F.linear(x, weight, bias), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dkept: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        if dy is None:
+            return dkept, None, None
+        _, dweight, dbias = ctx.needs_input_grad
+        if dkept is None:
+            dx = dy @ weight
+        elif torch.is_grad_enabled() or not dkept.is_contiguous():  # a second derivative is wanted
+            dx = torch.addmm(dkept, dy, weight)
+        else:
+            dx = dkept.addmm_(dy, weight)
+        return dx, dy.t() @ x if dweight else None, dy.sum(0) if dbias else None
 
 
 class _Linear(torch.autograd.Function):

@@ -40,7 +40,7 @@ OPS = {
     "optimizer": r"bertfast\W*_?(adamw|gradient_norm)|Optimizer\.",
 }
 PLAIN = {
-    "matrix products": r"aten::(add|b|badd)?mm$|aten::(linear|matmul)$|mkldnn\W+_?linear",
+    "matrix products": r"aten::(add|b|badd)?mm_?$|aten::(linear|matmul)$|mkldnn\W+_?linear",
     "copies and casts": r"aten::(copy_|_to_copy|to|contiguous|clone|cat)$",
     "fills": r"aten::(fill_|zero_|zeros|zeros_like|masked_fill_?)$",
     "sums": r"aten::(add_?|sum|mul_?|div_?)$",

@@ -21,7 +21,15 @@ from bertfast.kernels.philox import as_seed, dropout_threshold
 from bertfast.packed import padded_rows
 
 from .family import member_of
-from .functional import ACTIVATIONS, convolved, dropout, norm, project, project_together
+from .functional import (
+    ACTIVATIONS,
+    convolved,
+    dropout,
+    norm,
+    project,
+    project_beside,
+    project_together,
+)
 from .submodules import Submodules
 
 
@@ -292,8 +300,9 @@ def attend(
     sequences: Sequences,
     seed: Tensor | None,
     table: Tensor | None = None,
-) -> Tensor:
-    """(tokens, hidden) to (tokens, hidden), each sequence by itself, before the output projection.
+) -> tuple[Tensor, Tensor]:
+    """(tokens, hidden) to (tokens, hidden), each sequence by itself, before the output projection;
+    and x for the residual beside it, as of `project_beside`.
 
     Args:
         modules: of the layer.
@@ -305,11 +314,12 @@ def attend(
     member, heads = member_of(config), config.num_attention_heads
     apart = (modules.query, modules.key, modules.value)
     if modules.query_key_value is not None:
-        whole = project(modules.query_key_value, x)
+        whole = project_beside(modules.query_key_value, x)
     else:
         whole = project_together(apart, x)
     if whole is not None:
-        q, k, v = unbind(whole.unflatten(1, (3, heads, -1)))
+        q, k, v = unbind(whole[0].unflatten(1, (3, heads, -1)))
+        x = whole[1]
     else:
         q, k, v = (project(projection, x).unflatten(1, (heads, -1)) for projection in apart)
     q, k, scale, window, positions = POSITIONS[member.positions].scoring(
@@ -321,7 +331,7 @@ def attend(
         # Distances over tokens that are left out, or tokens that are not seen: packed batches have
         # neither, and no kernel serves them.
         seed = as_seed(0 if seed is None else seed, q.device)
-        return padded_attention(
+        context = padded_attention(
             q,
             k,
             v,
@@ -335,8 +345,9 @@ def attend(
             sequences.columns,
             sequences.visible,
             blind=member.hides_padding,
-        ).flatten(1)
-    return kernels.attention(
+        )
+        return context.flatten(1), x
+    context = kernels.attention(
         q,
         k,
         v,
@@ -347,7 +358,8 @@ def attend(
         seed=0 if seed is None else seed,
         window=window,
         positions=positions,
-    ).flatten(1)
+    )
+    return context.flatten(1), x
 
 
 def convolve(

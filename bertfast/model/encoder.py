@@ -25,7 +25,16 @@ from bertfast.seeds import DROPOUT, drawn_seed, fold_in
 from .attention import POSITIONS, Sequences, attend, convolve
 from .embeddings import embed, is_fused
 from .family import Member, member_of
-from .functional import activated, dropout, is_plain, norm, norm_of_rows, project
+from .functional import (
+    activated,
+    activated_beside,
+    are_plain,
+    dropout,
+    is_plain,
+    norm,
+    norm_of_rows,
+    project,
+)
 from .submodules import Submodules, place
 from .tying import tie
 
@@ -287,7 +296,9 @@ class Encoder:
         3.
         """
         config = self.config
-        context = attend(modules, config, index, x, sequences, seeds[0], table)
+        context, kept = attend(modules, config, index, x, sequences, seeds[0], table)
+        if are_plain(modules.attention_output, modules.attention_norm):
+            x = kept
         if rows is not None:
             context, x = (
                 torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x)
@@ -301,7 +312,9 @@ class Encoder:
             seeds[1],
             rows,
         )
-        inner = activated(modules.up, x, config.hidden_act, gated=self.member.gated)
+        inner, kept = activated_beside(modules.up, x, config.hidden_act, self.member.gated)
+        if are_plain(modules.down, modules.output_norm):
+            x = kept
         x = norm_of_rows(
             modules.output_norm,
             project(modules.down, inner),
@@ -341,7 +354,7 @@ class Encoder:
                 prenorm=True,
             )
         summed = x
-        context = attend(modules, config, index, normed, sequences, seeds[0], table)
+        context, _ = attend(modules, config, index, normed, sequences, seeds[0], table)
         if rows is not None:
             context, x = (
                 torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bertfast import kernels
 from bertfast.kernels import products
-from bertfast.kernels.linear import can_fuse_gelu, together, widened_products
+from bertfast.kernels.linear import can_fuse_gelu, linear_beside, together, widened_products
 from bertfast.seeds import ROWS, fold_in
 
 GELUS = {
@@ -58,9 +58,16 @@ def project(module: Any, x: Tensor) -> Tensor:
     return y
 
 
-def project_together(modules: Sequence[Any], x: Tensor) -> Tensor | None:
-    """The modules' outputs side by side, (..., outputs), by one product; None where they are not
-    PyTorch's own or do not lie together.
+def project_beside(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """module(x), and x for the residual beside it; where it may be used, `linear_beside` says."""
+    if is_plain(module, nn.Linear):
+        return linear_beside(x, module.weight, module.bias)
+    return project(module, x), x
+
+
+def project_together(modules: Sequence[Any], x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The modules' outputs side by side, (..., outputs), by one product, and x as of
+    `project_beside`; None where they are not PyTorch's own or do not lie together.
     """
     if not all(is_plain(module, nn.Linear) for module in modules):
         return None
@@ -69,9 +76,9 @@ def project_together(modules: Sequence[Any], x: Tensor) -> Tensor | None:
         return None
     biases = [module.bias for module in modules]
     if all(bias is None for bias in biases):
-        return kernels.linear(x, weight)
+        return linear_beside(x, weight)
     bias = None if any(bias is None for bias in biases) else together(biases)
-    return None if bias is None else kernels.linear(x, weight, bias)
+    return None if bias is None else linear_beside(x, weight, bias)
 
 
 def convolved(module: Any, x: Tensor) -> Tensor:
@@ -99,6 +106,24 @@ def activated(module: Any, x: Tensor, activation: str, gated: bool = False) -> T
         return ACTIVATIONS[activation](x)
     content, gate = x.chunk(2, -1)
     return ACTIVATIONS[activation](content) * gate
+
+
+def activated_beside(module: Any, x: Tensor, activation: str, gated: bool) -> tuple[Tensor, Tensor]:
+    """`activated`, and x for the residual beside it, as of `project_beside`."""
+    form = GELUS.get(activation)
+    plain = form is not None and is_plain(module, nn.Linear)
+    if not plain or (not gated and can_fuse_gelu(x, module.weight)):
+        return activated(module, x, activation, gated), x
+    assert form is not None
+    inner, x = linear_beside(x, module.weight)
+    return kernels.bias_gelu(inner, module.bias, approximate=form, gated=gated), x
+
+
+def are_plain(projection: nn.Module | None, following: nn.Module | None) -> bool:
+    """Whether nobody else sees the gradient that the norm ``following`` gives its residual, and so
+    `linear_beside` may write into it.
+    """
+    return is_plain(projection, nn.Linear) and is_plain(following, nn.LayerNorm)
 
 
 def norm(

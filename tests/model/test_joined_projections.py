@@ -50,13 +50,18 @@ def differentiated(model: Any) -> dict[str, torch.Tensor]:
 
 def products_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of the weights that a forward multiplies by."""
-    shapes, linear = [], functional.kernels.linear
+    shapes: list[tuple[int, ...]] = []
+
+    def seen(call: Any) -> Any:
+        def product(x: Any, weight: Any, *rest: Any, **options: Any) -> Any:
+            shapes.append(tuple(weight.shape))
+            return call(x, weight, *rest, **options)
+
+        return product
+
     with monkeypatch.context() as patched:
-        patched.setattr(
-            functional.kernels,
-            "linear",
-            lambda x, w, *rest, **o: (shapes.append(tuple(w.shape)), linear(x, w, *rest, **o))[1],
-        )
+        patched.setattr(functional.kernels, "linear", seen(functional.kernels.linear))
+        patched.setattr(functional, "linear_beside", seen(functional.linear_beside))
         model(batch(), seed=1)
     return shapes
 
