@@ -159,7 +159,7 @@ class TokenClassification(Task):
             spans = example.spans
             if spans is None:
                 spans = words_of(example.text, encoding)
-            ids, firsts = _first_pieces(example.text, spans, encoding, special.unk)
+            ids, firsts = first_pieces(example.text, spans, encoding, special.unk)
             room = max_length - special.single.added
             parts = windows(len(ids), room, self.options["overlap"])
             chosen: list[list[int]] = [[] for _ in parts]
@@ -379,7 +379,7 @@ def words_of(text: str, encoding: Encoding) -> list[tuple[int, int]]:
     return spans
 
 
-def _first_pieces(
+def first_pieces(
     text: str, spans: Sequence[tuple[int, int]], encoding: Encoding, unk: int
 ) -> tuple[list[int], list[int]]:
     """The token ids, and the place of each word's first one.

@@ -25,8 +25,14 @@ from bertfast.data.windows import widest, windows
 from bertfast.errors import BertfastError
 from bertfast.model import BertForTokenClassification
 from bertfast.tasks import TASKS
-from bertfast.tasks.token_classification import score, table, words_of
-from bertfast.tokenization import load_tokenizer
+from bertfast.tasks.token_classification import first_pieces, score, table, words_of
+from bertfast.tokenization import (
+    SpecialIds,
+    load_tokenizer,
+    train_byte_level_bpe,
+    train_unigram,
+    train_wordpiece,
+)
 from bertfast.training.evaluate import evaluate
 from bertfast.training.predict import Predictor
 
@@ -286,6 +292,37 @@ def test_words_of_a_text_are_parted_at_punctuation(tagger: Path) -> None:
     assert [text[start:end] for start, end in spans] == [
         *("a", "U", ".", "S", ".", "film", "(", "was", ")", "warm", ".")
     ]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "unigram", "mpnet"])
+def test_every_kind_of_tokenizer_keeps_words_and_offsets(kind: str) -> None:
+    texts = [text for text, _ in sentences(200)]
+    tokenizer = {
+        "bytes": lambda: train_byte_level_bpe(texts, 300),
+        "unigram": lambda: train_unigram(texts, 60),
+        "mpnet": lambda: train_wordpiece(texts, 200, mpnet=True),
+    }[kind]()
+    unk = SpecialIds(tokenizer).unk
+    draw = random.Random(1)
+    pool = ["film", "filming", "é", "中文", "\u200b", "", "a b", "film.", "\U0001f600", "x"]
+    for _ in range(60):
+        row = sentence([draw.choice(pool) for _ in range(draw.randint(1, 9))])
+        encoding = tokenizer.encode(row.text, add_special_tokens=False)
+        ids, firsts = first_pieces(row.text, row.spans, encoding, unk)
+        assert len(firsts) == len(row.words)
+        assert firsts == sorted(set(firsts))
+        # Where a word has a token of its own, its first piece is that.
+        plain = [place for place, word in enumerate(row.words) if word == "film"]
+        for place in plain:
+            piece = tokenizer.decode([ids[firsts[place]]]).strip()
+            assert row.words[place].startswith(piece)
+            # A unigram's mark of a word's beginning may be a token of its own.
+            assert piece or kind == "unigram"
+    text = "the film, was  warm."
+    spans = words_of(text, tokenizer.encode(text, add_special_tokens=False))
+    assert [text[a:b] for a, b in spans][:1] == ["the"]
+    assert all(text[a:b] == text[a:b].strip() != "" for a, b in spans)
+    assert "".join(text[a:b] for a, b in spans) == text.replace(" ", "")
 
 
 def test_empty_texts_have_no_entities(tagger: Path) -> None:
