@@ -28,6 +28,7 @@ COMMANDS = (
         "tune",
         "tokenizer",
         "pretrain",
+        "adapt",
         "finetune",
         "evaluate",
         "predict",

@@ -14,7 +14,7 @@ from bertfast.errors import BertfastError
 from .infer import embed, evaluate, fill, predict
 from .machine import bench, doctor, profile, tune
 from .share import merge, push
-from .train import demo, finetune, plot, pretrain, tokenizer
+from .train import adapt, demo, finetune, plot, pretrain, tokenizer
 
 
 class _InOrder(click.Group):
@@ -42,7 +42,7 @@ def app(ctx: click.Context) -> None:
 
 
 for command in (
-    *(doctor, tune, tokenizer, pretrain, finetune, evaluate, predict, fill, embed, demo),
+    *(doctor, tune, tokenizer, pretrain, adapt, finetune, evaluate, predict, fill, embed, demo),
     *(bench, profile, plot, merge, push),
 ):
     app.add_command(command)

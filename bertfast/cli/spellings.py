@@ -23,7 +23,12 @@ SPELLINGS = {
 }
 # The same name is another option in each command.
 TOKENIZER = {"train-file": "data"}
-PRETRAIN = {"train-file": "data", "max-seq-length": "seq-len"}
+PRETRAIN = {
+    "train-file": "data",
+    "validation-file": "valid",
+    "eval-steps": "evaluate-every",
+    "max-seq-length": "seq-len",
+}
 FINETUNE = {
     "train-file": "train",
     "validation-file": "dev",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -163,6 +164,15 @@ def tokenizer(
     help="Send each update to the GPU at once; default: where it can be.",
 )
 @option("--seed", type=int, default=0, help="Of weights, data order, masks and dropout.")
+@option(
+    "--valid",
+    multiple=True,
+    metavar="FILE...",
+    help="Files of text that is held out: the loss on it is measured, under masks that never "
+    "change, and the best checkpoint is kept.",
+)
+@option("--valid-split", type=float, help="The same with the last documents of --data: a share.")
+@option("--evaluate-every", type=int, help="Updates between; default: those of checkpoints.")
 @option("--checkpoint-every", type=int, default=1000, help="Updates between checkpoints.")
 @option(
     "--log-every",
@@ -181,8 +191,16 @@ def pretrain(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
     Example:
         bertfast pretrain --data corpus.txt --tokenizer tok --shape bert-mini --steps 1000 --out run
     """
-    from bertfast.training.config import PretrainConfig
     from bertfast.training.pretrain import pretrain as run_pretrain
+
+    options = _pretraining(values, warmup_ratio)
+    result = _until_stopped(lambda: run_pretrain(**options, resume=resume))
+    print(f"{result.out}: step {result.steps}, loss {result.last.get('loss', float('nan')):.4f}")
+
+
+def _pretraining(values: dict[str, Any], warmup_ratio: float | None) -> dict[str, Any]:
+    """What was given, as fields of `PretrainConfig`."""
+    from bertfast.training.config import PretrainConfig
 
     if warmup_ratio is not None:
         if values["warmup"] is not None:
@@ -192,9 +210,49 @@ def pretrain(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
     source = click.get_current_context().get_parameter_source("report_to")
     if source is ParameterSource.DEFAULT:
         values["report_to"] = None
-    options = {field.name: values[field.name] for field in fields(PretrainConfig)}
-    result = _until_stopped(lambda: run_pretrain(**options, resume=resume))
-    print(f"{result.out}: step {result.steps}, loss {result.last.get('loss', float('nan')):.4f}")
+    return {
+        field.name: values[field.name] for field in fields(PretrainConfig) if field.name in values
+    }
+
+
+def _adapting() -> list[click.Parameter]:
+    """The options of `pretrain` that an existing model leaves open."""
+    settled = {"shape", "model", "tokenizer", "teacher", "generator_size", "resume"}
+    own = {"config", "print_config"}  # that every command gets
+    found = [copy.copy(given) for given in pretrain.params if given.name not in settled | own]
+    for given in found:
+        if given.name == "steps":
+            given.default = 1000
+        elif given.name == "objective":
+            given.help = "Default: mlm, and rtd for ELECTRA."  # type: ignore[attr-defined]
+        elif given.name == "valid_split":
+            given.help = (  # type: ignore[attr-defined]
+                "Share of the documents that is held out; default 0.05 without --valid."
+            )
+    return found
+
+
+@command(spellings=spellings.PRETRAIN, params=_adapting())
+@argument("model")
+@resume_option
+def adapt(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
+    """Pretrain a model, a folder or a Hub id, further on own text, and check that it helps.
+
+    The loss on held-out text must fall; it is measured before, on the way and at the end. What
+    comes out is a pretrained model for bertfast finetune.
+
+    \b
+    Example:
+        bertfast adapt run --data corpus.txt --steps 1000 --out adapted
+    """
+    from bertfast.training.adapt import adapt as run_adapt
+
+    options = _pretraining(values, warmup_ratio)
+    result, start = _until_stopped(lambda: run_adapt(**options, resume=resume))
+    best = result.best
+    print(
+        f"{result.out}: held-out loss {start:.4f} -> {best['valid_loss']:.4f} (step {best['step']})"
+    )
 
 
 @command(spellings=spellings.FINETUNE)

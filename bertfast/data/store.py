@@ -56,6 +56,38 @@ class TokenStore:
         """How many documents there are."""
         return len(self.documents) - 1
 
+    def split(self, share: float) -> tuple[TokenStore, TokenStore]:
+        """The first documents and the last ones, which are this share of all documents, rounded, of
+        at least one; the ids are not copied.
+
+        Raises:
+            BertfastError: the share is not between 0 and 1, or there are too few documents.
+        """
+        if not 0 < share < 1:
+            raise BertfastError(f"valid-split is {share!r}; it must be above 0 and below 1")
+        last = max(1, round(share * self.num_documents))
+        if last >= self.num_documents:
+            raise BertfastError(
+                f"valid-split is {share}, and the text has {self.num_documents} document(s); a "
+                "blank line divides documents, and --valid names a file of its own"
+            )
+        cut = self.num_documents - last
+        sentence = int(self.documents[cut])
+        token = int(self.sentences[sentence])
+        first = TokenStore(
+            self.ids[:token],
+            self.sentences[: sentence + 1],
+            self.documents[: cut + 1],
+            f"{self.digest}[:{cut}]",
+        )
+        rest = TokenStore(
+            self.ids[token:],
+            self.sentences[sentence:] - token,
+            self.documents[cut:] - sentence,
+            f"{self.digest}[{cut}:]",
+        )
+        return first, rest
+
     @classmethod
     def build(
         cls,

@@ -27,7 +27,14 @@ SHAPE = "bert-small"  # of a new model, where nobody says
 
 
 # Options that are younger than runs that may be resumed: at their defaults they change nothing.
-YOUNGER = ("adam_beta1", "adam_beta2", "adam_epsilon")
+YOUNGER = (
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "valid",
+    "valid_split",
+    "evaluate_every",
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,10 @@ class PretrainConfig:
         seed: of the weights, the data order, the masks and the dropout.
         checkpoint_every: updates; one more is written at the end.
         log_every: updates that a logged line averages over.
+        valid: files of text that is held out: the objective's loss on it is measured under masks
+            that never change, and the checkpoint with the lowest is kept too.
+        valid_split: the same with a share of the documents of ``data``, the last ones.
+        evaluate_every: updates between two such evaluations; None is ``checkpoint_every``.
         text_field: of JSON lines.
         report_to: trackers that get the numbers: of tensorboard, wandb, mlflow and trackio, "all"
             that are installed, or "none". None is TensorBoard where it is installed.
@@ -101,6 +112,9 @@ class PretrainConfig:
     seed: int = 0
     checkpoint_every: int = 1000
     log_every: int = 10
+    valid: tuple[str, ...] | None = None
+    valid_split: float | None = None
+    evaluate_every: int | None = None
     text_field: str = "text"
     report_to: tuple[str, ...] | None = None
 
@@ -109,6 +123,17 @@ class PretrainConfig:
         found = default if self.report_to is None else tracker_names(self.report_to)
         object.__setattr__(self, "report_to", found)
         object.__setattr__(self, "data", tuple(str(path) for path in self.data))
+        # No file is the same as none given: the command line has an empty list.
+        valid = tuple(str(path) for path in self.valid or ()) or None
+        object.__setattr__(self, "valid", valid)
+        if valid is not None and self.valid_split is not None:
+            raise BertfastError("valid and valid-split both name held-out text; give one")
+        if self.valid_split is not None:
+            number("valid_split", self.valid_split, above=0)
+        if self.evaluate_every is not None:
+            whole_number("evaluate_every", self.evaluate_every, 1)
+            if valid is None and self.valid_split is None:
+                raise BertfastError("evaluate-every needs held-out text: --valid or --valid-split")
         self._settle_model()
         objective = OBJECTIVES.find(self.objective)
         if not self.data:

@@ -102,7 +102,7 @@ class Window:
         self.elapsed = state.get("elapsed", 0.0)
 
     def add(self, output: Any, tokens: int, sequences: int) -> None:
-        for name, value in _numbers(output).items():
+        for name, value in numbers(output).items():
             if value is not None:
                 value = value.detach().double()
                 self.sums[name] = (
@@ -147,7 +147,7 @@ class Window:
         return line
 
 
-def _numbers(output: Any) -> dict[str, Any]:
+def numbers(output: Any) -> dict[str, Any]:
     """``loss`` and every ``X_loss``, ``X_correct`` and ``X_count`` of what a model returned."""
     values = output if isinstance(output, dict) else vars(output)
     return {

@@ -39,6 +39,7 @@ from bertfast.tokenization import (
 from . import card
 from .checkpoint import clean, locked
 from .config import YOUNGER, PretrainConfig
+from .held_out import LOSS, Evaluations, HeldOut
 from .optimizer import linear_schedule
 from .options import takes_fields_of, without_defaults
 from .precision import find_device
@@ -52,11 +53,14 @@ FREE = ("out", "checkpoint_every", "log_every", "device", "report_to")
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """Where a run ended: its folder, the steps done, and the last logged numbers."""
+    """Where a run ended: its folder, the steps done, the last logged numbers, and the best
+    evaluation on held-out text with its ``step`` (empty where there was none).
+    """
 
     out: Path
     steps: int
     last: dict[str, Any]
+    best: dict[str, Any]
 
 
 @takes_fields_of(PretrainConfig)
@@ -106,7 +110,7 @@ def pretrain(
     fresh = _claim(run, config, resume)
     with locked(run):
         try:
-            batches = _prepare(config, run, saved, words)
+            batches, held_out = _prepare(config, run, saved, words)
         except BertfastError:
             if fresh:
                 # Nothing was trained: no folder stands in the way of the next try.
@@ -133,19 +137,23 @@ def pretrain(
                 clip_norm=config.clip_norm,
                 accumulation=config.accumulation,
                 seed=config.seed,
-                callbacks=[report, *([] if on_log is None else [_OnLog(on_log)])],
+                callbacks=[report, Evaluations(), *([] if on_log is None else [_OnLog(on_log)])],
+                evaluate=None if held_out is None else partial(held_out, device=device),
+                evaluate_every=config.evaluate_every or config.checkpoint_every,
+                best=None if held_out is None else LOSS,
+                lowest=True,
                 checkpoint_every=config.checkpoint_every,
                 log_every=config.log_every,
                 device=device,
                 budget=batches.budget() if graph else None,
                 models=saved,
                 files=_tokenizer_files(run, saved),
-                inputs=_fingerprints(config, words, model, saved, batches),
+                inputs=_fingerprints(config, words, model, saved, batches, held_out),
                 label="pretrain",
             )
             done = trainer.train(resume)
             report.finish(done.last)
-        result = PretrainResult(run, done.steps, done.last)
+        result = PretrainResult(run, done.steps, done.last, done.best)
         _write_cards(config, saved, result)
     return result
 
@@ -180,8 +188,10 @@ def _prepare(
     run: Path,
     saved: dict[str, PreTrainedModel],
     words: Tokenizer,
-) -> Batches:
-    """Puts what does not change into the run's folder, and opens its data."""
+) -> tuple[Batches, HeldOut | None]:
+    """Puts what does not change into the run's folder, and opens its data: what it trains on, and
+    what is held out.
+    """
     clean(run)
     special = SpecialIds(words, config.tokenizer_folder)
     for subfolder, model in saved.items():
@@ -195,21 +205,34 @@ def _prepare(
         text = json.dumps(model.config.to_dict(type(model).__name__), indent=2) + "\n"
         write_text(run / subfolder / "config.json", text)
     vocab_size = saved[""].config.vocab_size
-    batches = Batches(
-        TokenStore.build(config.data, words, run / "tokens", config.text_field),
-        special,
-        vocab_size,
-        config.seq_len,
-        config.batch_tokens,
-        OBJECTIVES.find(config.objective),
-        config.masking,
-        config.seed,
-        "cpu",  # a worker makes them, and the trainer moves them
-        config.mask_unit,
-        None if config.mask_unit == "token" else continuations(words, vocab_size),
-    )
+    store = TokenStore.build(config.data, words, run / "tokens", config.text_field)
+    continues = None if config.mask_unit == "token" else continuations(words, vocab_size)
+
+    def batches_of(store: TokenStore, masking: str, seed: int, mask_unit: str) -> Batches:
+        return Batches(
+            store,
+            special,
+            vocab_size,
+            config.seq_len,
+            config.batch_tokens,
+            OBJECTIVES.find(config.objective),
+            masking,
+            seed,
+            "cpu",  # a worker makes them, and the trainer moves them
+            mask_unit,
+            continues,
+        )
+
+    valid = None
+    if config.valid is not None:
+        valid = TokenStore.build(config.valid, words, run / "valid-tokens", config.text_field)
+    elif config.valid_split is not None:
+        store, valid = store.split(config.valid_split)
+    # Masks that no option of the run decides, so that runs compare.
+    held_out = None if valid is None else HeldOut(batches_of(valid, "static", 0, "token"))
+    batches = batches_of(store, config.masking, config.seed, config.mask_unit)
     batches.plan(0)  # says now if the corpus cannot serve the objective
-    return batches
+    return batches, held_out
 
 
 def _fingerprints(
@@ -218,6 +241,7 @@ def _fingerprints(
     model: nn.Module,
     saved: dict[str, PreTrainedModel],
     batches: Batches,
+    held_out: HeldOut | None,
 ) -> dict[str, str | tuple[str, ...]]:
     """SHA-256 of each thing outside a checkpoint that decides what a run computes."""
     special = SpecialIds(words, config.tokenizer_folder)
@@ -227,6 +251,8 @@ def _fingerprints(
         "tokenizer": f"{words.to_str()}{special.all}{special.mask}{special.pad}",
         "model's configuration": json.dumps(shapes, sort_keys=True),
     }
+    if held_out is not None:
+        found["held-out data"] = held_out.batches.store.digest
     digests: dict[str, str | tuple[str, ...]] = {
         name: hashlib.sha256(text.encode()).hexdigest() for name, text in found.items()
     }
