@@ -18,6 +18,7 @@ SPELLINGS = {
     "warmup-steps": "warmup",
     "save-steps": "checkpoint-every",
     "logging-steps": "log-every",
+    "eval-steps": "evaluate-every",
     "text-column-name": "text-column",
     "label-column-name": "label-column",
 }
@@ -26,7 +27,6 @@ TOKENIZER = {"train-file": "data"}
 PRETRAIN = {
     "train-file": "data",
     "validation-file": "valid",
-    "eval-steps": "evaluate-every",
     "max-seq-length": "seq-len",
 }
 FINETUNE = {

@@ -316,7 +316,7 @@ def adapt(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
 @device_option
 @option("--seed", type=int, default=0, help="Of new weights, order and dropout.")
 @option("--seeds", type=int, default=1, help="Runs from as many seeds, the first being --seed.")
-@option("--eval-steps", type=int, help="Updates between evaluations. Default: an epoch.")
+@option("--evaluate-every", type=int, help="Updates between evaluations. Default: an epoch.")
 @option(
     "--early-stopping",
     type=int,

@@ -64,7 +64,7 @@ YOUNGER = (
     *("warmup", "warmup_ratio", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("clip_norm", "accumulation", "log_every", "adapter", "adapter_rank", "adapter_alpha"),
     *("adapter_dropout", "adapter_targets", "dev_split", "folds", "fold", "split_seed", "seeds"),
-    *("eval_steps", "early_stopping", "metric_for_best", "class_weights", "label_smoothing"),
+    *("evaluate_every", "early_stopping", "metric_for_best", "class_weights", "label_smoothing"),
     *("focal_gamma", "rdrop", "freeze_layers", "layer_decay", "calibrate"),
 )
 
@@ -110,7 +110,7 @@ class FinetuneConfig:
         revision: branch, tag or commit of the model on the Hub.
         seed: of the new weights, the order and the dropout.
         seeds: runs from as many seeds, the first being ``seed``.
-        eval_steps: updates between evaluations; None is an epoch.
+        evaluate_every: updates between evaluations; None is an epoch.
         early_stopping: evaluations in a row without a better one after which training ends.
         metric_for_best: the score that decides which evaluation is the best; None is the task's
             first.
@@ -164,7 +164,7 @@ class FinetuneConfig:
     revision: str | None = None
     seed: int = 0
     seeds: int = 1
-    eval_steps: int | None = None
+    evaluate_every: int | None = None
     early_stopping: int | None = None
     metric_for_best: str | None = None
     class_weights: str | None = None
@@ -240,7 +240,7 @@ class FinetuneConfig:
             raise BertfastError("folds and seeds both ask for several runs; give one of them")
 
     def _check_training(self) -> None:
-        for name in ("eval_steps", "early_stopping"):
+        for name in ("evaluate_every", "early_stopping"):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), 1)
         for name in ("label_smoothing", "focal_gamma", "rdrop"):
@@ -811,7 +811,7 @@ def _train(
         return {f"dev_{name}": scores[name] for name in dict.fromkeys([*task.scores, best_by])}
 
     assert config.lr is not None
-    evaluate_every = config.eval_steps or batches.per_epoch
+    evaluate_every = config.evaluate_every or batches.per_epoch
     decay = config.layer_decay
     trainer = Trainer(
         step,
@@ -847,7 +847,7 @@ def _train(
     history = [
         {
             "epoch": _epoch(scores["step"], batches.per_epoch),
-            **({} if config.eval_steps is None else {"step": scores["step"]}),
+            **({} if config.evaluate_every is None else {"step": scores["step"]}),
             "train_loss": _mean_loss(lines, start, scores["step"]),
             **{name: scores[name] for name in scores if name != "step"},
         }

@@ -147,7 +147,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int, run: Any) -> None:
 def test_a_stopped_run_with_options_goes_on_bit_for_bit(
     options: dict[str, Any], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"eval_steps": 3, "early_stopping": 2, "epochs": 2, **options}
+    options = {"evaluate_every": 3, "early_stopping": 2, "epochs": 2, **options}
     whole = tune(place, tmp_path / "whole", "dev.tsv", **options)
     stop_after(monkeypatch, 5, lambda: tune(place, tmp_path / "parts", "dev.tsv", **options))
     parts = tune(place, tmp_path / "parts", "dev.tsv", resume=True, **options)
@@ -157,7 +157,7 @@ def test_a_stopped_run_with_options_goes_on_bit_for_bit(
 
 
 def test_training_stops_where_no_evaluation_is_better(place: Path, tmp_path: Path) -> None:
-    options = {"eval_steps": 2, "early_stopping": 2, "metric_for_best": "eval_loss"}
+    options = {"evaluate_every": 2, "early_stopping": 2, "metric_for_best": "eval_loss"}
     # A rate of next to nothing changes no score.
     result = tune(place, tmp_path / "out", "dev.tsv", epochs=9, lr=1e-30, **options)
     assert [line["step"] for line in result.history] == [2, 4, 6]
