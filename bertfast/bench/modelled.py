@@ -143,7 +143,7 @@ class Recorder(TorchDispatchMode):
         """Takes a launch of a kernel of ours."""
         name = launch.kernel.__name__
         tensors = [x for x in tree_leaves(launch.arguments) if isinstance(x, Tensor)]
-        values = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
+        values = _values(launch)
         moved = _bytes(tensors) + _bytes([values[x] for x in IN_PLACE.get(name, ())])
         self.nodes.append(Node(self._part(name), launch, moved))
 
@@ -159,6 +159,8 @@ class Recorder(TorchDispatchMode):
         name = func.name().removeprefix("aten::").partition(".")[0]
         tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
         if func.namespace != "aten" or name in FREE or _is_view(func) or not _on_meta(tensors):
+            return out
+        if all(x.numel() == 0 for x in tree_leaves(out) if isinstance(x, Tensor)):
             return out
         node = Node(self._part(f"aten::{name}"), name, _bytes(tensors))
         node.launches = SEVERAL.get(name, 1)
@@ -345,7 +347,11 @@ class Clock:
 
     def time(self, node: Node) -> tuple[float, str]:
         """Seconds, and what bounds them."""
-        found = {"bytes": node.bytes / self.bandwidth}
+        moved = node.bytes
+        if isinstance(node.what, Launch) and node.what.kernel.__name__ in resources.PRODUCTS:
+            name, values = node.what.kernel.__name__, _values(node.what)
+            moved *= sum(_served(name, values, self.lengths)) / self.lengths.tokens
+        found = {"bytes": moved / self.bandwidth}
         if isinstance(node.what, Product):
             found["matrix rate"] = self._product(node.what, node.itemsize)
         elif isinstance(node.what, Launch):
@@ -396,7 +402,7 @@ def work_of(
     """
     name, programs, waiting = launch.kernel.__name__, math.prod(launch.grid), 0.0
     code, share = compiled.code, compiled.warps / throughput.SCHEDULERS
-    values = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.constants
+    values = _values(launch)
     itemsize = next(x for x in tree_leaves(launch.arguments) if isinstance(x, Tensor)).itemsize
     _, piece = resources.piece_of(name, launch.constants, itemsize, compiled, capability)
     if name in resources.PRODUCTS:
@@ -422,6 +428,18 @@ def work_of(
     return {pipe: outside[pipe] + count * clocks for pipe, clocks in piece.clocks.items()}, waiting
 
 
+def _values(launch: Launch) -> dict[str, Any]:
+    """The launch's arguments and constants by name."""
+    named = zip(launch.kernel.arg_names, launch.arguments, strict=False)
+    return dict(named) | launch.constants
+
+
+def _served(kernel: str, values: dict[str, Any], lengths: Lengths) -> list[int]:
+    """The lengths of the sequences that a launch of attention's serves: others leave at once."""
+    most = values["BLOCK_N"] if kernel == resources.ONE_PASS else lengths.longest
+    return [length for length in lengths.values if values.get("above", 0) < length <= most]
+
+
 def tiles(
     kernel: str, values: dict[str, Any], lengths: Lengths, has_tail: bool
 ) -> tuple[int, float]:
@@ -438,11 +456,7 @@ def tiles(
     owned = "BLOCK_M" if looped == "BLOCK_N" else "BLOCK_N"
     heads, step = values["q"].ptr.shape[1], values[looped]
     programs = rounds = 0
-    for length in lengths.values:
-        if length <= values.get("above", 0):
-            continue
-        if kernel == resources.ONE_PASS and length > values["BLOCK_N"]:
-            continue
+    for length in _served(kernel, values, lengths):
         blocks = -(-length // values[owned])
         programs += blocks
         rounds += blocks * (length // step if has_tail else -(-length // step))
@@ -450,11 +464,16 @@ def tiles(
     return heads * programs, heads * rounds * area / resources.SIDE**2
 
 
+def _width(values: dict[str, Any]) -> int:
+    """Of a row with what fills it up; a kernel may hold it in pieces."""
+    return values.get("PIECES", 1) * values["COLUMNS"]
+
+
 # The elements that the loop of a kernel passes over, with those that only fill up a row.
 ELEMENTS: dict[str, Callable[[dict[str, Any]], int]] = {
     "_gelu_backward_kernel": lambda values: values["rows"] * values["features"],
-    "_norm_backward_kernel": lambda values: values["rows"] * values["COLUMNS"],
-    "_embed_backward_kernel": lambda values: values["tokens"] * values["COLUMNS"],
+    "_norm_backward_kernel": lambda values: values["rows"] * _width(values),
+    "_embed_backward_kernel": lambda values: values["tokens"] * _width(values),
 }
 # The bytes that each loop of a program loads.
 LOADED: dict[str, Callable[[dict[str, Any]], int]] = {
