@@ -77,7 +77,8 @@ def stream_task(
     """
     path = Path(path)
     labelled = require_labels or label_column is not None
-    columns, needed = Columns(text_column, pair_column, label_column), []
+    columns = Columns(text_column, pair_column, label_column)
+    needed: list[str] = []
     blank: list[int] = []
     for line, row in table_rows(path):
         if row is None:

@@ -389,11 +389,13 @@ def _one(config: FinetuneConfig, resume: bool) -> FinetuneResult:
     columns = Columns(config.text_column, config.pair_column, config.label_column)
     task = TASKS.find(config.task) if config.task else recognize_task(config.train)
     inferred = task is None  # of a table, whose labels are to be read first
-    task = TASKS[DEFAULT] if task is None else task.configured(config.task_options)
+    task = TASKS[DEFAULT] if task is None else task.configured(named_options(config.task_options))
     columns = task.columns(config.train, columns)
     train_examples = task.read(config.train, columns)
     if inferred:
-        task = infer_task(train_examples, config.train).configured(config.task_options)
+        task = infer_task(train_examples, config.train).configured(
+            named_options(config.task_options)
+        )
     config = replace(
         config,
         task=task.name,
@@ -726,7 +728,8 @@ class _Step(nn.Module):
         output = self.run(batch, seed)
         if self.loss is None:
             return _weighted(output, batch)
-        labels, rows = batch.labels, slice(None)
+        labels = batch.labels
+        rows: Tensor | slice = slice(None)
         if labels is None:
             assert batch.token_labels is not None
             rows = batch.token_labels >= 0

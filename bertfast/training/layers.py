@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -82,7 +84,8 @@ def divide_logits(model: PreTrainedModel, temperature: float) -> None:
     """Divides the last layer's weight and bias, so that the logits are divided: whoever runs the
     model, `transformers` too, gets the same probabilities.
     """
-    out = model.task_head.modules.out
+    head: Any = model.task_head
+    out = head.modules.out
     for parameter in (out.weight, out.bias):
         if parameter is not None:
             parameter /= temperature
