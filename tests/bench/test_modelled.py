@@ -1,5 +1,5 @@
 """The model of a step on a GPU that is not there: what it records, how it counts, and that it says
-what it is. A stand-in takes the compiler's place; `tests/kernels/test_acceptance.py` compiles.
+what it is. A stand-in takes the compiler's place; `test_goals.py` compiles.
 """
 
 from __future__ import annotations
