@@ -1,11 +1,12 @@
-"""Dropout, residual and LayerNorm in one pass: ``s = dropout(x) + residual``, ``out = (s - mean(s))
-/ sqrt(var(s) + eps) * weight + bias``.
+"""Dropout, residual and LayerNorm in one pass: ``s = dropout(x + x_bias) + residual``, ``out = (s -
+mean(s)) / sqrt(var(s) + eps) * weight + bias``.
 
 x, residual, s and out (..., hidden); mean and variance over the last dimension. Post-norm blocks
 (BERT) read ``out`` alone; pre-norm blocks carry ``s`` on as well. RMSNorm leaves out the mean and
 the bias. Eager mode reads and writes the tokens once for each of the three parts; here the forward
 reads x and the residual and writes the result, and the backward makes ``s`` again from the same
-two, counting the dropout.
+two, counting the dropout. x_bias is that of the dense layer before: its gradient is the column sum
+of dx, which the backward has in registers beside the sums for weight and bias.
 
 Sources: Ba et al., "Layer Normalization", section 3; Zhang and Sennrich, "Root Mean Square Layer
 Normalization", section 3; Xiong et al., "On Layer Normalization in the Transformer Architecture",
@@ -22,6 +23,7 @@ from torch import Tensor
 from . import dispatch, reference, tuning
 from .checks import (
     Wanted,
+    check_device,
     check_dropout,
     check_launch,
     check_like,
@@ -30,7 +32,14 @@ from .checks import (
     register_fake,
 )
 from .launch import launch
-from .layer_norm_triton import moments, norm_backward, padded_width
+from .layer_norm_triton import (
+    load_columns,
+    moments,
+    norm_backward,
+    padded_width,
+    row_pieces,
+    sum_partials,
+)
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
 from .threads import num_threads
@@ -42,25 +51,30 @@ from .triton_compat import tl, triton
 @triton.jit
 def _load_sum(
     x_ptr,
+    x_bias_ptr,
     residual_ptr,
-    seed_ptr,
-    row,
+    seed,
+    first,
     real,
-    hidden,
+    column,
     threshold,
     keep_scale,
+    X_BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """s of a tile of rows in float32, zero where not real, and which elements are kept."""
-    first = row.to(tl.int64) * hidden
+    """s of a tile in float32, zero where not real, and which elements are kept; ``first`` holds
+    each row's first element of the tile, ``column`` the tile's columns.
+    """
     offsets = first[:, None] + tl.arange(0, COLUMNS)[None, :]
     s = tl.load(x_ptr + offsets, real, 0.0).to(tl.float32)
+    if X_BIAS:
+        s += tl.load(x_bias_ptr + column[None, :], real, 0.0).to(tl.float32)
     kept = real
     if DROPOUT:
-        kept = flat_lanes(tl.load(seed_ptr), first, COLUMNS, ALIGNED).to(tl.int32) >= threshold
+        kept = flat_lanes(seed, first, COLUMNS, ALIGNED).to(tl.int32) >= threshold
         s = tl.where(kept, s * keep_scale, 0.0)
     if RESIDUAL:
         s += tl.load(residual_ptr + offsets, real, 0.0).to(tl.float32)
@@ -70,6 +84,7 @@ def _load_sum(
 @triton.jit(do_not_specialize_on_alignment=("seed_ptr",))
 def _norm_forward_kernel(
     x_ptr,
+    x_bias_ptr,
     residual_ptr,
     weight_ptr,
     bias_ptr,
@@ -83,6 +98,7 @@ def _norm_forward_kernel(
     eps,
     threshold,
     keep_scale,
+    X_BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     BIAS: tl.constexpr,
     PRENORM: tl.constexpr,
@@ -90,34 +106,34 @@ def _norm_forward_kernel(
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
     ROWS: tl.constexpr,
+    PIECES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    real = (row < rows)[:, None] & (column < hidden)[None, :]
-    s, _ = _load_sum(
-        x_ptr,
-        residual_ptr,
-        seed_ptr,
-        row,
-        real,
-        hidden,
-        threshold,
-        keep_scale,
-        RESIDUAL,
-        DROPOUT,
-        ALIGNED,
-        COLUMNS,
-    )
-    mean, rstd = moments(s, real, hidden, eps, RMS)
-    out = (s - mean[:, None]) * rstd[:, None]
-    out *= tl.load(weight_ptr + column, column < hidden, 0.0).to(tl.float32)[None, :]
-    if BIAS:
-        out += tl.load(bias_ptr + column, column < hidden, 0.0).to(tl.float32)[None, :]
-    offsets = row.to(tl.int64)[:, None] * hidden + column[None, :]
-    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), real)
-    if PRENORM:
-        tl.store(summed_ptr + offsets, s.to(summed_ptr.dtype.element_ty), real)
+    first = row.to(tl.int64) * hidden
+    seed = tl.load(seed_ptr)
+    s, inside = (), ()
+    for i in tl.static_range(PIECES):
+        column = i * COLUMNS + tl.arange(0, COLUMNS)
+        inside += (column < hidden,)
+        part, _ = _load_sum(
+            x_ptr, x_bias_ptr, residual_ptr, seed, first + i * COLUMNS,
+            (row < rows)[:, None] & inside[i][None, :], column, threshold, keep_scale,
+            X_BIAS, RESIDUAL, DROPOUT, ALIGNED, COLUMNS,
+        )  # fmt: skip
+        s += (part,)
+    mean, rstd = moments(s, inside, hidden, eps, RMS, PIECES)
+    for i in tl.static_range(PIECES):
+        column = i * COLUMNS + tl.arange(0, COLUMNS)
+        out = (s[i] - mean[:, None]) * rstd[:, None]
+        out *= load_columns(weight_ptr, column, inside[i], ROWS)
+        if BIAS:
+            out += load_columns(bias_ptr, column, inside[i], ROWS)
+        offsets = first[:, None] + column[None, :]
+        real = (row < rows)[:, None] & inside[i][None, :]
+        tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), real)
+        if PRENORM:
+            tl.store(summed_ptr + offsets, s[i].to(summed_ptr.dtype.element_ty), real)
     tl.store(mean_ptr + row, mean, row < rows)
     tl.store(rstd_ptr + row, rstd, row < rows)
 
@@ -127,6 +143,7 @@ def _norm_backward_kernel(
     dout_ptr,
     dsummed_ptr,
     x_ptr,
+    x_bias_ptr,
     residual_ptr,
     weight_ptr,
     mean_ptr,
@@ -139,60 +156,73 @@ def _norm_backward_kernel(
     hidden,
     threshold,
     keep_scale,
+    X_BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     PRENORM: tl.constexpr,
     RMS: tl.constexpr,
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    PIECES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """dx and dresidual of one row in as many as there are programs, and this program's part of the
-    sums for the weight and the bias.
+    """dx and dresidual of ROWS rows in as many as the programs have, and this program's part of the
+    sums for the weight, the bias and x's bias.
     """
-    program, programs = tl.program_id(0), tl.num_programs(0)
-    column = tl.arange(0, COLUMNS)
-    inside = column < hidden
-    weight = tl.load(weight_ptr + column, inside, 0.0).to(tl.float32)[None, :]
-    dweight = tl.zeros((1, COLUMNS), tl.float32)
-    dbias = tl.zeros((1, COLUMNS), tl.float32)
-    for one in range(program, rows, programs):
-        row = one + tl.zeros((1,), tl.int32)
-        real = inside[None, :]
-        s, kept = _load_sum(
-            x_ptr,
-            residual_ptr,
-            seed_ptr,
-            row,
-            real,
-            hidden,
-            threshold,
-            keep_scale,
-            RESIDUAL,
-            DROPOUT,
-            ALIGNED,
-            COLUMNS,
-        )
-        mean, rstd = tl.load(mean_ptr + row), tl.load(rstd_ptr + row)
-        normal = tl.where(real, (s - mean[:, None]) * rstd[:, None], 0.0)
-        offsets = row.to(tl.int64)[:, None] * hidden + column[None, :]
-        dy = tl.load(dout_ptr + offsets, real, 0.0).to(tl.float32)
-        dweight += dy * normal
-        dbias += dy
-        ds = norm_backward(normal, dy, weight, rstd, hidden, RMS)
-        if PRENORM:
-            ds += tl.load(dsummed_ptr + offsets, real, 0.0).to(tl.float32)
-        if RESIDUAL and DROPOUT:
-            tl.store(dresidual_ptr + offsets, ds.to(dresidual_ptr.dtype.element_ty), real)
-        if DROPOUT:
-            ds = tl.where(kept, ds * keep_scale, 0.0)
-        tl.store(dx_ptr + offsets, ds.to(dx_ptr.dtype.element_ty), real)
-    place = partial_ptr + program * 2 * hidden + column[None, :]
-    tl.store(place, dweight, inside[None, :])
-    tl.store(place + hidden, dbias, inside[None, :])
+    seed = tl.load(seed_ptr)
+    column, inside, dweight, dbias, dx_bias = (), (), (), (), ()
+    for i in tl.static_range(PIECES):
+        column += (i * COLUMNS + tl.arange(0, COLUMNS),)
+        inside += (column[i] < hidden,)
+        dweight += (tl.zeros((ROWS, COLUMNS), tl.float32),)
+        dbias += (tl.zeros((ROWS, COLUMNS), tl.float32),)
+        dx_bias += (tl.zeros((ROWS, COLUMNS), tl.float32),)
+    for start in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
+        row = start + tl.arange(0, ROWS)
+        first = row.to(tl.int64) * hidden
+        mean = tl.load(mean_ptr + row, row < rows, 0.0)
+        rstd = tl.load(rstd_ptr + row, row < rows, 0.0)
+        normal, dy, kept, dweight_now, dbias_now, dx_bias_now = (), (), (), (), (), ()
+        for i in tl.static_range(PIECES):
+            real = (row < rows)[:, None] & inside[i][None, :]
+            s, keep = _load_sum(
+                x_ptr, x_bias_ptr, residual_ptr, seed, first + i * COLUMNS, real, column[i],
+                threshold, keep_scale, X_BIAS, RESIDUAL, DROPOUT, ALIGNED, COLUMNS,
+            )  # fmt: skip
+            normal += (tl.where(real, (s - mean[:, None]) * rstd[:, None], 0.0),)
+            offsets = first[:, None] + column[i][None, :]
+            dy += (tl.load(dout_ptr + offsets, real, 0.0).to(tl.float32),)
+            kept += (keep,)
+            dweight_now += (dweight[i] + dy[i] * normal[i],)
+            dbias_now += (dbias[i] + dy[i],)
+        ds = norm_backward(normal, dy, weight_ptr, column, inside, rstd, hidden, RMS, PIECES)
+        for i in tl.static_range(PIECES):
+            real = (row < rows)[:, None] & inside[i][None, :]
+            offsets = first[:, None] + column[i][None, :]
+            dx = ds[i]
+            if PRENORM:
+                dx += tl.load(dsummed_ptr + offsets, real, 0.0).to(tl.float32)
+            if RESIDUAL and DROPOUT:
+                tl.store(dresidual_ptr + offsets, dx.to(dresidual_ptr.dtype.element_ty), real)
+            if DROPOUT:
+                dx = tl.where(kept[i], dx * keep_scale, 0.0)
+            tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), real)
+            if X_BIAS:
+                dx_bias_now += (dx_bias[i] + dx,)
+        dweight, dbias = dweight_now, dbias_now
+        if X_BIAS:
+            dx_bias = dx_bias_now
+    place = partial_ptr + tl.program_id(0) * (2 + X_BIAS) * hidden
+    for i in tl.static_range(PIECES):
+        tl.store(place + column[i], tl.sum(dweight[i], 0), inside[i])
+        tl.store(place + hidden + column[i], tl.sum(dbias[i], 0), inside[i])
+        if X_BIAS:
+            tl.store(place + 2 * hidden + column[i], tl.sum(dx_bias[i], 0), inside[i])
 
 
 def _forward_triton(
     x: Tensor,
+    x_bias: Tensor | None,
     residual: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
@@ -207,17 +237,16 @@ def _forward_triton(
     rstd: Tensor,
 ) -> None:
     rows, hidden = mean.numel(), x.shape[-1]
-    columns = padded_width(hidden)
-    tuned = tuning.options("add_layer_norm.forward", x.dtype, x.device, columns)
+    tuned = tuning.options("add_layer_norm.forward", x.dtype, x.device, padded_width(hidden))
     if rows:
         launch(
             _norm_forward_kernel, (triton.cdiv(rows, tuned["ROWS"]),),
-            x, x if residual is None else residual, weight, weight if bias is None else bias, out,
-            summed, mean, rstd,
+            x, weight if x_bias is None else x_bias, x if residual is None else residual, weight,
+            weight if bias is None else bias, out, summed, mean, rstd,
             seed, rows, hidden, eps, threshold, keep_scale(threshold),
-            RESIDUAL=residual is not None,
+            X_BIAS=x_bias is not None, RESIDUAL=residual is not None,
             BIAS=bias is not None, PRENORM=prenorm, RMS=rms, DROPOUT=threshold > 0,
-            ALIGNED=hidden % 8 == 0, COLUMNS=columns, **tuned,
+            ALIGNED=hidden % 8 == 0, **row_pieces(hidden), **tuned,
         )  # fmt: skip
 
 
@@ -225,6 +254,7 @@ def _backward_triton(
     dout: Tensor,
     dsummed: Tensor | None,
     x: Tensor,
+    x_bias: Tensor | None,
     residual: Tensor | None,
     weight: Tensor,
     mean: Tensor,
@@ -235,22 +265,24 @@ def _backward_triton(
     dx: Tensor,
     dresidual: Tensor,
 ) -> Tensor:
-    """Returns the gradients of weight and bias, (2, hidden) float32."""
+    """Returns the gradients of weight, bias and, where there is one, x's bias: (2 or 3, hidden) of
+    weight's dtype.
+    """
     rows, hidden = mean.numel(), x.shape[-1]
-    columns = padded_width(hidden)
-    tuned = dict(tuning.options("add_layer_norm.backward", x.dtype, x.device, columns))
-    partial = torch.empty(min(rows, tuned.pop("PROGRAMS")), 2, hidden, device=x.device)
+    tuned = dict(tuning.options("add_layer_norm.backward", x.dtype, x.device, padded_width(hidden)))
+    programs = min(triton.cdiv(rows, tuned["ROWS"]), tuned.pop("PROGRAMS"))
+    partial = torch.empty(programs, 2 + (x_bias is not None), hidden, device=x.device)
     if rows:
         launch(
-            _norm_backward_kernel, (partial.shape[0],),
-            dout, dout if dsummed is None else dsummed, x, x if residual is None else residual,
-            weight, mean, rstd, dx,
+            _norm_backward_kernel, (programs,),
+            dout, dout if dsummed is None else dsummed, x, weight if x_bias is None else x_bias,
+            x if residual is None else residual, weight, mean, rstd, dx,
             dresidual, partial, seed, rows, hidden, threshold, keep_scale(threshold),
-            RESIDUAL=residual is not None,
+            X_BIAS=x_bias is not None, RESIDUAL=residual is not None,
             PRENORM=dsummed is not None, RMS=rms, DROPOUT=threshold > 0, ALIGNED=hidden % 8 == 0,
-            COLUMNS=columns, **tuned,
+            **row_pieces(hidden), **tuned,
         )  # fmt: skip
-    return partial.sum(0)
+    return sum_partials(partial, weight.dtype)
 
 
 # --- torch.library ---
@@ -259,6 +291,7 @@ def _backward_triton(
 @torch.library.custom_op("bertfast::add_layer_norm", mutates_args=())
 def _add_layer_norm(
     x: Tensor,
+    x_bias: Tensor | None,
     residual: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
@@ -272,11 +305,13 @@ def _add_layer_norm(
     x, weight = x.contiguous(), weight.contiguous()
     residual = None if residual is None else residual.contiguous()
     bias = None if bias is None else bias.contiguous()
+    _check_x_bias(x_bias, x)
+    x_bias = None if x_bias is None else x_bias.contiguous()
     out, summed, mean, rstd = _outputs(x, prenorm)
     if backend == "cpp":
         weight, bias = weight.float(), None if bias is None else bias.float()
         dispatch._C.add_layer_norm_forward(
-            x=x,
+            x=_biased(x, x_bias),
             residual=residual,
             weight=weight,
             bias=bias,
@@ -295,8 +330,9 @@ def _add_layer_norm(
         if bias is not None:
             check_norm(weight, bias, x)
         _forward_triton(
-            x, residual, weight, bias, seed, eps, threshold, rms, prenorm, out, summed, mean, rstd
-        )
+            x, x_bias, residual, weight, bias, seed, eps, threshold, rms, prenorm, out, summed,
+            mean, rstd,
+        )  # fmt: skip
     return out, summed, mean, rstd
 
 
@@ -327,6 +363,7 @@ def _add_layer_norm_backward(
     dout: Tensor,
     dsummed: Tensor | None,
     x: Tensor,
+    x_bias: Tensor | None,
     residual: Tensor | None,
     weight: Tensor,
     mean: Tensor,
@@ -340,15 +377,17 @@ def _add_layer_norm_backward(
     mean, rstd = mean.contiguous(), rstd.contiguous()
     dsummed = None if dsummed is None else dsummed.contiguous()
     residual = None if residual is None else residual.contiguous()
-    dx, dresidual, dparameters = _gradients(x, residual, threshold)
+    _check_x_bias(x_bias, x)
+    x_bias = None if x_bias is None else x_bias.contiguous()
+    dx, dresidual = _gradients(x, residual, threshold)
     if backend == "cpp":
-        weight = weight.float()
+        dparameters = x.new_empty(2, x.shape[-1], dtype=torch.float32)
         dispatch._C.add_layer_norm_backward(
             dout=dout,
             dsummed=dsummed,
-            x=x,
+            x=_biased(x, x_bias),
             residual=residual,
-            weight=weight,
+            weight=weight.float(),
             mean=mean,
             rstd=rstd,
             dx=dx,
@@ -359,58 +398,70 @@ def _add_layer_norm_backward(
             seed=int(seed),
             threads=num_threads(),
         )
+        if x_bias is not None:
+            dx_bias = dx.view(-1, x.shape[-1]).sum(0, dtype=torch.float32)
+            dparameters = torch.cat([dparameters, dx_bias[None]])
+        dparameters = dparameters.to(weight.dtype)
     else:
         like_x = {"dout": (dout, x.dtype, x.shape), "dsummed": (dsummed, x.dtype, x.shape)}
         rows = x.shape[:-1]
         statistics = {"mean": (mean, torch.float32, rows), "rstd": (rstd, torch.float32, rows)}
         _check_launch(backend, x, residual, weight, threshold, seed, **like_x, **statistics)
         dparameters = _backward_triton(
-            dout, dsummed, x, residual, weight, mean, rstd, seed, threshold, rms, dx, dresidual
-        )
+            dout, dsummed, x, x_bias, residual, weight, mean, rstd, seed, threshold, rms, dx,
+            dresidual,
+        )  # fmt: skip
     return dx, dresidual, dparameters
 
 
-def _gradients(x: Tensor, residual: Tensor | None, threshold: int) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dresidual (empty where it is dx itself, or not wanted), and those of weight and bias, to
-    be written.
-    """
+def _biased(x: Tensor, x_bias: Tensor | None) -> Tensor:
+    """What the C++ kernels, which add no bias, take for x."""
+    return x if x_bias is None else (x.float() + x_bias.float()).to(x.dtype)
+
+
+def _gradients(x: Tensor, residual: Tensor | None, threshold: int) -> tuple[Tensor, Tensor]:
+    """dx, and dresidual (empty where it is dx itself, or not wanted), to be written."""
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dresidual = torch.empty_like(dx) if threshold and residual is not None else x.new_empty(0)
-    return dx, dresidual, x.new_empty(2, x.shape[-1], dtype=torch.float32)
+    return dx, dresidual
 
 
 @register_fake(_add_layer_norm)
-def _(x, residual, weight, bias, seed, eps, threshold, rms, prenorm, backend):
+def _(x, x_bias, residual, weight, bias, seed, eps, threshold, rms, prenorm, backend):
     return _outputs(x, prenorm)
 
 
 @register_fake(_add_layer_norm_backward)
-def _(dout, dsummed, x, residual, weight, mean, rstd, seed, threshold, rms, backend):
-    return _gradients(x, residual, threshold)
+def _(dout, dsummed, x, x_bias, residual, weight, mean, rstd, seed, threshold, rms, backend):
+    return *_gradients(x, residual, threshold), weight.new_empty(
+        2 + (x_bias is not None), x.shape[-1]
+    )
 
 
 def _setup(ctx, inputs, output) -> None:
-    x, residual, weight, bias, seed, _, ctx.threshold, ctx.rms, ctx.prenorm, ctx.backend = inputs
+    *tensors, seed, _, ctx.threshold, ctx.rms, ctx.prenorm, ctx.backend = inputs
     _, summed, mean, rstd = output
-    ctx.save_for_backward(x, residual, weight, bias, mean, rstd, seed)
+    ctx.save_for_backward(*tensors, mean, rstd, seed)
     ctx.mark_non_differentiable(mean, rstd, *([] if ctx.prenorm else [summed]))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dout, dsummed, *_):
-    x, residual, weight, bias, mean, rstd, seed = ctx.saved_tensors
+    x, x_bias, residual, weight, bias, mean, rstd, seed = ctx.saved_tensors
     if dout is None and dsummed is None:
-        return (None,) * 10
+        return (None,) * 11
     dout = torch.zeros_like(x) if dout is None else dout
     dx, dresidual, dparameters = _add_layer_norm_backward(
-        dout, dsummed, x, residual, weight, mean, rstd, seed, ctx.threshold, ctx.rms, ctx.backend
-    )
+        dout, dsummed, x, x_bias, residual, weight, mean, rstd, seed, ctx.threshold, ctx.rms,
+        ctx.backend,
+    )  # fmt: skip
     if residual is None:
         dresidual = None
     elif not ctx.threshold:
         dresidual = dx
-    dbias = None if bias is None else dparameters[1].to(bias.dtype)
-    return dx, dresidual, dparameters[0].to(weight.dtype), dbias, *(None,) * 6
+    dbias = None if bias is None else dparameters[1]
+    dx_bias = None if x_bias is None else dparameters[2].to(x_bias.dtype)
+    return dx, dx_bias, dresidual, dparameters[0], dbias, *(None,) * 6
 
 
 _add_layer_norm.register_autograd(_backward, setup_context=_setup)
@@ -422,6 +473,7 @@ def add_layer_norm(
     weight: Tensor,
     bias: Tensor | None,
     *,
+    x_bias: Tensor | None = None,
     eps: float = 1e-12,
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
@@ -430,13 +482,15 @@ def add_layer_norm(
 ) -> (
     Any
 ):  # a Tensor, or with prenorm a pair of them: no annotation short of a second signature says so
-    """LayerNorm, or RMSNorm, of ``dropout(x) + residual``.
+    """LayerNorm, or RMSNorm, of ``dropout(x + x_bias) + residual``.
 
     Args:
         x: (..., hidden), floating point, any strides.
         residual: like x, or None for none.
         weight: (hidden,), of any floating dtype.
         bias: (hidden,) of weight's dtype, or None; an RMSNorm has none.
+        x_bias: (hidden,), of any floating dtype, or None: the bias of the dense layer that x comes
+            from. Added here, its gradient costs no pass of its own on a GPU.
         eps: added to the variance, or to the mean square.
         dropout_p: of x, in [0, 1), rounded to a multiple of 1/65536.
         seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bits are
@@ -468,15 +522,30 @@ def add_layer_norm(
     if rms and bias is not None:
         raise ValueError("an RMSNorm has no bias; give None")
     check_norm(weight, bias, x)
+    _check_x_bias(x_bias, x)
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it must be at least 0")
     threshold = dropout_threshold(dropout_p)
     seed = as_seed(seed, x.device)
     backend = dispatch.select("add_layer_norm", x.device, x.dtype)
     if backend == "reference":
-        out, summed = reference.add_layer_norm(x, residual, weight, bias, seed, eps, threshold, rms)
+        out, summed = reference.add_layer_norm(
+            x, x_bias, residual, weight, bias, seed, eps, threshold, rms
+        )
     else:
         out, summed, _, _ = _add_layer_norm(
-            x, residual, weight, bias, seed, eps, threshold, rms, prenorm, backend
+            x, x_bias, residual, weight, bias, seed, eps, threshold, rms, prenorm, backend
         )
     return (out, summed) if prenorm else out
+
+
+def _check_x_bias(x_bias: Tensor | None, x: Tensor) -> None:
+    if x_bias is None:
+        return
+    check_tensor("x_bias", x_bias, ("hidden",))
+    check_device("x_bias", x_bias, "x", x)
+    if x_bias.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"x_bias has {x_bias.shape[0]} entries and x {x.shape[-1]} columns; "
+            "they must be the same"
+        )

@@ -178,6 +178,15 @@ def check_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         )
 
 
+def check_boundaries(cu_seqlens: Tensor, rows: Tensor) -> None:
+    """Raises TypeError or ValueError unless a kernel can cut the ``rows`` at ``cu_seqlens``; values
+    on a GPU are not read.
+    """
+    check_integers("cu_seqlens", cu_seqlens, ("sequences + 1",), torch.int32)
+    check_device("cu_seqlens", cu_seqlens, "the tokens", rows)
+    check_cu_seqlens(cu_seqlens, rows.shape[0], rows.shape[0])
+
+
 def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
     """Raises ValueError unless the boundaries start at 0, never fall, stay within ``tokens``, and
     fit ``max_seqlen``.

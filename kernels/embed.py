@@ -3,11 +3,15 @@ segment[segment_ids]))``.
 
 ids (tokens,), tables (size, hidden), out (tokens, hidden); position, segment and the norm's bias
 are each optional. One pass gathers the rows, adds them and normalises the sum. The backward makes
-the sum again, writes its gradient once, (tokens, hidden), and adds those rows into the tables'
-gradients group by group: tokens are sorted by id, and each row of a table is the sum of its group
-in the order of the tokens, made by one program. Nothing is added twice to one place, so no atomics
-are needed and the bits are the same each time; and nothing of a table's size stands in memory but
-the gradient itself, or, with ``sparse_grad``, not even that.
+the sum again and writes its gradient once, (tokens, hidden); a table's gradient is the sum of those
+rows by id, in the order of the tokens:
+
+- word: tokens are sorted by id, and one program adds up a group, or RUN tokens of a large one;
+- position: sequences count up by one, so that which token stands where follows from cu_seqlens;
+- segment: a table of two rows is summed beside the norm's parameters, a larger one as the words.
+
+Nothing is added twice to one place, so no atomics are needed and the bits are the same each time.
+With ``sparse_grad`` not even the word table's gradient stands in memory.
 
 Source: Devlin et al., "BERT", section 3 and figure 2.
 """
@@ -19,6 +23,7 @@ from torch import Tensor
 
 from . import dispatch, reference
 from .checks import (
+    check_boundaries,
     check_device,
     check_dims,
     check_dropout,
@@ -31,7 +36,14 @@ from .checks import (
     register_fake,
 )
 from .launch import launch
-from .layer_norm_triton import moments, norm_backward, padded_width
+from .layer_norm_triton import (
+    load_columns,
+    moments,
+    norm_backward,
+    padded_width,
+    row_pieces,
+    sum_partials,
+)
 from .philox import as_seed, dropout_threshold, keep_scale
 from .philox_triton import flat_lanes
 from .threads import num_threads
@@ -40,37 +52,44 @@ from .triton_compat import tl, triton
 # --- Triton ---
 
 PROGRAMS = 256  # of a backward, each with its own sums over its tokens
+SEGMENTS = 2  # rows of a segment table whose gradient the backward's programs can add up
 RUN = (
-    256  # sorted tokens whose rows one program adds up at most, before the runs of one id are added
+    16  # sorted tokens whose rows one program adds up at most, before the runs of one id are added
 )
+SEQUENCES = 16  # whose rows at a position one program adds up at once
+SCAN = 128  # ids that a program looks through at once
 COLUMNS = 256
 
 
 @triton.jit
-def _load_embeddings(
-    word_ptr,
-    position_ptr,
-    segment_ptr,
-    input_ids_ptr,
-    position_ids_ptr,
-    segment_ids_ptr,
-    token,
-    hidden,
-    column,
-    real,
-    POSITION: tl.constexpr,
-    SEGMENT: tl.constexpr,
-):
-    """The sum of one token's rows, (1, columns) float32."""
-    s = tl.load(word_ptr + tl.load(input_ids_ptr + token) * hidden + column[None, :], real, 0.0).to(
-        tl.float32
-    )
+def _load_ids(
+    input_ids_ptr, position_ids_ptr, segment_ids_ptr, token, tokens,
+    POSITION: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """The rows of the three tables for each token, 0 for an absent table."""
+    word = tl.load(input_ids_ptr + token, token < tokens, 0)
+    position, segment = word * 0, word * 0
     if POSITION:
-        row = tl.load(position_ids_ptr + token) * hidden
-        s += tl.load(position_ptr + row + column[None, :], real, 0.0).to(tl.float32)
+        position = tl.load(position_ids_ptr + token, token < tokens, 0)
     if SEGMENT:
-        row = tl.load(segment_ids_ptr + token) * hidden
-        s += tl.load(segment_ptr + row + column[None, :], real, 0.0).to(tl.float32)
+        segment = tl.load(segment_ids_ptr + token, token < tokens, 0)
+    return word, position, segment
+
+
+@triton.jit
+def _load_embeddings(
+    word_ptr, position_ptr, segment_ptr, ids, column, real, hidden,
+    POSITION: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """A tile of the sum of tokens' rows, (ROWS, COLUMNS) float32."""
+    word, position, segment = ids
+    s = tl.load(word_ptr + word[:, None] * hidden + column[None, :], real, 0.0).to(tl.float32)
+    if POSITION:
+        places = position[:, None] * hidden + column[None, :]
+        s += tl.load(position_ptr + places, real, 0.0).to(tl.float32)
+    if SEGMENT:
+        places = segment[:, None] * hidden + column[None, :]
+        s += tl.load(segment_ptr + places, real, 0.0).to(tl.float32)
     return s
 
 
@@ -88,6 +107,7 @@ def _embed_forward_kernel(
     mean_ptr,
     rstd_ptr,
     seed_ptr,
+    tokens,
     hidden,
     eps,
     threshold,
@@ -97,28 +117,40 @@ def _embed_forward_kernel(
     BIAS: tl.constexpr,
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    PIECES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    token = tl.program_id(0)
-    column = tl.arange(0, COLUMNS)
-    inside = column < hidden
-    real = inside[None, :]
-    s = _load_embeddings(
-        word_ptr, position_ptr, segment_ptr, input_ids_ptr, position_ids_ptr, segment_ids_ptr,
-        token, hidden, column, real, POSITION, SEGMENT,
-    )  # fmt: skip
-    mean, rstd = moments(s, real, hidden, eps, False)
-    out = (s - mean[:, None]) * rstd[:, None]
-    out *= tl.load(weight_ptr + column, inside, 0.0).to(tl.float32)[None, :]
-    if BIAS:
-        out += tl.load(bias_ptr + column, inside, 0.0).to(tl.float32)[None, :]
-    first = token.to(tl.int64) * hidden + tl.zeros((1,), tl.int64)
-    if DROPOUT:
-        kept = flat_lanes(tl.load(seed_ptr), first, COLUMNS, ALIGNED).to(tl.int32) >= threshold
-        out = tl.where(kept, out * keep_scale, 0.0)
-    tl.store(out_ptr + first[:, None] + column[None, :], out.to(out_ptr.dtype.element_ty), real)
-    tl.store(mean_ptr + token + tl.arange(0, 1), mean)
-    tl.store(rstd_ptr + token + tl.arange(0, 1), rstd)
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    ids = _load_ids(
+        input_ids_ptr, position_ids_ptr, segment_ids_ptr, token, tokens, POSITION, SEGMENT
+    )
+    s, column, inside = (), (), ()
+    for i in tl.static_range(PIECES):
+        column += (i * COLUMNS + tl.arange(0, COLUMNS),)
+        inside += (column[i] < hidden,)
+        real = (token < tokens)[:, None] & inside[i][None, :]
+        s += (
+            _load_embeddings(
+                word_ptr, position_ptr, segment_ptr, ids, column[i], real, hidden, POSITION, SEGMENT
+            ),
+        )
+    mean, rstd = moments(s, inside, hidden, eps, False, PIECES)
+    first = token.to(tl.int64) * hidden
+    seed = tl.load(seed_ptr)
+    for i in tl.static_range(PIECES):
+        real = (token < tokens)[:, None] & inside[i][None, :]
+        out = (s[i] - mean[:, None]) * rstd[:, None]
+        out *= load_columns(weight_ptr, column[i], inside[i], ROWS)
+        if BIAS:
+            out += load_columns(bias_ptr, column[i], inside[i], ROWS)
+        if DROPOUT:
+            lanes = flat_lanes(seed, first + i * COLUMNS, COLUMNS, ALIGNED)
+            out = tl.where(lanes.to(tl.int32) >= threshold, out * keep_scale, 0.0)
+        place = out_ptr + first[:, None] + column[i][None, :]
+        tl.store(place, out.to(out_ptr.dtype.element_ty), real)
+    tl.store(mean_ptr + token, mean, token < tokens)
+    tl.store(rstd_ptr + token, rstd, token < tokens)
 
 
 @triton.jit(do_not_specialize_on_alignment=("seed_ptr",))
@@ -142,90 +174,215 @@ def _embed_backward_kernel(
     keep_scale,
     POSITION: tl.constexpr,
     SEGMENT: tl.constexpr,
+    SEGMENTS: tl.constexpr,
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    PIECES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The gradient of every PROGRAMS-th token's sum, and this program's part of the sums for the
-    weight and the bias.
+    """The gradient of the sums of ROWS tokens in as many as the programs have, and this program's
+    part of the sums for the weight, the bias and the SEGMENTS rows of the segment table.
     """
-    program, programs = tl.program_id(0), tl.num_programs(0)
-    column = tl.arange(0, COLUMNS)
-    inside = column < hidden
-    real = inside[None, :]
-    weight = tl.load(weight_ptr + column, inside, 0.0).to(tl.float32)[None, :]
-    dweight = tl.zeros((1, COLUMNS), tl.float32)
-    dbias = tl.zeros((1, COLUMNS), tl.float32)
-    for token in range(program, tokens, programs):
-        s = _load_embeddings(
-            word_ptr, position_ptr, segment_ptr, input_ids_ptr, position_ids_ptr, segment_ids_ptr,
-            token, hidden, column, real, POSITION, SEGMENT,
-        )  # fmt: skip
-        mean, rstd = (
-            tl.load(mean_ptr + token + tl.arange(0, 1)),
-            tl.load(rstd_ptr + token + tl.arange(0, 1)),
+    seed = tl.load(seed_ptr)
+    column, inside, dweight, dbias, dsegment = (), (), (), (), ()
+    for i in tl.static_range(PIECES):
+        column += (i * COLUMNS + tl.arange(0, COLUMNS),)
+        inside += (column[i] < hidden,)
+        dweight += (tl.zeros((ROWS, COLUMNS), tl.float32),)
+        dbias += (tl.zeros((ROWS, COLUMNS), tl.float32),)
+        for _ in tl.static_range(SEGMENTS):
+            dsegment += (tl.zeros((ROWS, COLUMNS), tl.float32),)
+    for start in range(tl.program_id(0) * ROWS, tokens, tl.num_programs(0) * ROWS):
+        token = start + tl.arange(0, ROWS)
+        ids = _load_ids(
+            input_ids_ptr, position_ids_ptr, segment_ids_ptr, token, tokens, POSITION, SEGMENT
         )
-        normal = tl.where(real, (s - mean[:, None]) * rstd[:, None], 0.0)
-        first = tl.zeros((1,), tl.int64) + token * hidden.to(tl.int64)
-        dy = tl.load(dout_ptr + first[:, None] + column[None, :], real, 0.0).to(tl.float32)
-        if DROPOUT:
-            kept = flat_lanes(tl.load(seed_ptr), first, COLUMNS, ALIGNED).to(tl.int32) >= threshold
-            dy = tl.where(kept, dy * keep_scale, 0.0)
-        dweight += dy * normal
-        dbias += dy
-        ds = norm_backward(normal, dy, weight, rstd, hidden, False)
-        tl.store(dsum_ptr + first[:, None] + column[None, :], ds, real)
-    place = partial_ptr + program * 2 * hidden + column[None, :]
-    tl.store(place, dweight, real)
-    tl.store(place + hidden, dbias, real)
+        first = token.to(tl.int64) * hidden
+        mean = tl.load(mean_ptr + token, token < tokens, 0.0)
+        rstd = tl.load(rstd_ptr + token, token < tokens, 0.0)
+        normal, dy, dweight_now, dbias_now, dsegment_now = (), (), (), (), ()
+        for i in tl.static_range(PIECES):
+            real = (token < tokens)[:, None] & inside[i][None, :]
+            s = _load_embeddings(
+                word_ptr, position_ptr, segment_ptr, ids, column[i], real, hidden, POSITION, SEGMENT
+            )
+            normal += (tl.where(real, (s - mean[:, None]) * rstd[:, None], 0.0),)
+            part = tl.load(dout_ptr + first[:, None] + column[i][None, :], real, 0.0).to(tl.float32)
+            if DROPOUT:
+                lanes = flat_lanes(seed, first + i * COLUMNS, COLUMNS, ALIGNED)
+                part = tl.where(lanes.to(tl.int32) >= threshold, part * keep_scale, 0.0)
+            dy += (part,)
+            dweight_now += (dweight[i] + part * normal[i],)
+            dbias_now += (dbias[i] + part,)
+        ds = norm_backward(normal, dy, weight_ptr, column, inside, rstd, hidden, False, PIECES)
+        for i in tl.static_range(PIECES):
+            real = (token < tokens)[:, None] & inside[i][None, :]
+            place = dsum_ptr + first[:, None] + column[i][None, :]
+            tl.store(place, ds[i].to(dsum_ptr.dtype.element_ty), real)
+            for k in tl.static_range(SEGMENTS):
+                own = tl.where((ids[2] == k)[:, None], ds[i], 0.0)
+                dsegment_now += (dsegment[i * SEGMENTS + k] + own,)
+        dweight, dbias = dweight_now, dbias_now
+        if SEGMENTS > 0:
+            dsegment = dsegment_now
+    place = partial_ptr + tl.program_id(0) * (2 + SEGMENTS) * hidden
+    for i in tl.static_range(PIECES):
+        tl.store(place + column[i], tl.sum(dweight[i], 0), inside[i])
+        tl.store(place + hidden + column[i], tl.sum(dbias[i], 0), inside[i])
+        for k in tl.static_range(SEGMENTS):
+            total = tl.sum(dsegment[i * SEGMENTS + k], 0)
+            tl.store(place + (2 + k) * hidden + column[i], total, inside[i])
 
 
 @triton.jit
 def _sum_runs_kernel(
-    rows_ptr, order_ptr, ids_ptr, runs_ptr, count, hidden, RUN: tl.constexpr, COLUMNS: tl.constexpr
+    rows_ptr,
+    order_ptr,
+    ids_ptr,
+    runs_ptr,
+    out_ptr,
+    count,
+    hidden,
+    padding_idx,
+    RUN: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """runs[i] = the sum of the rows of one id from sorted place i to the end of its block of RUN
-    places; where i starts such a run.
+    places, where i starts such a run; out[id], if the id has no other.
     """
     place = tl.program_id(0)
     own = tl.load(ids_ptr + place)
-    if place % RUN != 0 and tl.load(ids_ptr + tl.maximum(place - 1, 0)) == own:
+    begins = (place == 0) | (tl.load(ids_ptr + tl.maximum(place - 1, 0)) != own)
+    if place % RUN != 0 and not begins:
         return
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((COLUMNS,), tl.float32)
+    inside = column < hidden
     end = tl.minimum((place // RUN + 1) * RUN, count)
-    at = place
-    same = True
-    while same:
-        row = tl.load(order_ptr + at) * hidden
-        total += tl.load(rows_ptr + row + column, column < hidden, 0.0)
-        at += 1
-        same = at < end
-        if same:
-            same = tl.load(ids_ptr + at) == own
-    tl.store(runs_ptr + place.to(tl.int64) * hidden + column, total, column < hidden)
+    at = place + tl.arange(0, RUN)
+    same = (tl.load(ids_ptr + at, at < end, -1) == own) & (at < end)
+    row = tl.load(order_ptr + at, same, 0) * hidden
+    part = tl.load(rows_ptr + row[:, None] + column[None, :], same[:, None] & inside[None, :], 0.0)
+    total = tl.sum(part.to(tl.float32), 0)
+    ends = (end >= count) | (tl.load(ids_ptr + tl.minimum(end, count - 1)) != own)
+    if begins & ends:
+        wanted = inside & (own.to(tl.int64) != padding_idx)
+        target = out_ptr + own.to(tl.int64) * hidden + column
+        tl.store(target, total.to(out_ptr.dtype.element_ty), wanted)
+    else:
+        tl.store(runs_ptr + place.to(tl.int64) * hidden + column, total, inside)
 
 
 @triton.jit
 def _add_runs_kernel(
-    runs_ptr, ids_ptr, out_ptr, count, hidden, RUN: tl.constexpr, COLUMNS: tl.constexpr
+    runs_ptr,
+    ids_ptr,
+    out_ptr,
+    count,
+    hidden,
+    padding_idx,
+    RUN: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """out[id] = the sum of the id's runs, in order; by the program at the id's first place."""
+    """out[id] = the sum of the id's runs, in order, where it has several; by the program at its
+    first place.
+    """
     place = tl.program_id(0)
     own = tl.load(ids_ptr + place)
-    if place != 0 and tl.load(ids_ptr + tl.maximum(place - 1, 0)) == own:
+    block = place // RUN + 1
+    begins = (place == 0) | (tl.load(ids_ptr + tl.maximum(place - 1, 0)) != own)
+    ends = (block * RUN >= count) | (tl.load(ids_ptr + tl.minimum(block * RUN, count - 1)) != own)
+    if ends or not begins:
         return
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((COLUMNS,), tl.float32)
-    at = place
-    same = True
-    while same:
-        total += tl.load(runs_ptr + at.to(tl.int64) * hidden + column, column < hidden, 0.0)
-        at = (at // RUN + 1) * RUN
-        same = at < count
-        if same:
-            same = tl.load(ids_ptr + at) == own
-    tl.store(out_ptr + own * hidden + column, total.to(out_ptr.dtype.element_ty), column < hidden)
+    inside = column < hidden
+    total = tl.load(runs_ptr + place.to(tl.int64) * hidden + column, inside, 0.0)
+    more = True
+    while more:
+        at = (block + tl.arange(0, RUN)) * RUN
+        same = (tl.load(ids_ptr + at, at < count, -1) == own) & (at < count)
+        places = at.to(tl.int64)[:, None] * hidden + column[None, :]
+        total += tl.sum(tl.load(runs_ptr + places, same[:, None] & inside[None, :], 0.0), 0)
+        block += RUN
+        more = tl.sum(same.to(tl.int32), 0) == RUN
+    target = out_ptr + own.to(tl.int64) * hidden + column
+    wanted = inside & (own.to(tl.int64) != padding_idx)
+    tl.store(target, total.to(out_ptr.dtype.element_ty), wanted)
+
+
+@triton.jit
+def _find_gaps_kernel(ids_ptr, cu_ptr, gaps_ptr, sequences, tokens, SCAN: tl.constexpr):
+    """gaps[b] = whether the ids of sequence b do other than count up by one; the tokens past the
+    last sequence are one more.
+    """
+    b = tl.program_id(0)
+    start = tl.load(cu_ptr + b)
+    end = tokens
+    if b < sequences:
+        end = tl.load(cu_ptr + b + 1)
+    gaps = tl.zeros((SCAN,), tl.int32)
+    for first in range(start, end - 1, SCAN):
+        at = first + tl.arange(0, SCAN)
+        real = at < end - 1
+        step = tl.load(ids_ptr + at + 1, real, 1) - tl.load(ids_ptr + at, real, 0)
+        gaps += (real & (step != 1)).to(tl.int32)
+    tl.store(gaps_ptr + b, (tl.sum(gaps, 0) > 0).to(tl.int32))
+
+
+@triton.jit
+def _sum_positions_kernel(
+    rows_ptr,
+    ids_ptr,
+    cu_ptr,
+    gaps_ptr,
+    out_ptr,
+    sequences,
+    tokens,
+    hidden,
+    padding_idx,
+    SEQUENCES: tl.constexpr,
+    SCAN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """out[position] = the sum of the rows of the tokens that stand there, sequence by sequence.
+
+    Where a sequence's ids count up, its row is known from its first id; another one is looked
+    through.
+    """
+    position = tl.program_id(0)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < hidden
+    total = tl.zeros((SEQUENCES, COLUMNS), tl.float32)
+    if position != padding_idx:
+        for first in range(0, sequences + 1, SEQUENCES):
+            b = first + tl.arange(0, SEQUENCES)
+            start = tl.load(cu_ptr + b, b <= sequences, 0)
+            end = tl.where(b == sequences, tokens, tl.load(cu_ptr + b + 1, b < sequences, 0))
+            gaps = tl.load(gaps_ptr + b, b <= sequences, 0)
+            token = start + position - tl.load(ids_ptr + start, start < end, 0).to(tl.int32)
+            found = (token >= start) & (token < end) & (gaps == 0)
+            places = token.to(tl.int64)[:, None] * hidden + column[None, :]
+            part = tl.load(rows_ptr + places, found[:, None] & inside[None, :], 0.0)
+            total += part.to(tl.float32)
+            if tl.sum(gaps, 0) > 0:
+                for own in range(first, tl.minimum(first + SEQUENCES, sequences + 1)):
+                    if tl.load(gaps_ptr + own) > 0:
+                        last = tokens
+                        if own < sequences:
+                            last = tl.load(cu_ptr + own + 1)
+                        for scanned in range(tl.load(cu_ptr + own), last, SCAN):
+                            at = scanned + tl.arange(0, SCAN)
+                            ids = tl.load(ids_ptr + at, at < last, -1)
+                            if tl.sum((ids == position).to(tl.int32), 0) > 0:
+                                for near in range(scanned, scanned + SCAN, SEQUENCES):
+                                    token = near + tl.arange(0, SEQUENCES)
+                                    here = tl.load(ids_ptr + token, token < last, -1) == position
+                                    places = token.to(tl.int64)[:, None] * hidden + column[None, :]
+                                    real = here[:, None] & inside[None, :]
+                                    part = tl.load(rows_ptr + places, real, 0.0)
+                                    total += part.to(tl.float32)
+    target = out_ptr + position.to(tl.int64) * hidden + column
+    tl.store(target, tl.sum(total, 0).to(out_ptr.dtype.element_ty), inside)
 
 
 def _forward_triton(
@@ -242,11 +399,12 @@ def _forward_triton(
 ) -> None:
     tokens, hidden = out.shape
     if tokens:
+        constants = _constants(tables, hidden, threshold)
         launch(
-            _embed_forward_kernel, (tokens,),
+            _embed_forward_kernel, (triton.cdiv(tokens, constants["ROWS"]),),
             *_or_first(tables), *_or_first(ids), *_or_first([weight, bias]), out, mean, rstd, seed,
-            hidden, eps, threshold,
-            keep_scale(threshold), BIAS=bias is not None, **_constants(tables, hidden, threshold),
+            tokens, hidden, eps, threshold,
+            keep_scale(threshold), BIAS=bias is not None, **constants,
         )  # fmt: skip
 
 
@@ -259,30 +417,56 @@ def _backward_triton(
     rstd: Tensor,
     seed: Tensor,
     threshold: int,
+    segments: int,
     dsum: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Returns the gradients of weight and bias, (2, hidden) float32."""
+    """Returns the gradients of weight, bias and ``segments`` rows of the segment table, (2 +
+    segments, hidden) of ``dtype``.
+    """
     tokens, hidden = dout.shape
-    partial = torch.empty(min(tokens, PROGRAMS), 2, hidden, device=dout.device)
+    constants = _constants(tables, hidden, threshold)
+    programs = min(triton.cdiv(tokens, constants["ROWS"]), PROGRAMS)
+    partial = torch.empty(programs, 2 + segments, hidden, device=dout.device)
     if tokens:
         launch(
-            _embed_backward_kernel, (partial.shape[0],),
+            _embed_backward_kernel, (programs,),
             dout, *_or_first(tables), *_or_first(ids), weight, mean, rstd, dsum, partial, seed,
             tokens, hidden, threshold,
-            keep_scale(threshold), **_constants(tables, hidden, threshold),
+            keep_scale(threshold), SEGMENTS=segments, **constants,
         )  # fmt: skip
-    return partial.sum(0)
+    return sum_partials(partial, dtype)
 
 
-def _sum_rows_triton(rows: Tensor, order: Tensor, ids: Tensor, out: Tensor) -> None:
+def _sum_rows_triton(rows: Tensor, ids: Tensor, padding_idx: int, out: Tensor) -> None:
+    """Adds into zeros."""
     count, hidden = rows.shape
     if count:
-        runs = torch.empty_like(rows)
+        # A GPU's sort takes a pass for each byte of its keys.
+        narrow = torch.int16 if out.shape[0] <= 2**15 else torch.int32
+        ordered, order = ids.to(narrow if out.shape[0] <= 2**31 else ids.dtype).sort(stable=True)
+        runs = torch.empty(count, hidden, device=rows.device)
         grid = (count, triton.cdiv(hidden, COLUMNS))
+        tile = {"RUN": RUN, "COLUMNS": COLUMNS}
+        sizes = (count, hidden, padding_idx)
+        launch(_sum_runs_kernel, grid, rows, order, ordered, runs, out, *sizes, **tile)
+        launch(_add_runs_kernel, grid, runs, ordered, out, *sizes, **tile)
+
+
+def _sum_positions_triton(
+    rows: Tensor, ids: Tensor, cu_seqlens: Tensor, padding_idx: int, out: Tensor
+) -> None:
+    """Writes each row of out."""
+    sequences, (tokens, hidden) = cu_seqlens.shape[0] - 1, rows.shape
+    if out.numel():
+        gaps = torch.empty(sequences + 1, dtype=torch.int32, device=rows.device)
+        sizes = (sequences, tokens)
+        launch(_find_gaps_kernel, (sequences + 1,), ids, cu_seqlens, gaps, *sizes, SCAN=SCAN)
         launch(
-            _sum_runs_kernel, grid, rows, order, ids, runs, count, hidden, RUN=RUN, COLUMNS=COLUMNS
-        )
-        launch(_add_runs_kernel, grid, runs, ids, out, count, hidden, RUN=RUN, COLUMNS=COLUMNS)
+            _sum_positions_kernel, (out.shape[0], triton.cdiv(hidden, COLUMNS)),
+            rows, ids, cu_seqlens, gaps, out, *sizes, hidden, padding_idx,
+            SEQUENCES=SEQUENCES, SCAN=SCAN, COLUMNS=COLUMNS,
+        )  # fmt: skip
 
 
 def _or_first(tensors: list[Tensor | None]) -> list[Tensor]:
@@ -292,15 +476,20 @@ def _or_first(tensors: list[Tensor | None]) -> list[Tensor]:
 
 
 def _constants(tables: list[Tensor | None], hidden: int, threshold: int) -> dict[str, int]:
-    columns = padded_width(hidden)
     return {
         "POSITION": tables[1] is not None,
         "SEGMENT": tables[2] is not None,
         "DROPOUT": threshold > 0,
         "ALIGNED": hidden % 8 == 0,
-        "COLUMNS": columns,
-        "num_warps": max(4, min(16, columns // 512)),
+        **row_pieces(hidden),
+        **_tile(hidden),
     }
+
+
+def _tile(hidden: int) -> dict[str, int]:
+    """Rows of a tile, and warps: a row has a warp to itself until it fills several."""
+    padded = padded_width(hidden)
+    return {"ROWS": max(1, min(8, 4096 // padded)), "num_warps": max(4, min(16, padded // 512))}
 
 
 # --- torch.library ---
@@ -320,6 +509,8 @@ def _embed(
     eps: float,
     threshold: int,
     padding_idx: int,
+    position_padding_idx: int,
+    cu_seqlens: Tensor | None,
     sparse_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -403,13 +594,13 @@ def _embed_backward(
         _contiguous(word, position, segment),
         _contiguous(input_ids, position_ids, segment_ids),
     )
-    dsum, dparameters = _gradients(dout)
+    dsum = _gradient(dout, backend)
     if backend == "cpp":
-        weight = weight.float().contiguous()
+        dparameters = dout.new_empty(2, dout.shape[1], dtype=torch.float32)
         dispatch._C.embed_backward(
             dout=dout,
             **_named(tables, ids),
-            weight=weight,
+            weight=weight.float().contiguous(),
             mean=mean,
             rstd=rstd,
             dsum=dsum,
@@ -430,28 +621,53 @@ def _embed_backward(
             rstd=(rstd, torch.float32, rows),
         )
         dparameters = _backward_triton(
-            dout, tables, ids, weight.contiguous(), mean, rstd, seed, threshold, dsum
-        )
+            dout, tables, ids, weight.contiguous(), mean, rstd, seed, threshold,
+            _segments_summed(segment, backend), dsum, _dtype_of_sums(weight, word, backend),
+        )  # fmt: skip
     return dsum, dparameters
 
 
-def _gradients(dout: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of the sum of embeddings, (tokens, hidden), and of weight and bias, (2, hidden), both
-    float32.
-    """
-    return dout.new_empty(dout.shape, dtype=torch.float32), dout.new_empty(
-        2, dout.shape[1], dtype=torch.float32
+def _gradient(dout: Tensor, backend: str) -> Tensor:
+    """That of the sum of embeddings, (tokens, hidden), to be written: float32 in C++."""
+    return torch.empty_like(
+        dout,
+        dtype=torch.float32 if backend == "cpp" else dout.dtype,
+        memory_format=torch.contiguous_format,
     )
 
 
+def _segments_summed(segment: Tensor | None, backend: str) -> int:
+    """How many rows of the segment table's gradient the backward's kernel adds up: all or none."""
+    few = segment is not None and segment.shape[0] <= SEGMENTS and backend == "triton"
+    return segment.shape[0] if few else 0  # type: ignore[union-attr]
+
+
+def _dtype_of_sums(weight: Tensor, word: Tensor, backend: str) -> torch.dtype:
+    """Of the sums over tokens: what all that they are of have in common, or else float32."""
+    same = weight.dtype == word.dtype and backend == "triton"
+    return word.dtype if same else torch.float32
+
+
 @torch.library.custom_op("bertfast::sum_rows", mutates_args=())
-def _sum_rows(rows: Tensor, ids: Tensor, size: int, dtype: torch.dtype, backend: str) -> Tensor:
-    """(size, hidden): row i is the sum, in order, of the rows (count, hidden) float32 whose id is
-    i.
+def _sum_rows(
+    rows: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor | None,
+    size: int,
+    padding_idx: int,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
+    """(size, hidden): row i is the sum, in order, of the rows (count, hidden) whose id is i; zeros
+    for padding_idx (-1: no such id). In C++ the rows are float32.
+
+    With cu_seqlens, as of `embed`, Triton does not sort.
     """
-    out = torch.zeros(size, rows.shape[1], dtype=dtype, device=rows.device)
-    rows, (ordered, order) = rows.contiguous(), ids.sort(stable=True)
+    shape = (size, rows.shape[1])
+    rows, ids = rows.contiguous(), ids.contiguous()
     if backend == "cpp":
+        out = rows.new_zeros(shape, dtype=dtype)
+        ordered, order = ids.sort(stable=True)
         targets, lengths = ordered.unique_consecutive(return_counts=True)
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         dispatch._C.sum_row_groups(
@@ -462,18 +678,26 @@ def _sum_rows(rows: Tensor, ids: Tensor, size: int, dtype: torch.dtype, backend:
             out=out,
             threads=num_threads(),
         )
+        if 0 <= padding_idx < size:
+            out[padding_idx].zero_()
     else:
         check_launch("embed", backend, rows, ids=(ids, torch.int64, rows.shape[:1]))
         check_dims("rows", rows, ("count", "hidden"))
         check_ids("ids", ids, "the result", size)
-        _sum_rows_triton(rows, order, ordered, out)
+        if cu_seqlens is None:
+            out = rows.new_zeros(shape, dtype=dtype)
+            _sum_rows_triton(rows, ids, padding_idx, out)
+        else:
+            check_boundaries(cu_seqlens, rows)
+            out = rows.new_empty(shape, dtype=dtype)
+            _sum_positions_triton(rows, ids, cu_seqlens.contiguous(), padding_idx, out)
     return out
 
 
 @register_fake(_embed)
 def _(
     input_ids, position_ids, segment_ids, word, position, segment, weight, bias, seed, eps,
-    threshold, padding_idx, sparse_grad, backend
+    threshold, padding_idx, position_padding_idx, cu_seqlens, sparse_grad, backend
 ):  # fmt: skip
     return _outputs(input_ids, word)
 
@@ -494,50 +718,61 @@ def _(
     threshold,
     backend,
 ):
-    return _gradients(dout)
+    sums = 2 + _segments_summed(segment, backend)
+    dtype = _dtype_of_sums(weight, word, backend)
+    return _gradient(dout, backend), dout.new_empty(sums, dout.shape[1], dtype=dtype)
 
 
 @register_fake(_sum_rows)
-def _(rows, ids, size, dtype, backend):
+def _(rows, ids, cu_seqlens, size, padding_idx, dtype, backend):
     return rows.new_empty(size, rows.shape[1], dtype=dtype)
 
 
 def _setup(ctx, inputs, output) -> None:
-    *tensors, _, ctx.threshold, ctx.padding_idx, ctx.sparse_grad, ctx.backend = inputs
+    *tensors, _, ctx.threshold, ctx.padding_idx, ctx.position_padding_idx, cu_seqlens = inputs[:-2]
+    ctx.sparse_grad, ctx.backend = inputs[-2:]
     _, mean, rstd = output
-    ctx.save_for_backward(*tensors, mean, rstd)
+    ctx.save_for_backward(*tensors, cu_seqlens, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
 
 
 def _backward(ctx, dout, *_):
-    *ids_and_tables, weight, bias, seed, mean, rstd = ctx.saved_tensors
-    dsum, dparameters = _embed_backward(
+    *ids_and_tables, weight, bias, seed, cu_seqlens, mean, rstd = ctx.saved_tensors
+    dsum, sums = _embed_backward(
         dout, *ids_and_tables, weight, mean, rstd, seed, ctx.threshold, ctx.backend
     )
-    gradients: list[Tensor | None] = []
-    for number, (ids, table) in enumerate(zip(ids_and_tables[:3], ids_and_tables[3:], strict=True)):
-        if table is None or not ctx.needs_input_grad[3 + number]:
-            gradients.append(None)
-            continue
-        padding_idx, sparse = (ctx.padding_idx, ctx.sparse_grad) if number == 0 else (-1, False)
-        gradients.append(_table_gradient(dsum, ids, table, padding_idx, sparse, ctx.backend))
-    dbias = None if bias is None else dparameters[1].to(bias.dtype)
-    return None, None, None, *gradients, dparameters[0].to(weight.dtype), dbias, *(None,) * 6
+    (word_ids, position_ids, segment_ids), tables = ids_and_tables[:3], ids_and_tables[3:]
+
+    def summed(number: int, ids: Tensor, boundaries: Tensor | None, padding_idx: int) -> Tensor:
+        table = tables[number]
+        return _sum_rows(
+            dsum, ids, boundaries, table.shape[0], padding_idx, table.dtype, ctx.backend
+        )
+
+    gradients: list[Tensor | None] = [None] * 3
+    wanted = [x is not None and ctx.needs_input_grad[3 + i] for i, x in enumerate(tables)]
+    if wanted[0]:
+        gradients[0] = (
+            _sparse_gradient(dsum, word_ids, tables[0], ctx.padding_idx, ctx.backend)
+            if ctx.sparse_grad
+            else summed(0, word_ids, None, ctx.padding_idx)
+        )
+    if wanted[1]:
+        gradients[1] = summed(1, position_ids, cu_seqlens, ctx.position_padding_idx)
+    if wanted[2]:
+        gradients[2] = (
+            sums[2:].to(tables[2].dtype) if len(sums) > 2 else summed(2, segment_ids, None, -1)
+        )
+    dbias = None if bias is None else sums[1].to(bias.dtype)
+    return None, None, None, *gradients, sums[0].to(weight.dtype), dbias, *(None,) * 8
 
 
-def _table_gradient(
-    rows: Tensor, ids: Tensor, table: Tensor, padding_idx: int, sparse: bool, backend: str
+def _sparse_gradient(
+    rows: Tensor, ids: Tensor, table: Tensor, padding_idx: int, backend: str
 ) -> Tensor:
-    """The sums of rows by id, none for padding_idx (-1: no such id); as a sparse tensor of the ids
-    that there are, if wanted.
-    """
-    if not sparse:
-        gradient = _sum_rows(rows, ids, table.shape[0], table.dtype, backend)
-        if padding_idx >= 0:
-            gradient[padding_idx].zero_()
-        return gradient
+    """The sums of rows by id, of the ids that there are; zeros for padding_idx."""
     present, places = ids.unique(return_inverse=True)
-    values = _sum_rows(rows, places, present.shape[0], table.dtype, backend)
+    values = _sum_rows(rows, places, None, present.shape[0], -1, table.dtype, backend)
     values[present == padding_idx] = 0
     return torch.sparse_coo_tensor(
         present[None], values, table.shape, is_coalesced=True, check_invariants=False
@@ -561,6 +796,8 @@ def embed(
     dropout_p: float = 0.0,
     seed: int | Tensor = 0,
     padding_idx: int | None = None,
+    position_padding_idx: int | None = None,
+    cu_seqlens: Tensor | None = None,
     sparse_grad: bool = False,
 ) -> Tensor:
     """``dropout(LayerNorm(word[input_ids] + position[position_ids] + segment[segment_ids]))``.
@@ -577,6 +814,10 @@ def embed(
         seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bits are
             those of `kernels.dropout`.
         padding_idx: a row of the word table that takes no gradient, as in `torch.nn.Embedding`.
+        position_padding_idx: likewise one of the position table, which RoBERTa has.
+        cu_seqlens: (sequences + 1,) int32, boundaries between which position_ids mostly count up by
+            one. The position table's gradient is then made without a sort on a GPU; it is the same
+            for any ids.
         sparse_grad: the word table's gradient is a sparse tensor of the rows that occur. Autograd
             adds it in place to a dense gradient of the same table (from a tied output layer), which
             spares a pass over the vocabulary; alone it is what ``sparse=True`` of
@@ -595,14 +836,13 @@ def embed(
     check_norm(weight, bias, word)
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it must be at least 0")
-    if padding_idx is not None and not 0 <= padding_idx < word.shape[0]:
-        raise ValueError(
-            f"padding_idx is {padding_idx}; word has {word.shape[0]} rows, "
-            f"so it must be from 0 to {word.shape[0] - 1}"
-        )
+    _check_padding("padding_idx", padding_idx, "word", word)
+    _check_padding("position_padding_idx", position_padding_idx, "position", position)
+    if cu_seqlens is not None:
+        check_boundaries(cu_seqlens, input_ids)
     threshold = dropout_threshold(dropout_p)
     seed = as_seed(seed, word.device)
-    padding = -1 if padding_idx is None else padding_idx
+    padding = [-1 if row is None else row for row in (padding_idx, position_padding_idx)]
     arguments = (
         input_ids,
         position_ids,
@@ -618,8 +858,20 @@ def embed(
     )
     backend = dispatch.select("embed", word.device, word.dtype)
     if backend == "reference":
-        return reference.embed(*arguments, padding_idx, sparse_grad)
-    return _embed(*arguments, padding, sparse_grad, backend)[0]
+        return reference.embed(*arguments, padding_idx, position_padding_idx, sparse_grad)
+    return _embed(*arguments, *padding, cu_seqlens, sparse_grad, backend)[0]
+
+
+def _check_padding(name: str, row: int | None, table: str, x: Tensor | None) -> None:
+    if row is None:
+        return
+    if x is None:
+        raise ValueError(f"{name} is {row} and there is no {table} table; give None")
+    if not 0 <= row < x.shape[0]:
+        raise ValueError(
+            f"{name} is {row}; {table} has {x.shape[0]} rows, "
+            f"so it must be from 0 to {x.shape[0] - 1}"
+        )
 
 
 def _check_tables(tables: list[Tensor | None], ids: list[Tensor | None]) -> None:

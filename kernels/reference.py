@@ -58,6 +58,7 @@ def dropout(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
 
 def add_layer_norm(
     x: Tensor,
+    x_bias: Tensor | None,
     residual: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
@@ -66,9 +67,12 @@ def add_layer_norm(
     threshold: int,
     rms: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The norm of dropout(x) + residual, and that sum; see `bertfast.kernels.add_layer_norm`."""
+    """The norm of dropout(x + x_bias) + residual, and that sum; see
+    `bertfast.kernels.add_layer_norm`.
+    """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    s = dropout(x.to(dtype), seed, threshold)
+    s = x.to(dtype) if x_bias is None else x.to(dtype) + x_bias.to(dtype)
+    s = dropout(s, seed, threshold)
     if residual is not None:
         s = s + residual.to(dtype)
     centred = s if rms else s - s.mean(-1, keepdim=True)
@@ -100,15 +104,17 @@ def embed(
     eps: float,
     threshold: int,
     padding_idx: int | None,
+    position_padding_idx: int | None,
     sparse_grad: bool,
 ) -> Tensor:
     """The normalised sum of embeddings, dropped out; see `bertfast.kernels.embed`."""
     dtype = torch.promote_types(word.dtype, torch.float32)
     s = F.embedding(input_ids, word, padding_idx, sparse=sparse_grad).to(dtype)
-    for ids, table in ((position_ids, position), (segment_ids, segment)):
+    others = (position_ids, position, position_padding_idx), (segment_ids, segment, None)
+    for ids, table, row in others:
         if ids is not None and table is not None:
-            s = s + table[ids].to(dtype)
-    normed, _ = add_layer_norm(s, None, weight, bias, seed, eps, 0, False)
+            s = s + F.embedding(ids, table, row).to(dtype)
+    normed, _ = add_layer_norm(s, None, None, weight, bias, seed, eps, 0, False)
     return dropout(normed, seed, threshold).to(word.dtype)
 
 

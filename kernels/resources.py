@@ -87,15 +87,16 @@ ALIGNED = {
 # The memory-bound kernels at BERT-base's width, with dropout, bias and every table: the op of each,
 # its constants at a launch, and under which name `tuning` has the others.
 WIDTH = 1024
-ROW = {"DROPOUT": True, "ALIGNED": True, "COLUMNS": WIDTH}
-NORM = ROW | {"RESIDUAL": True, "PRENORM": True, "RMS": False}
-EMBED = ROW | {"POSITION": True, "SEGMENT": True, "num_warps": 4}
+ROW = {"DROPOUT": True, "ALIGNED": True, "PIECES": 3, "COLUMNS": 256}
+NORM = ROW | {"X_BIAS": True, "RESIDUAL": True, "PRENORM": True, "RMS": False}
+EMBED = ROW | {"POSITION": True, "SEGMENT": True, "ROWS": 4, "num_warps": 4}
+RUNS = {"RUN": 16, "COLUMNS": 256}
 GELU = {"BIAS": True, "TANH": False}
 LOSS = {"HAS_BIAS": True, "GRADIENT": True, "SCALE_BY_ROW": False}
 ROW_KERNELS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "_adamw_kernel": ("adamw", {"COPY": True, "ALIGNED": True}, "adamw.update"),
     "_dropout_kernel": ("dropout", {"COUNTERS": 128}, None),
-    "_embed_backward_kernel": ("embed", EMBED, None),
+    "_embed_backward_kernel": ("embed", EMBED | {"SEGMENTS": 2}, None),
     "_embed_forward_kernel": ("embed", EMBED | {"BIAS": True}, None),
     "_gelu_backward_kernel": ("bias_gelu", GELU | {"ROWS": 64}, "bias_gelu.backward"),
     "_gelu_forward_kernel": ("bias_gelu", GELU, "bias_gelu.forward"),
@@ -106,8 +107,10 @@ ROW_KERNELS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "_rows_kernel": ("linear_cross_entropy", LOSS, "linear_cross_entropy.rows"),
     "_scale_kernel": ("linear_cross_entropy", {"BLOCK": 2048, "num_warps": 8}, None),
     "_rotary_kernel": ("rotary", {"INVERSE": True, "ROWS": 32, "COLUMNS": 32}, None),
-    "_sum_runs_kernel": ("embed", {"RUN": 256, "COLUMNS": 256}, None),
-    "_add_runs_kernel": ("embed", {"RUN": 256, "COLUMNS": 256}, None),
+    "_sum_runs_kernel": ("embed", RUNS, None),
+    "_add_runs_kernel": ("embed", RUNS, None),
+    "_sum_positions_kernel": ("embed", {"SEQUENCES": 16, "SCAN": 128, "COLUMNS": 256}, None),
+    "_sum_partials_kernel": ("layer_norm_triton", {"ROWS": 32, "COLUMNS": 32}, None),
 }
 # Bytes that a kernel stores for each of its elements, over those of one; AdamW's tensors differ.
 STORED = {
@@ -519,7 +522,7 @@ INT64 = {
     "ids_ptr",
     "table_ptr",
 }
-INT32 = {"cu_ptr", "bounds_ptr", "programs_ptr"}
+INT32 = {"cu_ptr", "gaps_ptr", "bounds_ptr", "programs_ptr"}
 ROWS = {"q", "k", "v", "out", "dout", "dq", "dk", "dv", "ds", "ds_rows", "dtable", "parts"}
 FLOAT = {
     *(
@@ -536,8 +539,6 @@ FLOAT = {
     *(
         "rstd_ptr",
         "partial_ptr",
-        "dsum_ptr",
-        "rows_ptr",
         "runs_ptr",
         "square_ptr",
         "rates_ptr",
@@ -582,6 +583,8 @@ def _argument_type(kernel: str, name: str, dtype: torch.dtype) -> Any:
         return "*u8"
     if name == "order_ptr":  # of distances, or of tokens
         return "*i64" if kernel == "_sum_runs_kernel" else "*i32"
+    if name == "ids_ptr" and kernel != "_sum_positions_kernel":
+        return "*i16"  # a vocabulary's, narrowed to be sorted
     for names, kind in (
         (INT64, "*i64"),
         (INT32, "*i32"),

@@ -38,6 +38,7 @@ def embed(
     input_ids: Tensor | None,
     segment_ids: Tensor,
     position_ids: Tensor,
+    cu_seqlens: Tensor,
     seed: Tensor | None,
     inputs_embeds: Tensor | None = None,
     tied: Tensor | None = None,
@@ -69,7 +70,7 @@ def embed(
             None if position is None else position_ids,
             None if segment is None else segment_ids,
             word.weight if tied is None else tied,
-            None if position is None else _position_table(position),
+            None if position is None else position.weight,
             None if segment is None else segment.weight,
             layer_norm.weight,
             layer_norm.bias,
@@ -77,6 +78,8 @@ def embed(
             dropout_p=0.0 if seed is None else p,
             seed=0 if seed is None else seed,
             padding_idx=word.padding_idx,
+            position_padding_idx=None if position is None else position.padding_idx,
+            cu_seqlens=cu_seqlens,
             sparse_grad=tied is not None,
         )
         return x if modules.projection is None else project(modules.projection, x)
@@ -90,17 +93,6 @@ def embed(
         return dropout(norm(layer_norm, project(modules.projection, total)), p, seed)
     x = dropout(norm(layer_norm, total), p, seed)
     return x if modules.projection is None else project(modules.projection, x)
-
-
-def _position_table(position: nn.Embedding) -> Tensor:
-    """RoBERTa's row for padding takes no gradient, as in `torch.nn.Embedding`; the fused op knows
-    only the word table's.
-    """
-    table = position.weight
-    if position.padding_idx is None or not (table.requires_grad and torch.is_grad_enabled()):
-        return table
-    row = torch.arange(table.shape[0], device=table.device)[:, None]
-    return torch.where(row == position.padding_idx, table.detach(), table)
 
 
 def _check_range(name: str, ids: Tensor, size: int, limit: str) -> None:

@@ -34,6 +34,7 @@ from .functional import (
     norm,
     norm_of_rows,
     project,
+    project_to_norm,
 )
 from .submodules import Submodules, place
 from .tying import tie
@@ -208,6 +209,7 @@ class Encoder:
             batch.input_ids,
             batch.segment_ids,
             sequences.position_ids,
+            sequences.cu_seqlens,
             seeds[0],
             embeds,
             inner,
@@ -303,7 +305,9 @@ class Encoder:
             context, x = (
                 torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x)
             )
-        branch_output = project(modules.attention_output, context)
+        branch_output, bias = project_to_norm(
+            modules.attention_output, context, modules.attention_norm
+        )
         x = norm_of_rows(
             modules.attention_norm,
             branch_output,
@@ -311,17 +315,20 @@ class Encoder:
             config.attention_output_dropout,
             seeds[1],
             rows,
+            bias,
         )
         inner, kept = activated_beside(modules.up, x, config.hidden_act, self.member.gated)
         if are_plain(modules.down, modules.output_norm):
             x = kept
+        branch_output, bias = project_to_norm(modules.down, inner, modules.output_norm)
         x = norm_of_rows(
             modules.output_norm,
-            project(modules.down, inner),
+            branch_output,
             x,
             config.feed_forward_dropout,
             seeds[2],
             rows,
+            bias,
         )
         return x, None, None
 
@@ -359,9 +366,15 @@ class Encoder:
             context, x = (
                 torch.cat([kernels.gather_rows(y, row) for row in rows]) for y in (context, x)
             )
-        output = project(modules.attention_output, context)
+        output, bias = project_to_norm(modules.attention_output, context, modules.output_norm)
         normed, x = norm(
-            modules.output_norm, output, x, config.attention_output_dropout, seeds[1], prenorm=True
+            modules.output_norm,
+            output,
+            x,
+            config.attention_output_dropout,
+            seeds[1],
+            prenorm=True,
+            x_bias=bias,
         )
         inner = activated(modules.up, normed, config.hidden_act, gated=self.member.gated)
         return x, project(modules.down, dropout(inner, config.mlp_dropout, seeds[2])), summed

@@ -126,6 +126,16 @@ def are_plain(projection: nn.Module | None, following: nn.Module | None) -> bool
     return is_plain(projection, nn.Linear) and is_plain(following, nn.LayerNorm)
 
 
+def project_to_norm(module: Any, x: Tensor, following: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """module(x) without its bias, and the bias, for the `norm` by ``following`` to add: there its
+    gradient takes no pass of its own. Where the norm is not fused, module(x) and None; on a CPU
+    too, where the products add a bias on their way.
+    """
+    if are_plain(module, following) and not x.is_cpu:
+        return kernels.linear(x, module.weight), module.bias
+    return project(module, x), None
+
+
 def norm(
     module: Any,
     x: Tensor,
@@ -133,9 +143,10 @@ def norm(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     prenorm: bool = False,
+    x_bias: Tensor | None = None,
 ) -> Any:  # a Tensor, or with prenorm a pair of them
-    """LayerNorm of dropout(x) + residual, with ``prenorm`` that sum too; no dropout where seed is
-    None.
+    """LayerNorm of dropout(x + x_bias) + residual, with ``prenorm`` that sum too; no dropout where
+    seed is None. ``x_bias`` is as `project_to_norm` gives it.
     """
     if residual is not None:
         x = x.to(residual.dtype)  # under autocast the residual stays in float32
@@ -146,11 +157,13 @@ def norm(
             residual,
             module.weight,
             module.bias,
+            x_bias=x_bias,
             eps=module.eps,
             dropout_p=p,
             seed=0 if seed is None else seed,
             prenorm=prenorm,
         )
+    assert x_bias is None
     summed = dropout(x, p, seed)
     if residual is not None:
         summed = summed + residual
@@ -164,13 +177,17 @@ def norm_of_rows(
     dropout_p: float,
     seed: Tensor | None,
     rows: Sequence[Tensor] | None,
+    x_bias: Tensor | None,
 ) -> Tensor:
     """`norm` of tokens that several indexes gave, ``rows``, one's after another's: the bits dropped
     of one's do not depend on how many tokens, or how much slack, another has."""
     if seed is None or rows is None or len(rows) == 1:
-        return norm(module, x, residual, dropout_p, seed)
+        return norm(module, x, residual, dropout_p, seed, x_bias=x_bias)
     sizes = [len(index) for index in rows]
     parts = enumerate(zip(x.split(sizes), residual.split(sizes), strict=True))
     return torch.cat(
-        [norm(module, *part, dropout_p, fold_in(seed, ROWS, number)) for number, part in parts]
+        [
+            norm(module, *part, dropout_p, fold_in(seed, ROWS, number), x_bias=x_bias)
+            for number, part in parts
+        ]
     )

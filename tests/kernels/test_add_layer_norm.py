@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast import kernels
+from bertfast.kernels.layer_norm_triton import row_pieces
 from support import BACKENDS, COMPILE_BACKEND, DEVICE, assert_matches_float64, differentiate, forced
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -21,25 +22,31 @@ def parts(rows, hidden, seed=0):
 @settings(max_examples=12, deadline=None)
 @given(
     rows=st.sampled_from([0, 1, 3, 70]),
-    hidden=st.sampled_from([1, 7, 16, 24, 100]),
+    hidden=st.sampled_from([1, 7, 16, 24, 100, 131]),
     dtype=st.sampled_from(DTYPES),
     p=st.sampled_from([0.0, 0.3]),
     rms=st.booleans(),
     prenorm=st.booleans(),
     has_residual=st.booleans(),
     has_bias=st.booleans(),
+    has_x_bias=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.slow_unless(lambda backend: backend != "triton")
 def test_any_form_matches_float64(
-    backend, rows, hidden, dtype, p, rms, prenorm, has_residual, has_bias
+    backend, rows, hidden, dtype, p, rms, prenorm, has_residual, has_bias, has_x_bias
 ):
     x, residual, weight, bias, dout, dsummed = parts(rows, hidden)
     options = {"eps": 1e-3, "dropout_p": p, "seed": 2**40 + 3, "rms": rms, "prenorm": prenorm}
     leaves = [x, residual if has_residual else None, weight, bias if has_bias and not rms else None]
+    leaves.append(bias.flip(0) if has_x_bias else None)
     douts = [dout, dsummed] if prenorm else [dout]
     assert_matches_float64(
-        lambda *a: kernels.add_layer_norm(*a, **options), leaves, douts, backend, dtype
+        lambda *a: kernels.add_layer_norm(*a[:-1], x_bias=a[-1], **options),
+        leaves,
+        douts,
+        backend,
+        dtype,
     )
 
 
@@ -49,8 +56,8 @@ def test_a_bert_sized_row_matches_float64(backend, dtype):
     x, residual, weight, bias, dout, _ = parts(5, 768)
     options = {"dropout_p": 0.1, "seed": 7}
     assert_matches_float64(
-        lambda *a: kernels.add_layer_norm(*a, **options),
-        [x, residual, weight, bias],
+        lambda *a: kernels.add_layer_norm(*a[:-1], x_bias=a[-1], **options),
+        [x, residual, weight, bias, bias.flip(0)],
         [dout],
         backend,
         dtype,
@@ -66,6 +73,47 @@ def test_it_is_dropout_then_sum_then_layer_norm(backend):
     torch.testing.assert_close(
         out, F.layer_norm(dropped + residual, (24,), weight, bias, 1e-5), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("prenorm", [False, True])
+def test_the_bias_of_x_is_one_that_a_dense_layer_had_added(backend, prenorm):
+    x, residual, weight, bias, dout, dsummed = parts(9, 24)
+    options = {"dropout_p": 0.4, "seed": 11, "prenorm": prenorm}
+    leaves, douts = [x, residual, weight, bias, bias.neg()], [dout, dsummed][: 1 + prenorm]
+
+    def inside(x, residual, weight, bias, x_bias):
+        return kernels.add_layer_norm(x, residual, weight, bias, x_bias=x_bias, **options)
+
+    def before(x, residual, weight, bias, x_bias):
+        return kernels.add_layer_norm(x + x_bias, residual, weight, bias, **options)
+
+    one, other = (
+        differentiate(call, leaves, douts, backend, torch.float32) for call in (inside, before)
+    )
+    torch.testing.assert_close(one, other)
+
+
+def test_the_triton_backward_is_the_same_bits_each_time_and_for_any_rows_of_a_tile():
+    *leaves, dout, _ = parts(37, 48)
+
+    def call(*a):
+        return kernels.add_layer_norm(*a[:-1], x_bias=a[-1], dropout_p=0.1)
+
+    leaves.append(leaves[-1].neg())
+    one, other = (differentiate(call, leaves, [dout], "triton", torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("hidden", [16, 20, 128, 384, 768, 1000, 1024, 1536, 4096, 5000])
+def test_a_row_is_cut_into_few_tiles_that_hold_it(hidden):
+    cut = row_pieces(hidden)
+    pieces, columns = cut["PIECES"], cut["COLUMNS"]
+    assert columns & (columns - 1) == 0
+    assert (pieces - 1) * columns < hidden <= pieces * columns
+    assert pieces <= 4
+    if hidden % 128 == 0 and hidden <= 1536:
+        assert pieces * columns == hidden
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -143,6 +191,7 @@ def test_the_custom_ops_pass_opcheck(threshold, prenorm):
     with forced("cpp"):
         arguments = (
             x.requires_grad_(),
+            x[0].detach() if prenorm else None,
             residual,
             weight.requires_grad_(),
             bias,
@@ -159,6 +208,7 @@ def test_the_custom_ops_pass_opcheck(threshold, prenorm):
             dout,
             dsummed if prenorm else None,
             x.detach(),
+            x[0].detach() if prenorm else None,
             residual,
             weight.detach(),
             mean,
@@ -203,6 +253,8 @@ X, W = torch.randn(4, 3), torch.ones(3)
         ((X, X, W, W.double()), {}, TypeError, "bias is torch.float64 and weight torch.float32"),
         ((X, X, W.to("meta"), None), {}, ValueError, "weight is on meta"),
         ((X, X, W, W), {"rms": True}, ValueError, "an RMSNorm has no bias"),
+        ((X, X, W, W), {"x_bias": W[:2]}, ValueError, "x_bias has 2 entries and x 3 columns"),
+        ((X, X, W, W), {"x_bias": W.long()}, TypeError, "x_bias is torch.int64"),
         ((X, X, W, W), {"eps": -1.0}, ValueError, "eps is -1.0"),
         ((X, X, W, W), {"dropout_p": 1.0}, ValueError, "dropout probability is 1.0"),
         ((X, X, W, W), {"seed": 1.5}, TypeError, "seed is a float"),

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast import kernels
-from support import BACKENDS, COMPILE_BACKEND, DEVICE, assert_matches_float64, differentiate, forced
+from support import (
+    BACKENDS,
+    COMPILE_BACKEND,
+    DEVICE,
+    assert_matches_float64,
+    boundaries,
+    differentiate,
+    forced,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -42,13 +50,15 @@ def parts(tokens, hidden, vocab=11, positions=7, segments=2):
     has_position=st.booleans(),
     has_segment=st.booleans(),
     has_bias=st.booleans(),
+    segments=st.sampled_from([1, 2, 3]),
+    cut=st.booleans(),
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.slow_unless(lambda backend: backend != "triton")
 def test_any_form_matches_float64(
-    backend, tokens, hidden, dtype, p, has_position, has_segment, has_bias
+    backend, tokens, hidden, dtype, p, has_position, has_segment, has_bias, segments, cut
 ):
-    leaves, dout = parts(tokens, hidden)
+    leaves, dout = parts(tokens, hidden, segments=segments)
     if not has_position:
         leaves[1] = leaves[4] = None
     if not has_segment:
@@ -56,6 +66,8 @@ def test_any_form_matches_float64(
     if not has_bias:
         leaves[7] = None
     options = {"eps": 1e-3, "dropout_p": p, "seed": -3}
+    if cut:
+        options["cu_seqlens"] = boundaries([tokens // 2, 0, tokens // 3])
     assert_matches_float64(lambda *a: kernels.embed(*a, **options), leaves, [dout], backend, dtype)
 
 
@@ -82,11 +94,74 @@ def test_without_a_bias_it_is_what_a_bias_of_zeros_gives(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tokens", [1, 300])
 def test_a_row_that_many_tokens_share_gets_the_sum_of_their_gradients(monkeypatch, backend, tokens):
-    monkeypatch.setattr(
-        import_module("bertfast.kernels.embed"), "RUN", 16
-    )  # Triton's runs: several to a row, and rows across their borders
+    # Triton's runs: more to a row than are added up at once, and rows across their borders.
+    monkeypatch.setattr(import_module("bertfast.kernels.embed"), "RUN", 4)
     leaves, dout = parts(tokens, 16, vocab=3)
     assert_matches_float64(kernels.embed, leaves, [dout], backend, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "slack", "offset"), [([9, 1, 0, 30], 0, 0), ([20] * 40, 3, 2), ([], 5, 0)]
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.slow_unless(lambda dtype: dtype != torch.float16)
+def test_positions_that_count_up_need_no_sort(monkeypatch, lengths, slack, offset, dtype):
+    module = import_module("bertfast.kernels.embed")
+    monkeypatch.setattr(module, "SCAN", 8)
+    monkeypatch.setattr(module, "SEQUENCES", 4)
+    leaves, dout = parts(sum(lengths) + slack, 24, positions=33)
+    counted = [offset + torch.arange(length) for length in lengths]
+    leaves[1] = torch.cat([*counted, torch.zeros(slack, dtype=torch.int64)]).to(DEVICE)
+    call = lambda *a: kernels.embed(*a, cu_seqlens=boundaries(lengths))  # noqa: E731
+    assert_matches_float64(call, leaves, [dout], "triton", dtype)
+    sorts = sorted_sizes(monkeypatch)
+    differentiate(call, leaves, [dout], "triton", dtype)
+    assert sorts == [len(dout)], "the words' alone"
+
+
+def sorted_sizes(monkeypatch):
+    """A list that `Tensor.sort` writes the size of what it sorts to."""
+    sizes, sort = [], torch.Tensor.sort
+
+    def noted(x, *arguments, **options):
+        sizes.append(x.numel())
+        return sort(x, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "sort", noted)
+    return sizes
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data(), lengths=st.lists(st.integers(0, 12), max_size=6), slack=st.integers(0, 9))
+@pytest.mark.slow
+def test_positions_in_any_order_match_float64_beside_boundaries(data, lengths, slack):
+    leaves, dout = parts(sum(lengths) + slack, 24)
+    for b, length in enumerate(lengths):
+        if data.draw(st.booleans()):
+            start, count = sum(lengths[:b]), min(length, 7)
+            leaves[1][start : start + count] = torch.arange(count)
+    call = lambda *a: kernels.embed(*a, cu_seqlens=boundaries(lengths))  # noqa: E731
+    assert_matches_float64(call, leaves, [dout], "triton", torch.float32)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_position_tables_padding_row_takes_no_gradient(backend, cut):
+    leaves, dout = parts(30, 16)
+    options = {"cu_seqlens": boundaries([10, 20])} if cut else {}
+    plain = differentiate(kernels.embed, leaves, [dout], backend, torch.float32)
+    call = lambda *a: kernels.embed(*a, position_padding_idx=1, **options)  # noqa: E731
+    got = differentiate(call, leaves, [dout], backend, torch.float32)
+    assert plain[2][1].abs().sum() > 0
+    plain[2][1] = 0
+    torch.testing.assert_close(got, plain)
+
+
+def test_the_triton_backward_is_the_same_bits_each_time():
+    leaves, dout = parts(120, 48)
+    call = lambda *a: kernels.embed(*a, dropout_p=0.1, cu_seqlens=boundaries([70, 50]))  # noqa: E731
+    one, other = (differentiate(call, leaves, [dout], "triton", torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -183,13 +258,14 @@ def test_the_custom_ops_pass_opcheck(threshold, has_bias):
         leaves[7] = None
     seed = torch.tensor([5])
     with forced("cpp"):
-        arguments = (*leaves, seed, 1e-5, threshold, 2, False, "cpp")
+        boundaries = torch.tensor([0, 2, 5], dtype=torch.int32)
+        arguments = (*leaves, seed, 1e-5, threshold, 2, 1, boundaries, False, "cpp")
         torch.library.opcheck(torch.ops.bertfast.embed.default, arguments)
         _, mean, rstd = torch.ops.bertfast.embed(*arguments)
         tensors = [x.detach() for x in leaves[:7]]
         backward = (dout.cpu(), *tensors, mean.detach(), rstd.detach(), seed, threshold, "cpp")
         torch.library.opcheck(torch.ops.bertfast.embed_backward.default, backward)
-        rows = (torch.randn(5, 12), leaves[0], 11, torch.bfloat16, "cpp")
+        rows = (torch.randn(5, 12), leaves[0], None, 11, 2, torch.bfloat16, "cpp")
         torch.library.opcheck(torch.ops.bertfast.sum_rows.default, rows)
 
 
@@ -247,6 +323,30 @@ def wrong(place, value):
             {"padding_idx": 11},
             ValueError,
             "padding_idx is 11; word has 11 rows",
+        ),
+        (
+            wrong(0, lambda x: x),
+            {"position_padding_idx": 7},
+            ValueError,
+            "position_padding_idx is 7; position has 7 rows",
+        ),
+        (
+            [None if i in (1, 4) else x for i, x in enumerate(wrong(0, lambda x: x))],
+            {"position_padding_idx": 0},
+            ValueError,
+            "there is no position table",
+        ),
+        (
+            wrong(0, lambda x: x),
+            {"cu_seqlens": torch.tensor([0, 4])},
+            TypeError,
+            "cu_seqlens is torch.int64",
+        ),
+        (
+            wrong(0, lambda x: x),
+            {"cu_seqlens": torch.tensor([0, 5], dtype=torch.int32)},
+            ValueError,
+            "cu_seqlens ends at 5|a sequence has 5 tokens",
         ),
         (wrong(0, lambda x: x), {"eps": -1.0}, ValueError, "eps is -1.0"),
         (wrong(0, lambda x: x), {"dropout_p": -0.1}, ValueError, "dropout probability is -0.1"),
