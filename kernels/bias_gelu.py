@@ -6,6 +6,11 @@ Phi(x)`` with the normal distribution's Phi, or its tanh approximation. One pass
 the result; the backward reads x again, so nothing but x is kept, and the bias's gradient comes out
 of the same pass.
 
+The Triton kernels are bound by arithmetic before they are by memory, and libdevice's erf is long.
+They take the tail of Phi as an exponential times a polynomial, fitted here: x Phi(x) and its slope
+are within 3e-7 of the exact ones, and where x Phi(x) nears zero from below, within 1 part in 2,000
+of its size, where 1 + erf has cancelled to nothing. The C++ kernels fit Phi itself.
+
 Sources: Hendrycks and Gimpel, "Gaussian Error Linear Units", section 2; Shazeer, "GLU Variants
 Improve Transformer", section 2.
 """
@@ -18,6 +23,7 @@ from torch import Tensor
 from . import dispatch, reference, tuning
 from .checks import Wanted, check_device, check_launch, check_tensor, register_fake
 from .launch import launch
+from .layer_norm_triton import sum_partials
 from .threads import num_threads
 from .triton_compat import tl, triton
 
@@ -28,17 +34,29 @@ BACKWARD_ROWS = 64  # of a program; its sums over them are one row of the partia
 
 
 @triton.jit
-def _phi_and_slope(x, TANH: tl.constexpr):
-    """Phi(x), and the derivative of x Phi(x)."""
+def _gelu_and_slope(x, TANH: tl.constexpr):
+    """x Phi(x), and its derivative."""
     if TANH:
         inner = 0.7978845608028654 * x * (1.0 + 0.044715 * x * x)
         phi = tl.sigmoid(2.0 * inner)
         rise = 2.0 * phi * (1.0 - phi) * 0.7978845608028654 * (1.0 + 3.0 * 0.044715 * x * x)
+        # Where Phi is 0 or 1 the rise is 0, and x may be too large to be multiplied by either.
+        value = tl.where(x < -100.0, 0.0, x * phi)
+        slope = phi + tl.where(tl.abs(x) > 100.0, 0.0, x * rise)
     else:
-        phi = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
-        rise = tl.exp(-0.5 * x * x) * 0.3989422804014327
-    # Where Phi is 0 or 1 the rise is 0, and x may be too large to be multiplied by it.
-    return phi, phi + tl.where(tl.abs(x) > 100.0, 0.0, x * rise)
+        # Phi(-a) = exp(-a^2 / 2) t P(t) with t = 1 / (1 + 0.29 a), in the form of Abramowitz and
+        # Stegun, "Handbook of Mathematical Functions", 7.1.26. At the edge it is zero, and so is
+        # the slope; infinity is brought there, and NaN stays NaN.
+        a = tl.minimum(tl.abs(x), 16.0, propagate_nan=tl.PropagateNan.ALL)
+        y = 1.0 + 0.29 * a
+        t = tl.rsqrt(y * y)
+        tail = -0.100520067 + t * (0.29026708 + t * -0.0903313085)
+        tail = t * (0.116992787 + t * (0.0993833244 + t * (0.184208184 + t * tail)))
+        falling = tl.exp2(a * a * -0.7213475204444817)
+        value = tl.maximum(x, 0.0) - a * (tail * falling)
+        below = falling * (tail - 0.3989422804014327 * a)
+        slope = tl.where(x > 0.0, 1.0 - below, below)
+    return value, slope
 
 
 @triton.jit
@@ -72,8 +90,7 @@ def _gelu_forward_kernel(
     else:
         offsets = line + column[None, :]
     x = _load_biased(x_ptr, bias_ptr, offsets, column, real, inside, BIAS)
-    phi, _ = _phi_and_slope(x, TANH)
-    out = x * phi
+    out, _ = _gelu_and_slope(x, TANH)
     if GATED:
         out *= _load_biased(
             x_ptr, bias_ptr, offsets + features, column + features, real, inside, BIAS
@@ -100,8 +117,8 @@ def _gelu_backward_kernel(
     """dx of ROWS rows, STEP at a time, and their sums for the bias."""
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < features
-    total = tl.zeros((COLUMNS,), tl.float32)
-    total_second = tl.zeros((COLUMNS,), tl.float32)
+    total = tl.zeros((STEP, COLUMNS), tl.float32)
+    total_second = tl.zeros((STEP, COLUMNS), tl.float32)
     for start in range(0, ROWS, STEP):
         row = tl.program_id(0) * ROWS + start + tl.arange(0, STEP)
         real = (row < rows)[:, None] & inside[None, :]
@@ -112,25 +129,25 @@ def _gelu_backward_kernel(
             offsets = line + column[None, :]
         x = _load_biased(x_ptr, bias_ptr, offsets, column, real, inside, BIAS)
         dout = tl.load(dout_ptr + line + column[None, :], real, 0.0).to(tl.float32)
-        phi, slope = _phi_and_slope(x, TANH)
+        value, slope = _gelu_and_slope(x, TANH)
         dx = dout * slope
         if GATED:
             dx *= _load_biased(
                 x_ptr, bias_ptr, offsets + features, column + features, real, inside, BIAS
             )
-            second = dout * x * phi
+            second = dout * value
             tl.store(dx_ptr + offsets + features, second.to(dx_ptr.dtype.element_ty), real)
-            total_second += tl.sum(second, 0)
+            total_second += second
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), real)
-        total += tl.sum(dx, 0)
+        total += dx
     if BIAS:
         width = features
         if GATED:
             width = 2 * features
         place = partial_ptr + tl.program_id(0) * width + column
-        tl.store(place, total, inside)
+        tl.store(place, tl.sum(total, 0), inside)
         if GATED:
-            tl.store(place + features, total_second, inside)
+            tl.store(place + features, tl.sum(total_second, 0), inside)
 
 
 def _forward_triton(x: Tensor, bias: Tensor | None, tanh: bool, gated: bool, out: Tensor) -> None:
@@ -147,20 +164,22 @@ def _forward_triton(x: Tensor, bias: Tensor | None, tanh: bool, gated: bool, out
 
 
 def _backward_triton(
-    dout: Tensor, x: Tensor, bias: Tensor | None, tanh: bool, gated: bool, dx: Tensor, dbias: Tensor
-) -> None:
+    dout: Tensor, x: Tensor, bias: Tensor | None, tanh: bool, gated: bool, dx: Tensor
+) -> Tensor:
+    """Returns the bias's gradient, of its dtype; empty without a bias."""
     features = dout.shape[-1]
     rows = dout.numel() // features
     tuned = tuning.options("bias_gelu.backward", x.dtype, x.device)
     blocks = triton.cdiv(rows, BACKWARD_ROWS)
-    partial = torch.empty(blocks, dbias.shape[0], device=x.device)
+    columns = 0 if bias is None else x.shape[-1]
+    partial = torch.empty(blocks, columns, device=x.device)
     if rows:
         launch(
             _gelu_backward_kernel, (blocks, triton.cdiv(features, tuned["COLUMNS"])),
             dout, x, x if bias is None else bias, dx, partial, rows, features,
             BIAS=bias is not None, TANH=tanh, GATED=gated, ROWS=BACKWARD_ROWS, **tuned,
         )  # fmt: skip
-    dbias.copy_(partial.sum(0))
+    return sum_partials(partial, x.dtype if bias is None else bias.dtype)
 
 
 # --- torch.library ---
@@ -194,23 +213,23 @@ def _bias_gelu_backward(
     dout, x = dout.contiguous(), x.contiguous()
     dx, dbias = _gradients(x, bias)
     if backend == "cpp":
-        bias = None if bias is None else bias.float().contiguous()
+        wide = None if bias is None else dbias.float()
         dispatch._C.bias_gelu_backward(
             dout=dout,
             x=x,
-            bias=bias,
+            bias=None if bias is None else bias.float().contiguous(),
             dx=dx,
-            dbias=dbias if dbias.numel() else None,
+            dbias=wide,
             tanh=tanh,
             gated=gated,
             threads=num_threads(),
         )
+        dbias = dbias if wide is None else wide.to(dbias.dtype)
     else:
         half = (*x.shape[:-1], x.shape[-1] // 2 if gated else x.shape[-1])
         _check_launch(backend, x, bias, gated, dout=(dout, x.dtype, half))
-        _backward_triton(
-            dout, x, None if bias is None else bias.contiguous(), tanh, gated, dx, dbias
-        )
+        bias = None if bias is None else bias.contiguous()
+        dbias = _backward_triton(dout, x, bias, tanh, gated, dx)
     return dx, dbias
 
 
@@ -230,8 +249,8 @@ def _output(x: Tensor, gated: bool) -> Tensor:
 
 
 def _gradients(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    dbias = x.new_empty(0 if bias is None else bias.shape[0], dtype=torch.float32)
-    return torch.empty_like(x, memory_format=torch.contiguous_format), dbias
+    dbias = x.new_empty(0) if bias is None else torch.empty_like(bias)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), dbias.contiguous()
 
 
 @register_fake(_bias_gelu)
@@ -252,7 +271,7 @@ def _setup(ctx, inputs, output) -> None:
 def _backward(ctx, dout):
     x, bias = ctx.saved_tensors
     dx, dbias = _bias_gelu_backward(dout, x, bias, *ctx.options)
-    return dx, None if bias is None else dbias.to(bias.dtype), None, None, None
+    return dx, None if bias is None else dbias, None, None, None
 
 
 _bias_gelu.register_autograd(_backward, setup_context=_setup)

@@ -74,6 +74,39 @@ def test_the_whole_line_of_floats_is_right(backend, approximate):
     torch.testing.assert_close(dx[0, ~inside], (outer > 0).float())
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("backend", "limit"), [("cpp", 1e-6), ("triton", 3e-7)])
+def test_the_exact_form_and_its_slope_are_within_a_limit_of_float64(backend, limit, dtype):
+    """And a rounding of the result, from tail to tail; in Triton, relative to the result too."""
+    tiny = torch.finfo(dtype).smallest_normal
+    x = torch.cat([torch.linspace(-14, 14, 2801), torch.tensor([0.0, tiny, -tiny, tiny / 64])])
+    x = x.to(DEVICE, dtype)[None].requires_grad_()
+    with forced(backend, dtype):
+        out = kernels.bias_gelu(x)
+        (dx,) = torch.autograd.grad(out, x, torch.ones_like(x))
+    wide = x.detach().double().requires_grad_()
+    wanted = wide * torch.erfc(-wide * 0.5**0.5) / 2
+    (dwide,) = torch.autograd.grad(wanted, wide, torch.ones_like(wide))
+    eps = torch.finfo(dtype).eps
+    for got, exact in ((out, wanted), (dx, dwide)):
+        assert ((got.double() - exact).abs() <= limit + eps * exact.abs()).all()
+    if backend == "triton":
+        below = (wide < 0) & (wide > (-3 if dtype == torch.float16 else -12))
+        below &= wanted.abs() > tiny
+        assert ((out.double() / wanted - 1).abs()[below] <= 5e-4 + eps).all()
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_infinity_has_the_limits(backend, approximate):
+    x = torch.tensor([[float("inf"), -float("inf")]], device=DEVICE, requires_grad=True)
+    with forced(backend):
+        out = kernels.bias_gelu(x, approximate=approximate)
+        (dx,) = torch.autograd.grad(out, x, torch.ones_like(x))
+    assert out.tolist() == [[float("inf"), 0.0]]
+    assert dx.tolist() == [[1.0, 0.0]]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_stays_nan(backend):
     with forced(backend):
