@@ -51,7 +51,7 @@ from .triton_compat import tl, triton
 
 # --- Triton ---
 
-PROGRAMS = 256  # of a backward, each with its own sums over its tokens
+PROGRAMS = 512  # of a backward, each with its own sums over its tokens
 SEGMENTS = 2  # rows of a segment table whose gradient the backward's programs can add up
 RUN = (
     16  # sorted tokens whose rows one program adds up at most, before the runs of one id are added
@@ -487,9 +487,11 @@ def _constants(tables: list[Tensor | None], hidden: int, threshold: int) -> dict
 
 
 def _tile(hidden: int) -> dict[str, int]:
-    """Rows of a tile, and warps: a row has a warp to itself until it fills several."""
+    """Rows of a tile, and warps: 16 elements a thread, of which a backward keeps sums of four
+    kinds.
+    """
     padded = padded_width(hidden)
-    return {"ROWS": max(1, min(8, 4096 // padded)), "num_warps": max(4, min(16, padded // 512))}
+    return {"ROWS": max(1, min(8, 2048 // padded)), "num_warps": max(4, min(16, padded // 512))}
 
 
 # --- torch.library ---

@@ -159,7 +159,7 @@ def _layer_norm(
     yield Problem(
         "add_layer_norm.backward",
         size,
-        _grid(PROGRAMS=(128, 256, 512, 1024), num_warps=(1, 2, 4, 8)),
+        _grid(ROWS=(1, 2, 4, 8), PROGRAMS=(132, 264, 396, 528), num_warps=(2, 4, 8)),
         lambda: torch.autograd.grad(out, (x, residual, weight, bias), dout, retain_graph=True),
     )
 

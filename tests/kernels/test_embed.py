@@ -101,7 +101,7 @@ def test_a_row_that_many_tokens_share_gets_the_sum_of_their_gradients(monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("lengths", "slack", "offset"), [([9, 1, 0, 30], 0, 0), ([20] * 40, 3, 2), ([], 5, 0)]
+    ("lengths", "slack", "offset"), [([9, 1, 0, 5], 0, 0), ([2] * 6, 3, 2), ([], 5, 0)]
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.slow_unless(lambda dtype: dtype != torch.float16)
