@@ -3,8 +3,8 @@
 
 A kernel is launched with the options of the user's cache file, where it has any for this GPU, this
 Triton and this source of the kernel, and else with the shipped ones (``configs/sm_*.json``) of the
-GPU's generation. These are of a model, of bytes in flight and of registers as the compiler gives
-them, and measured on no GPU. Nothing is searched for when an op is called. The shipped ones spill no register,
+GPU's generation. Nothing is searched for when an op is called. The shipped ones are of a model, of
+bytes in flight and of the compiler's registers: no GPU has measured them. They spill no register,
 as `python -m bertfast.kernels.resources` reports, but for up to 16 bytes in float32 with relative
 positions.
 
