@@ -126,12 +126,16 @@ def are_plain(projection: nn.Module | None, following: nn.Module | None) -> bool
     return is_plain(projection, nn.Linear) and is_plain(following, nn.LayerNorm)
 
 
+def _adds_bias_on_the_way(x: Tensor) -> bool:
+    return x.is_cpu
+
+
 def project_to_norm(module: Any, x: Tensor, following: nn.Module) -> tuple[Tensor, Tensor | None]:
     """module(x) without its bias, and the bias, for the `norm` by ``following`` to add: there its
     gradient takes no pass of its own. Where the norm is not fused, module(x) and None; on a CPU
     too, where the products add a bias on their way.
     """
-    if are_plain(module, following) and not x.is_cpu:
+    if are_plain(module, following) and not _adds_bias_on_the_way(x):
         return kernels.linear(x, module.weight), module.bias
     return project(module, x), None
 

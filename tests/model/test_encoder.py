@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import bertfast.model.functional
 from bertfast import (
     BertConfig,
     BertfastError,
@@ -474,3 +475,17 @@ def test_kernels_are_what_the_encoder_runs_on():
     model, batch = built(BertModel).double().eval(), pretraining_batch()
     with kernels.use_backend("cpp"), pytest.raises(kernels.BackendError, match="float64"):
         model(batch)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_biases_that_the_norms_add_change_neither_output_nor_gradient(monkeypatch, p):
+    """As on a GPU, where the norms sum these biases' gradients."""
+    results = []
+    for apart in (False, True):
+        functional = bertfast.model.functional
+        monkeypatch.setattr(functional, "_adds_bias_on_the_way", lambda x, apart=apart: not apart)
+        model = built(BertForPreTraining, hidden_dropout_prob=p)
+        loss = model(pretraining_batch(), seed=3).loss
+        loss.backward()
+        results.append([loss.detach(), *(x.grad for x in model.parameters())])
+    torch.testing.assert_close(results[1], results[0])
