@@ -59,7 +59,8 @@ def norm_backward(
     across = tl.zeros_like(dy[0])
     weighted = ()
     for i in tl.static_range(PIECES):
-        weighted += (dy[i] * load_columns(weight_ptr, column[i], inside[i], dy[i].shape[0]),)
+        scale = load_columns(weight_ptr, column[i], inside[i], dy[i].shape[0])
+        weighted += (dy[i] * scale,)  # type: ignore[assignment]
         along += weighted[i] * normal[i]
         across += weighted[i]
     slope = (tl.sum(along, 1) / columns)[:, None]
@@ -68,7 +69,8 @@ def norm_backward(
         mean *= 0.0
     ds = ()
     for i in tl.static_range(PIECES):
-        ds += ((weighted[i] - normal[i] * slope - mean) * rstd[:, None],)
+        part = (weighted[i] - normal[i] * slope - mean) * rstd[:, None]
+        ds += (part,)  # type: ignore[assignment]
     return ds
 
 
