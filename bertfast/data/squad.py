@@ -169,7 +169,8 @@ def _records(path: Path, columns: Columns, labels: bool) -> Iterator[tuple[int, 
                     f"{', '.join(map(repr, row))} (--text-column names the questions', "
                     "--pair-column the contexts' and --label-column the answers')"
                 )
-        values = dict(zip(("question", "context", "answers"), map(row.get, wanted), strict=False))
+        cells = [row[name] for name in wanted if name is not None]
+        values = dict(zip(("question", "context", "answers"), cells, strict=False))
         if isinstance(values.get("answers"), str) and "answer_start" in row:
             values["answers"] = {"text": values["answers"], "answer_start": row["answer_start"]}
         yield line, {"id": row.get("id", line), **values, "is_impossible": row.get("is_impossible")}

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -95,12 +96,9 @@ class QuestionAnswering(Task):
     """
 
     name, summary = "question-answering", SUMMARIES["task"]["question-answering"]
-    options: ClassVar = {
-        "overlap": 128,
-        "max_question_length": 64,
-        "max_answer_length": 30,
-        "n_best": 5,
-    }
+    options = MappingProxyType(
+        {"overlap": 128, "max_question_length": 64, "max_answer_length": 30, "n_best": 5}
+    )
     scores: ClassVar = {"f1": "F1", "exact": "exact match"}
     head = "ForQuestionAnswering"
     pipeline = "question-answering"

@@ -194,7 +194,7 @@ class Task:
         """The model's output, which has a ``loss`` where the batch has targets."""
         return model(batch, seed=seed)
 
-    def outputs(self, output: Any, inputs: Sequence[Any]) -> list[Tensor]:
+    def outputs(self, output: Any, inputs: Sequence[Any]) -> list[Any]:
         """What `run` gave of each input: the rows of its logits."""
         return list(output.logits.float().cpu())
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -72,7 +73,7 @@ class TokenClassification(Task):
     """
 
     name, summary = "token-classification", SUMMARIES["task"]["token-classification"]
-    options: ClassVar = {"tag_scheme": tagging.AUTO, "overlap": 128}
+    options = MappingProxyType({"tag_scheme": tagging.AUTO, "overlap": 128})
     scores: ClassVar = {
         "f1": "entity F1",
         "precision": "entity precision",
