@@ -1,4 +1,4 @@
-// Variable-length bidirectional attention, forward and backward: see kernels/attention.py for the formula.
+// Variable-length bidirectional attention, forward and backward: see kernels/attention for the formula.
 //
 // A task is one head of one sequence, and nothing is shared between tasks: the result is the same bits on any number of threads. Keys and
 // values are brought once into the form that the products take (products.h): float32, or bfloat16 as it is where the processor
@@ -26,41 +26,50 @@ struct Keys {
   int64_t from, to;
 };
 
-// The dropout lanes of a block of queries: each row has those of its keys, from the counter of the first one on.
+// The dropout lanes of a block of queries: each row has those of its keys.
 struct BlockLanes {
-  const uint16_t *first;
+  const uint8_t *first;
   int64_t stride;
-  const uint16_t *row(int64_t i) const { return first + i * stride; }
+  const uint8_t *row(int64_t i) const { return first + i * stride; }
 };
 
-// `buffer` grows to what is needed.
-BlockLanes block_lanes(uint64_t seed, uint32_t query, int64_t rows, uint32_t head, Keys keys, std::vector<uint16_t> &buffer) {
-  const int64_t begin = keys.from / kLanes, per_row = (keys.to + kLanes - 1) / kLanes - begin, count = rows * per_row;
-  const size_t needed = up(count, kBlock) * kLanes + kWidth;
+// For queries `query` on, a multiple of 32, of the sequence that begins at `start`. A counter's lanes lie eight rows and eight columns
+// apart (kernels/philox.py): of 32 queries and keys the first eight of each count. `buffer` grows to what is needed.
+BlockLanes block_lanes(uint64_t seed, int64_t start, int64_t query, int64_t rows, uint32_t head, Keys keys,
+                       std::vector<uint8_t> &buffer) {
+  constexpr int counters = PhiloxBlock::kPerVector;
+  typedef uint8_t lane_vec __attribute__((vector_size(counters)));
+  constexpr int64_t group = 32, keys_made = group * kBlock / 8;
+  const int64_t begin = keys.from / group * group, stride = up(keys.to - begin, keys_made);
+  const size_t needed = up(rows, group) * stride;
   if (buffer.size() < needed) buffer.resize(needed);
-  int64_t row = 0, counter = 0;
-  for (int64_t made = 0; made < count; made += kBlock) {
-    PhiloxBlock x;
-    for (int i = 0; i < kBlock; ++i) {
-      const int v = i / PhiloxBlock::kPerVector, lane = i % PhiloxBlock::kPerVector;
-      x.c0[v][lane] = begin + counter;
-      x.c1[v][lane] = query + row;
-      if (++counter == per_row) counter = 0, ++row;
-    }
-    for (int v = 0; v < kBlock / PhiloxBlock::kPerVector; ++v) x.c2[v] = wide{} + head, x.c3[v] = wide{};
-    philox_rounds(seed, x);
-    uint32_t words[4 * kBlock];
-    words_in_order(x, words);
-    std::memcpy(buffer.data() + made * kLanes, words, sizeof words);
-  }
-  return {buffer.data() + keys.from % kLanes, per_row * kLanes};
+  for (int64_t first = 0; first < rows; first += group)
+    for (int64_t row = first; row < std::min(first + 8, rows); ++row)
+      for (int64_t made = 0; made < stride; made += keys_made) {
+        PhiloxBlock x;
+        for (int i = 0; i < kBlock; ++i)
+          x.c0[i / counters][i % counters] = begin + made + i / 8 * group + i % 8;
+        for (int v = 0; v < kBlock / counters; ++v) {
+          x.c1[v] = wide{} + static_cast<uint64_t>(start + query + row);
+          x.c2[v] = wide{} + head, x.c3[v] = wide{};
+        }
+        philox_rounds(seed, kAttentionRounds, x);
+        const wide *const words[4] = {x.c0, x.c1, x.c2, x.c3};
+        for (int word = 0; word < 4; ++word)
+          for (int i = 0; i < kBlock; i += counters)
+            for (int byte = 0; byte < 4; ++byte) {
+              const lane_vec lanes = __builtin_convertvector((words[word][i / counters] >> (8 * byte)) & 0xff, lane_vec);
+              std::memcpy(buffer.data() + (row + 8 * word) * stride + made + i / 8 * group + 8 * byte + i % 8, &lanes, sizeof lanes);
+            }
+      }
+  return {buffer.data() + keys.from % group, stride};
 }
 
 // Scratch of one thread, grown to the longest sequence it meets.
 struct Scratch {
   std::vector<float> memory;
   std::vector<int32_t> bucket_of;
-  std::vector<uint16_t> lanes;
+  std::vector<uint8_t> lanes;
   float *next = nullptr;
   void start(int64_t floats) {
     if (static_cast<int64_t>(memory.size()) < floats) memory.resize(floats);
@@ -201,7 +210,8 @@ void forward_task(const AttentionForward<T> &p, int64_t sequence, int64_t head, 
   across(p.v + start * p.v_stride[0] + head * p.v_stride[1], p.v_stride[0], n, d, v);
   transpose(k, n, de, padded, kt);
   // Floats carry the scale in the queries; pairs are not rounded a second time for it.
-  const float query_scale = kPack == 1 ? p.scale : 1, score_scale = kPack == 1 ? 1 : p.scale, keeps = keep_scale(p.threshold);
+  const float query_scale = kPack == 1 ? p.scale : 1, score_scale = kPack == 1 ? 1 : p.scale;
+  const float keeps = keep_scale(p.threshold, kAttentionLaneRange);
 
   for (int64_t first = 0; first < n; first += block) {
     const int64_t rows = std::min(block, n - first), row0 = start + first;
@@ -210,7 +220,7 @@ void forward_task(const AttentionForward<T> &p, int64_t sequence, int64_t head, 
     along(p.q + row0 * p.q_stride[0] + head * p.q_stride[1], p.q_stride[0], rows, d, query_scale, q);
     product(rows, width, de, q, de, 1, kt + keys.from, padded, s, padded, false);
     BlockLanes lanes{};
-    if (p.threshold) lanes = block_lanes(p.seed, row0, rows, head, keys, scratch.lanes);
+    if (p.threshold) lanes = block_lanes(p.seed, start, first, rows, head, keys, scratch.lanes);
     for (int64_t i = 0; i < rows; ++i) {
       float *x = s + i * padded;  // of key keys.from and on
       if (kPack > 1)
@@ -232,7 +242,7 @@ void forward_task(const AttentionForward<T> &p, int64_t sequence, int64_t head, 
       const float denominator = sum(total);
       p.lse[head * p.tokens + row0 + i] = top + std::log(denominator);
       if (p.threshold) {
-        const uint16_t *lane = lanes.row(i);
+        const uint8_t *lane = lanes.row(i);
         for (int64_t j = 0; j < width; j += kWidth) store(x + j, keep(load(x + j), lane + j, p.threshold, keeps));
       }
       inverses[i] = 1 / denominator;
@@ -281,7 +291,8 @@ void backward_task(const AttentionBackward<T> &p, int64_t sequence, int64_t head
   if (kPack > 1) across(keys_of_head, f.k_stride[0], n, d, k_across);
   // With a window no block reaches all keys, so that their gradients start from zeros and not from the first block's.
   if (f.window >= 0) std::fill_n(dk, n * d, 0.0f), std::fill_n(dv, n * d, 0.0f);
-  const float query_scale = kPack == 1 ? f.scale : 1, score_scale = kPack == 1 ? 1 : f.scale, keeps = keep_scale(f.threshold);
+  const float query_scale = kPack == 1 ? f.scale : 1, score_scale = kPack == 1 ? 1 : f.scale;
+  const float keeps = keep_scale(f.threshold, kAttentionLaneRange);
 
   for (int64_t first = 0; first < n; first += block) {
     const int64_t rows = std::min(block, n - first), row0 = start + first;
@@ -295,7 +306,7 @@ void backward_task(const AttentionBackward<T> &p, int64_t sequence, int64_t head
     product(rows, width, de, q, de, 1, kt + keys.from, padded, s, padded, false);
     product(rows, width, de, dout, de, 1, vt + keys.from, padded, dp, padded, false);
     BlockLanes lanes{};
-    if (f.threshold) lanes = block_lanes(f.seed, row0, rows, head, keys, scratch.lanes);
+    if (f.threshold) lanes = block_lanes(f.seed, start, first, rows, head, keys, scratch.lanes);
     for (int64_t i = 0; i < rows; ++i) {
       float *x = s + i * padded, *y = dp + i * padded;  // of key keys.from and on
       if (kPack > 1)
@@ -306,7 +317,7 @@ void backward_task(const AttentionBackward<T> &p, int64_t sequence, int64_t head
       vec along_row = {};
       for (int64_t e = 0; e < d; e += kWidth) along_row += load(dout_rows + i * out_stride + e) * load(out_rows + i * out_stride + e);
       const float delta = sum(along_row);
-      const uint16_t *lane = f.threshold ? lanes.row(i) : nullptr;
+      const uint8_t *lane = f.threshold ? lanes.row(i) : nullptr;
       // x becomes the dropped probabilities that multiply V, y the gradient of the scores.
       for (int64_t j = 0; j < width; j += kWidth) {
         vec probability = exp(load(x + j) - l), g = load(y + j);

@@ -16,7 +16,7 @@ static void token_words(uint64_t seed, const uint64_t *counters, PhiloxBlock &x)
     x.c2[v][lane] = 0;
     x.c3[v][lane] = 1;
   }
-  philox_rounds(seed, x);
+  philox_rounds(seed, kRounds, x);
 }
 
 void mask_tokens(const MaskTokens &a) {

@@ -1,4 +1,4 @@
-// Philox-4x32-10 (Salmon et al., SC 2011), the bits that kernels/philox.py defines.
+// Philox-4x32 (Salmon et al., SC 2011), the bits that kernels/philox.py defines.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,8 @@ constexpr int kLanes = 8;           // 16-bit lanes of one counter
 constexpr int kBlock = 16;          // counters made at a time
 constexpr int kBlockLanes = kBlock * kLanes;
 constexpr float kLaneRange = 65536.0f;
+constexpr int kRounds = 10, kAttentionRounds = 7;
+constexpr float kAttentionLaneRange = 256.0f;
 
 // Counters, and then the words that each gives: a counter in each 64-bit lane, of which only the low half counts.
 struct PhiloxBlock {
@@ -20,10 +22,10 @@ struct PhiloxBlock {
   static uint32_t word(const wide *c, int i) { return static_cast<uint32_t>(c[i / kPerVector][i % kPerVector]); }
 };
 
-inline void philox_rounds(uint64_t seed, PhiloxBlock &x) {
+inline void philox_rounds(uint64_t seed, int rounds, PhiloxBlock &x) {
   const wide m0 = wide{} + 0xD2511F53u, m1 = wide{} + 0xCD9E8D57u;
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     for (int v = 0; v < kBlock / PhiloxBlock::kPerVector; ++v) {
       const wide p0 = multiply_low_halves(x.c0[v], m0), p1 = multiply_low_halves(x.c2[v], m1);
       x.c0[v] = (p1 >> 32) ^ x.c1[v] ^ (wide{} + key0);
@@ -59,7 +61,7 @@ inline const uint16_t *flat_lanes(uint64_t seed, uint64_t first, int64_t count, 
       x.c1[v] = x.c0[v] >> 32;
       x.c2[v] = x.c3[v] = wide{};
     }
-    philox_rounds(seed, x);
+    philox_rounds(seed, kRounds, x);
     uint32_t words[4 * kBlock];
     words_in_order(x, words);
     std::memcpy(buffer + made, words, sizeof words);
@@ -67,13 +69,15 @@ inline const uint16_t *flat_lanes(uint64_t seed, uint64_t first, int64_t count, 
   return buffer + skipped;
 }
 
-inline float keep_scale(uint32_t threshold) { return kLaneRange / (kLaneRange - static_cast<float>(threshold)); }
+inline float keep_scale(uint32_t threshold, float range = kLaneRange) { return range / (range - static_cast<float>(threshold)); }
 
-// v where the lane is kept, scaled up; zero where it is dropped.
-inline vec keep(vec v, const uint16_t *lanes, uint32_t threshold, float scale) {
-  hvec half;
-  std::memcpy(&half, lanes, sizeof half);
-  const ivec kept = __builtin_convertvector(half, ivec) >= static_cast<int32_t>(threshold);
+// v where the lane, of 8 or 16 bits, is kept, scaled up; zero where it is dropped.
+template <typename Lane>
+inline vec keep(vec v, const Lane *lanes, uint32_t threshold, float scale) {
+  typedef Lane lane_vec __attribute__((vector_size(kWidth * sizeof(Lane))));
+  lane_vec narrow;
+  std::memcpy(&narrow, lanes, sizeof narrow);
+  const ivec kept = __builtin_convertvector(narrow, ivec) >= static_cast<int32_t>(threshold);
   return kept ? v * scale : vec{};
 }
 

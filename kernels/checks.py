@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import dispatch
 from .dispatch import BackendError
+from .philox import LANE_RANGE
 
 
 def check_tensor(name: str, x: object, dims: tuple[str, ...] | None = None) -> None:
@@ -120,12 +121,12 @@ def register_fake(op: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return register
 
 
-def check_dropout(threshold: int, seed: Tensor, x: Tensor) -> None:
+def check_dropout(threshold: int, seed: Tensor, x: Tensor, lane_range: int = LANE_RANGE) -> None:
     """Raises TypeError or ValueError unless a kernel can load ``seed`` beside ``x``, and the
-    threshold is one of `philox.dropout_threshold`.
+    threshold is one of lanes of that range.
     """
-    if not 0 <= threshold < 65536:
-        raise ValueError(f"threshold is {threshold}; it must be from 0 to 65535")
+    if not 0 <= threshold < lane_range:
+        raise ValueError(f"threshold is {threshold}; it must be from 0 to {lane_range - 1}")
     if seed.dtype != torch.int64 or seed.numel() != 1:
         raise TypeError(
             f"seed is a {seed.dtype} tensor of shape {tuple(seed.shape)}; "

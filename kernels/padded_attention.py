@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from .philox import keep_scale, philox_lanes
+from .philox import ATTENTION_LANE_RANGE, attention_lanes, keep_scale
 from .positions import RelativePositions
 
 
@@ -72,9 +72,9 @@ class PaddedForm:
         """(sequences, heads, queries, keys) with dropped elements zero and kept ones scaled up."""
         if threshold == 0:
             return probabilities
-        head = torch.arange(probabilities.shape[1], device=seed.device)
-        lanes = philox_lanes(seed, len(self.position), self.row[:, None, :], head[:, None])
-        return torch.where(lanes >= threshold, probabilities * keep_scale(threshold), 0.0)
+        lanes = attention_lanes(seed, self.starts, *probabilities.shape[1:3])
+        scale = keep_scale(threshold, ATTENTION_LANE_RANGE)
+        return torch.where(lanes >= threshold, probabilities * scale, 0.0)
 
 
 def padded_attention(
@@ -97,7 +97,7 @@ def padded_attention(
     Args:
         q, k, v, cu_seqlens, max_seqlen, scale, positions: as `attention` takes them.
         seed: (1,) int64.
-        threshold: of `dropout_threshold`.
+        threshold: of `attention_threshold`.
         window: as `attention` takes it; -1 for none.
         columns: (tokens,) int64, by which distances are counted; None for places in a sequence.
         visible: (tokens,) bool, false for tokens that no one sees; None where all are seen.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from . import philox
 from .triton_compat import tl, triton
+
+ATTENTION_ROUNDS = tl.constexpr(philox.ATTENTION_ROUNDS)
+MULTIPLIER_0, MULTIPLIER_1 = tl.constexpr(philox.MULTIPLIER_0), tl.constexpr(philox.MULTIPLIER_1)
+WEYL_0, WEYL_1 = tl.constexpr(philox.WEYL_0), tl.constexpr(philox.WEYL_1)
 
 
 @triton.jit
@@ -19,16 +24,48 @@ def interleave_lanes(w0, w1, w2, w3):
 
 
 @triton.jit
-def attention_lanes(seed, rows, head, first_key, KEYS: tl.constexpr):
-    """(len(rows), KEYS) lanes of the scores of query ``rows`` with keys ``first_key`` onwards;
-    first_key is a multiple of 8.
+def attention_lanes(seed, start, head, first_query, i, first_key, j):
+    """The lane of each score of queries ``first_query + i`` with keys ``first_key + j``, in the
+    highest byte of a word; the bytes below are others'.
+
+    The sequence begins in row ``start``. i and j are shaped to broadcast over the tile. They come
+    apart from where it begins, so that the compiler sees which elements of a thread share a
+    counter, and counts it once.
     """
-    counters = first_key // 8 + tl.arange(0, KEYS // 8)
-    c0 = tl.broadcast_to(counters[None, :], (rows.shape[0], KEYS // 8)).to(tl.uint32)
-    c1 = tl.broadcast_to(rows[:, None], (rows.shape[0], KEYS // 8)).to(tl.uint32)
-    zero = c0 * 0
-    w0, w1, w2, w3 = tl.philox(seed, c0, c1, zero + head.to(tl.uint32), zero)
-    return interleave_lanes(w0, w1, w2, w3)
+    key = ((first_key & ~24) + (j & ~24)).to(tl.uint32)
+    row = (start + (first_query & ~24) + (i & ~24)).to(tl.uint32)
+    w0, w1, w2, w3 = _attention_words(seed, key, row, head.to(tl.uint32))
+    eight = _eight(first_query, i)
+    odd = (eight & 8) != 0
+    word = tl.where((eight & 16) != 0, tl.where(odd, w3, w2), tl.where(odd, w1, w0))
+    # Turned, not shifted: of a shifted word the compiler makes a product for each byte.
+    left = 24 - _eight(first_key, j)
+    return (word << left.to(tl.uint32)) | (word >> (-left & 31).to(tl.uint32))
+
+
+@triton.jit
+def _attention_words(seed, c0, c1, c2):
+    """The words of the counters (c0, c1, c2, 0). A product of 64 bits is one instruction; Triton's
+    own Philox makes each half of it by itself.
+    """
+    key_0, key_1 = (seed & 0xFFFFFFFF).to(tl.uint32), (seed >> 32).to(tl.uint32)
+    c3 = tl.full((), 0, tl.uint32)
+    for _ in tl.static_range(ATTENTION_ROUNDS):
+        product_0, product_1 = c0.to(tl.uint64) * MULTIPLIER_0, c2.to(tl.uint64) * MULTIPLIER_1
+        c0 = (product_1 >> 32).to(tl.uint32) ^ c1 ^ key_0
+        c1 = product_1.to(tl.uint32)
+        c2 = (product_0 >> 32).to(tl.uint32) ^ c3 ^ key_1
+        c3 = product_0.to(tl.uint32)
+        key_0 = tl.add(key_0, WEYL_0, sanitize_overflow=False)
+        key_1 = tl.add(key_1, WEYL_1, sanitize_overflow=False)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _eight(first, x):
+    """Eight times the place, among the four eights of its 32, of position ``first + x``."""
+    # A whole number of 32s begins at one.
+    return x & 24 if x.numel % 32 == 0 else (first + x) & 24
 
 
 @triton.jit

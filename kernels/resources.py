@@ -471,7 +471,7 @@ def _one_pass_options(
     q = torch.empty(0, 1, head_dim, dtype=dtype)
     module = _attention("backward_one_pass")
     found: list[dict[str, Any]] = module.one_pass_options(q, length, divmod(capability, 10))
-    return found
+    return [options for options in found if options["BLOCK_N"] == length]
 
 
 def _specialised(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
@@ -522,12 +522,12 @@ INT64 = {
     "ids_ptr",
     "table_ptr",
 }
-INT32 = {"cu_ptr", "gaps_ptr", "bounds_ptr", "programs_ptr"}
+INT32 = {"cu_ptr", "gaps_ptr", "list_ptr", "bounds_ptr", "programs_ptr"}
 ROWS = {"q", "k", "v", "out", "dout", "dq", "dk", "dv", "ds", "ds_rows", "dtable", "parts"}
 FLOAT = {
     *(
         "lse_ptr",
-        "delta_ptr",
+        "sums_ptr",
         "scale_ptr",
         "loss_ptr",
         "factor_ptr",
@@ -574,7 +574,7 @@ def _argument_type(kernel: str, name: str, dtype: torch.dtype) -> Any:
     if name in ROWS:
         return rows._replace(ptr="*fp32") if name == "parts" else rows
     if name == "dropout":
-        return groups.Dropout("i32", "fp32")
+        return groups.Dropout("i32", "fp32", "fp32")
     if name == "terms":
         return groups.Terms("*i32", rows.ptr, rows, rows, "i32", "i32")
     if kernel == "_adamw_kernel" and name in ("weight_ptr", "copy_ptr"):

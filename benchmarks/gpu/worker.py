@@ -27,7 +27,6 @@ from .journal import SCHEMA, Journal
 
 PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 LEAST = 5.0  # seconds that an item needs to be begun
-PATIENCE = 4  # times an item's seconds that a try has, in Triton's interpreter
 
 
 def main() -> int:
@@ -77,8 +76,7 @@ def run(items: list[Item], journal: Journal, deadline: float) -> int:
             return AGAIN
         ran += 1
         say(item.name)
-        seconds = item.seconds * (PATIENCE if CURRENT.quick else 1)
-        if not _run_one(item, journal, min(seconds, left)) or item.fresh:
+        if not _run_one(item, journal, min(item.seconds, left)) or item.fresh:
             return AGAIN
     return 0
 

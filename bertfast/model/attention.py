@@ -17,7 +17,7 @@ from bertfast.config import EncoderConfig
 from bertfast.kernels import products
 from bertfast.kernels.linear import unbind
 from bertfast.kernels.padded_attention import padded_attention
-from bertfast.kernels.philox import as_seed, dropout_threshold
+from bertfast.kernels.philox import as_seed, attention_threshold
 from bertfast.packed import padded_rows
 
 from .family import member_of
@@ -339,7 +339,7 @@ def attend(
             seed,
             sequences.max_seqlen,
             scale,
-            dropout_threshold(p),
+            attention_threshold(p),
             -1 if window is None else window,
             positions,
             sequences.columns,

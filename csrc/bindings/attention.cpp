@@ -24,7 +24,7 @@ struct Attention {
       : q("q", q_), k("k", k_), v("v", v_), out("out", out_), lse("lse", lse_), cu_seqlens("cu_seqlens", cu_seqlens_),
         buckets("buckets", buckets_), bias("bias", bias_), query_scores("query_scores", query_scores_),
         key_scores("key_scores", key_scores_), max_seqlen(max_seqlen), window(window), scale(scale),
-        threshold(dropout_threshold(threshold)), seed(static_cast<uint64_t>(seed)), threads(thread_count(threads)) {
+        threshold(dropout_threshold(threshold, 256)), seed(static_cast<uint64_t>(seed)), threads(thread_count(threads)) {
     q.there().of_floats().with_dims("tokens, heads, head_dim", 3).adjacent();
     tokens = q.size(0), heads = q.size(1), head_dim = q.size(2);
     REQUIRE(head_dim > 0 && head_dim <= 128 && head_dim % 16 == 0,
@@ -117,28 +117,25 @@ void attention_forward(py::handle q, py::handle k, py::handle v, py::handle out,
 }
 
 void attention_backward(py::handle dout_, py::handle q, py::handle k, py::handle v, py::handle out, py::handle lse,
-                        py::handle dq_, py::handle dk_, py::handle dv_, py::handle cu_seqlens, py::handle buckets,
-                        py::handle bias, py::handle query_scores, py::handle key_scores, py::handle dbias_,
-                        py::handle dquery_scores_, py::handle dkey_scores_, int64_t max_seqlen, int64_t window, float scale,
-                        int64_t threshold, int64_t seed, int64_t threads) {
+                        py::handle dqkv_, py::handle cu_seqlens, py::handle buckets, py::handle bias, py::handle query_scores,
+                        py::handle key_scores, py::handle dbias_, py::handle dquery_scores_, py::handle dkey_scores_,
+                        int64_t max_seqlen, int64_t window, float scale, int64_t threshold, int64_t seed, int64_t threads) {
   const Attention call(q, k, v, out, lse, cu_seqlens, buckets, bias, query_scores, key_scores, max_seqlen, window, scale,
                        threshold, seed, threads);
   const Dtype dtype = call.q.dtype();
   const int64_t tokens = call.tokens, heads = call.heads, count = call.count;
-  const auto like_q = [&](const char *name, py::handle object) {
-    return argument(name, object, dtype, {tokens, heads, call.head_dim});
-  };
-  const Tensor dout = like_q("dout", dout_), dq = like_q("dq", dq_), dk = like_q("dk", dk_), dv = like_q("dv", dv_);
+  const Tensor dout = argument("dout", dout_, dtype, {tokens, heads, call.head_dim});
+  const Tensor dqkv = argument("dqkv", dqkv_, dtype, {tokens, 3, heads, call.head_dim});
   const Tensor dbias = argument("dbias", dbias_, dtype, {heads, count});
   const Tensor dquery_scores = argument("dquery_scores", dquery_scores_, dtype, {tokens, heads, count});
   const Tensor dkey_scores = argument("dkey_scores", dkey_scores_, dtype, {tokens, heads, count});
-  for (const Tensor *x : {&dout, &dq, &dk, &dv}) x->there();
+  for (const Tensor *x : {&dout, &dqkv}) x->there();
   for (const auto &[gradient, table] :
        {std::pair{&dbias, &call.bias}, {&dquery_scores, &call.query_scores}, {&dkey_scores, &call.key_scores}})
     REQUIRE(!*gradient || *table, std::string(gradient->name()) + " is given and its table is absent");
   std::vector<const Tensor *> read = call.read();
   for (const Tensor *x : {&dout, &call.out, &call.lse}) read.push_back(x);
-  check_apart({&dq, &dk, &dv, &dbias, &dquery_scores, &dkey_scores}, read);
+  check_apart({&dqkv, &dbias, &dquery_scores, &dkey_scores}, read);
   if (call.q.elements() == 0) {
     // Of the tables' gradients only the bias's has elements: with no tokens, or no heads, it is zero.
     if (dbias) std::fill_n(dbias.data<char>(), dbias.elements() * dbias.item_bytes(), 0);
@@ -146,12 +143,13 @@ void attention_backward(py::handle dout_, py::handle q, py::handle k, py::handle
   }
   with_dtype(call.q, [&](auto tag) {
     using T = decltype(tag);
+    const int64_t row = heads * call.head_dim;
     ops<T>().attention_backward({call.arguments<T>(),
                                  dout.data<const T>(),
-                                 dq.data<T>(),
-                                 dk.data<T>(),
-                                 dv.data<T>(),
-                                 {heads * call.head_dim, call.head_dim},
+                                 dqkv.data<T>(),
+                                 dqkv.data<T>() + row,
+                                 dqkv.data<T>() + 2 * row,
+                                 {3 * row, call.head_dim},
                                  dbias.data<T>(),
                                  dquery_scores.data<T>(),
                                  dkey_scores.data<T>()});
@@ -166,10 +164,10 @@ void bind_attention(py::module_ &module) {
              py::arg("key_scores"), py::arg("max_seqlen"), py::arg("window"), py::arg("scale"), py::arg("threshold"),
              py::arg("seed"), py::arg("threads"));
   module.def("attention_backward", &attention_backward, py::kw_only(), py::arg("dout"), py::arg("q"), py::arg("k"), py::arg("v"),
-             py::arg("out"), py::arg("lse"), py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("cu_seqlens"),
-             py::arg("buckets"), py::arg("bias"), py::arg("query_scores"), py::arg("key_scores"), py::arg("dbias"),
-             py::arg("dquery_scores"), py::arg("dkey_scores"), py::arg("max_seqlen"), py::arg("window"), py::arg("scale"),
-             py::arg("threshold"), py::arg("seed"), py::arg("threads"));
+             py::arg("out"), py::arg("lse"), py::arg("dqkv"), py::arg("cu_seqlens"), py::arg("buckets"), py::arg("bias"),
+             py::arg("query_scores"), py::arg("key_scores"), py::arg("dbias"), py::arg("dquery_scores"), py::arg("dkey_scores"),
+             py::arg("max_seqlen"), py::arg("window"), py::arg("scale"), py::arg("threshold"), py::arg("seed"),
+             py::arg("threads"));
 }
 
 }  // namespace bertfast

@@ -222,8 +222,9 @@ int thread_count(int64_t threads) {
   return static_cast<int>(threads);
 }
 
-uint32_t dropout_threshold(int64_t threshold) {
-  REQUIRE(threshold >= 0 && threshold < 65536, "threshold is " + std::to_string(threshold) + "; it must be from 0 to 65535");
+uint32_t dropout_threshold(int64_t threshold, int64_t lane_range) {
+  REQUIRE(threshold >= 0 && threshold < lane_range,
+          "threshold is " + std::to_string(threshold) + "; it must be from 0 to " + std::to_string(lane_range - 1));
   return static_cast<uint32_t>(threshold);
 }
 

@@ -84,7 +84,7 @@ void check_apart(const std::vector<const Tensor *> &written, const std::vector<c
 
 // An int from 1 to 1024: a library that cannot start a thread ends the process. More than one start the watch of spin.h.
 int thread_count(int64_t threads);
-uint32_t dropout_threshold(int64_t threshold);
+uint32_t dropout_threshold(int64_t threshold, int64_t lane_range = 65536);
 void check_least(const char *name, int64_t value, int64_t least);
 
 // `name`[i] must be from `low` to `high`; for the values that become addresses.

@@ -16,6 +16,7 @@ that asks for neither runs the same code as if there were neither.
 | `forward.py` | the online softmax |
 | `backward_one_pass.py` | the backward of sequences that fit one tile of keys |
 | `backward_two_passes.py` | the backward of any length: dQ by queries, then dK and dV by keys |
+| `tile_list.py` | the list of blocks, longest sequences first |
 | `table_gradients.py` | the gradients of the position tables |
 | `op.py` | the launches' choice, the registration with PyTorch, the public function |
 

@@ -13,19 +13,19 @@ from ..launch import launch
 from ..triton_compat import tl, triton
 from ..triton_dot import dot
 from .tiles import (
+    LOG2_E,
+    clear_slack,
     drop,
     dropout_of,
     kept,
     load_rows,
-    probabilities,
-    program,
     rows_of,
-    scores,
+    sequence_block,
     store_rows,
 )
 
 
-@triton.jit(do_not_specialize_on_alignment=("seed_ptr",))
+@triton.jit(do_not_specialize=("sequences",), do_not_specialize_on_alignment=("seed_ptr",))
 def _one_pass_kernel(
     q,
     k,
@@ -38,62 +38,72 @@ def _one_pass_kernel(
     lse_ptr,
     cu_ptr,
     seed_ptr,
+    sequences,
     tokens,
-    head_dim,
     scale,
     dropout,
     above,
     PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """The whole backward of one head of a sequence of more than ``above`` and at most BLOCK_N
-    tokens, with no positions and no window.
+    tokens, with no positions and no window. Where ``above`` is 0, zeros to slack.
 
     Its keys and values stay on chip, so scores and dP are made once for dQ, dK and dV. Tiles are
     (keys, queries), so that they enter the products of dK and dV as they are.
     """
-    _, head, start, length = program(cu_ptr, 1)
-    if length <= above:
+    if above == 0:
+        clear_slack(dq, None, cu_ptr, sequences, tokens, HEAD_DIM, BLOCK_M, BLOCK_D)
+        clear_slack(dk, None, cu_ptr, sequences, tokens, HEAD_DIM, BLOCK_M, BLOCK_D)
+        clear_slack(dv, None, cu_ptr, sequences, tokens, HEAD_DIM, BLOCK_M, BLOCK_D)
+    _, head, start, length = sequence_block(cu_ptr, 1)
+    if (length <= above) | (length > BLOCK_N):
         return
-    key = tl.arange(0, BLOCK_N)  # (BLOCK_N,)
-    k_j = load_rows(k, start, head, key, key < length, head_dim, BLOCK_D)  # (BLOCK_N, BLOCK_D)
-    v_j = load_rows(v, start, head, key, key < length, head_dim, BLOCK_D)  # (BLOCK_N, BLOCK_D)
+    i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)  # (BLOCK_M,), (BLOCK_N,)
+    k_j = load_rows(k, start, head, j, j < length, HEAD_DIM, BLOCK_D)  # (BLOCK_N, BLOCK_D)
+    v_j = load_rows(v, start, head, j, j < length, HEAD_DIM, BLOCK_D)  # (BLOCK_N, BLOCK_D)
     dk_j = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv_j = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    last_scale = scale
+    if dropout is not None:
+        last_scale *= dropout.keep_scale
     # What the compiler would hoist out of the loop, such as operands made of k and v, would spill.
     for first_query in tl.range(0, length, BLOCK_M, disable_licm=True):
-        query = first_query + tl.arange(0, BLOCK_M)  # (BLOCK_M,)
-        real = query < length
-        q_i = load_rows(q, start, head, query, real, head_dim, BLOCK_D)  # (BLOCK_M, BLOCK_D)
-        do_i = load_rows(dout, start, head, query, real, head_dim, BLOCK_D)  # (BLOCK_M, BLOCK_D)
-        o_i = load_rows(out, start, head, query, real, head_dim, BLOCK_D)  # (BLOCK_M, BLOCK_D)
+        real, row = first_query + i < length, start + first_query
+        q_i = load_rows(q, row, head, i, real, HEAD_DIM, BLOCK_D)  # (BLOCK_M, BLOCK_D)
+        do_i = load_rows(dout, row, head, i, real, HEAD_DIM, BLOCK_D)  # (BLOCK_M, BLOCK_D)
+        o_i = load_rows(out, row, head, i, real, HEAD_DIM, BLOCK_D)  # (BLOCK_M, BLOCK_D)
         delta_i = tl.sum(o_i.to(tl.float32) * do_i.to(tl.float32), 1)  # (BLOCK_M,)
-        line = head.to(tl.int64) * tokens + (start + query)
-        lse_i = tl.load(lse_ptr + line, real, 0.0)  # (BLOCK_M,)
-        s = scores(
-            k_j, q_i, query[None, :], key[:, None], start, length, head, scale, None, PRECISION
-        )  # (BLOCK_N, BLOCK_M)
-        # A query past the end meets zeros in q and dout.
-        p = probabilities(s, lse_i[None, :], (key < length)[:, None])  # (BLOCK_N, BLOCK_M)
+        lse_i = tl.load(lse_ptr + (head.to(tl.int64) * tokens + row) + i, real, 0.0)  # (BLOCK_M,)
+        zeros = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        s = dot(k_j, tl.trans(q_i), zeros, PRECISION)  # (BLOCK_N, BLOCK_M), not scaled
+        # A query past the end meets zeros in q and dout. A key past the end stores nothing, and in
+        # dQ what it gets meets zeros, so it has but to be finite: no logarithm of a probability is
+        # above 1.
+        p = s * (scale * LOG2_E) - (lse_i * LOG2_E)[None, :]
+        p = tl.exp2(tl.minimum(p, 1.0, tl.PropagateNan.ALL))  # (BLOCK_N, BLOCK_M)
+        dp = dot(v_j, tl.trans(do_i), zeros, PRECISION)  # (BLOCK_N, BLOCK_M), not scaled up
         dropped = p
         if dropout is not None:
-            keep = tl.trans(kept(seed_ptr, dropout, start + query, head, 0, BLOCK_N))
-            dropped = drop(p, keep, dropout)
+            keep = kept(
+                seed_ptr, dropout, start, head, first_query, i[None, :], 0, j[:, None]
+            )  # (BLOCK_N, BLOCK_M)
+            dropped, dp = drop(p, keep, scale), drop(dp, keep, scale)
+            delta_i *= dropout.keep_share
         dv_j = dot(dropped.to(do_i.dtype), do_i, dv_j, PRECISION)  # (BLOCK_N, BLOCK_D)
-        zeros = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-        dp = dot(v_j, tl.trans(do_i), zeros, PRECISION)  # (BLOCK_N, BLOCK_M)
-        if dropout is not None:
-            dp = drop(dp, keep, dropout)
-        ds = (p * (dp - delta_i[None, :])).to(q_i.dtype)  # (BLOCK_N, BLOCK_M)
+        ds = (p * (dp - delta_i[None, :])).to(q_i.dtype)  # (BLOCK_N, BLOCK_M), not scaled up
         dk_j = dot(ds, q_i, dk_j, PRECISION)  # (BLOCK_N, BLOCK_D)
         zeros = tl.zeros((BLOCK_D, BLOCK_M), tl.float32)
         dq_i = tl.trans(dot(tl.trans(k_j), ds, zeros, PRECISION))  # (BLOCK_M, BLOCK_D)
-        store_rows(dq, start, head, query, real, head_dim, dq_i * scale)  # (BLOCK_M, BLOCK_D)
-    _, _, start, length = program(cu_ptr, 1, AGAIN=True)
-    store_rows(dk, start, head, key, key < length, head_dim, dk_j * scale)  # (BLOCK_N, BLOCK_D)
-    store_rows(dv, start, head, key, key < length, head_dim, dv_j)  # (BLOCK_N, BLOCK_D)
+        store_rows(dq, row, head, i, real, dq_i * last_scale, HEAD_DIM)
+    _, _, start, length = sequence_block(cu_ptr, 1, AGAIN=True)
+    if dropout is not None:
+        dv_j *= dropout.keep_scale
+    store_rows(dk, start, head, j, j < length, dk_j * last_scale, HEAD_DIM)
+    store_rows(dv, start, head, j, j < length, dv_j, HEAD_DIM)
 
 
 # BLOCK_M, BLOCK_N, warps and stages by padded length and head size. In half precision alone: on
@@ -121,20 +131,18 @@ _OPTIONS_90_100 = _OPTIONS | {
 def one_pass_options(
     q: Tensor, max_seqlen: int, capability: tuple[int, int]
 ) -> list[dict[str, Any]]:
-    """Constants and launch options for each length up to max_seqlen's; none where that is too long
-    for one pass.
-    """
+    """Constants and launch options for each length that one pass serves, up to max_seqlen's."""
     block_d = triton.next_power_of_2(q.shape[2])
     longest = max(64, triton.next_power_of_2(max_seqlen))
     table = _OPTIONS_90_100 if capability[0] in (9, 10) else _OPTIONS
-    if q.dtype == torch.float32 or (longest, block_d) not in table:
+    if q.dtype == torch.float32:
         return []
     names = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")
     return [
-        {"PRECISION": "ieee", "BLOCK_D": block_d}
+        {"PRECISION": "ieee", "HEAD_DIM": q.shape[2], "BLOCK_D": block_d}
         | dict(zip(names, table[length, block_d], strict=True))
         for length in (64, 128, 256)
-        if length <= longest
+        if length <= longest and (length, block_d) in table
     ]
 
 
@@ -155,12 +163,12 @@ def launch_one_pass(
     """Writes dq, dk and dv, a launch for each of ``lengths``: programs of sequences of another
     length leave at once.
     """
-    tokens, heads, head_dim = q.shape
+    tokens, heads, _ = q.shape
     above = 0
     for constants in lengths:
         launch(
             _one_pass_kernel, (cu_seqlens.shape[0] - 1, heads),
             *map(rows_of, (q, k, v, out, dout, *gradients)), lse, cu_seqlens, seed,
-            tokens, head_dim, scale, dropout_of(threshold), above, **constants,
+            cu_seqlens.shape[0] - 1, tokens, scale, dropout_of(threshold), above, **constants,
         )  # fmt: skip
         above = constants["BLOCK_N"]

@@ -11,14 +11,16 @@ from ..positions import RelativePositions
 from ..triton_compat import tl, triton
 from ..triton_dot import dot
 from .table_gradients import launch_table_gradients
+from .tile_list import tile_grid
 from .tiles import (
+    LOG2_E,
+    clear_slack,
     drop,
     dropout_of,
     kept,
+    listed_block,
     load_rows,
     options,
-    probabilities,
-    program,
     reach,
     rows_of,
     scores,
@@ -28,38 +30,67 @@ from .tiles import (
 )
 
 
-@triton.jit(do_not_specialize=("blocks",))
-def _delta_kernel(
+@triton.jit
+def _row_sums_kernel(
     out,
     dout,
-    delta_ptr,
+    lse_ptr,
+    sums_ptr,
     cu_ptr,
-    blocks,
+    list_ptr,
     tokens,
-    head_dim,
+    dropout,
+    above,
+    HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """D, the row sums of dO ∘ O: what the softmax's gradient takes off."""
-    block, head, start, length = program(cu_ptr, blocks)
-    query = block * BLOCK_M + tl.arange(0, BLOCK_M)  # (BLOCK_M,)
-    real = query < length
-    o_i = load_rows(out, start, head, query, real, head_dim, BLOCK_D)  # (BLOCK_M, BLOCK_D)
-    do_i = load_rows(dout, start, head, query, real, head_dim, BLOCK_D)  # (BLOCK_M, BLOCK_D)
-    delta = delta_ptr + head.to(tl.int64) * tokens + (start + query)
-    tl.store(delta, tl.sum(o_i.to(tl.float32) * do_i.to(tl.float32), 1), real)  # (BLOCK_M,)
+    """What the other kernels take off by rows, (2, heads, tokens): the log-sum-exp in log2, and D,
+    the row sums of dO ∘ O, by the share that dropout keeps, as they take dP not scaled up.
+    """
+    first_query, head, start, length = listed_block(cu_ptr, list_ptr, BLOCK_M)
+    if (first_query >= length) | (length <= above):
+        return
+    i = tl.arange(0, BLOCK_M)  # (BLOCK_M,)
+    real = first_query + i < length
+    row = start + first_query
+    o_i = load_rows(out, row, head, i, real, HEAD_DIM, BLOCK_D)  # (BLOCK_M, BLOCK_D)
+    do_i = load_rows(dout, row, head, i, real, HEAD_DIM, BLOCK_D)  # (BLOCK_M, BLOCK_D)
+    delta_i = tl.sum(o_i.to(tl.float32) * do_i.to(tl.float32), 1)  # (BLOCK_M,)
+    if dropout is not None:
+        delta_i *= dropout.keep_share
+    line = head.to(tl.int64) * tokens + row
+    lse_i = tl.load(lse_ptr + line + i, real, 0.0)  # (BLOCK_M,)
+    tl.store(sums_ptr + line + i, lse_i * LOG2_E, real)
+    tl.store(sums_ptr + (tl.num_programs(1).to(tl.int64) * tokens + line) + i, delta_i, real)
 
 
 @triton.jit
-def _store_ds(x, start, head, rows, columns, inside, ds):
+def _load_sums(sums_ptr, tokens, row, head, i, inside):
+    """The log-sum-exp in log2 and D of rows ``row + i``; zeros outside, and ``inside`` may be
+    None.
+    """
+    lse = sums_ptr + (head.to(tl.int64) * tokens + row) + i
+    delta = lse + tl.num_programs(1).to(tl.int64) * tokens
+    if inside is None:
+        sums = tl.load(lse), tl.load(delta)
+    else:
+        sums = tl.load(lse, inside, 0.0), tl.load(delta, inside, 0.0)
+    return sums
+
+
+@triton.jit
+def _store_ds(x, row, head, i, first_column, j, inside, dropout, ds):
     """A tile of the scores' gradient into `Rows` of (tokens, heads, max_seqlen), if given."""
     if x is not None:
-        base = x.ptr + start * x.token_stride + head * x.head_stride
-        offsets = rows[:, None] * x.token_stride + columns[None, :]
+        if dropout is not None:
+            ds *= dropout.keep_scale
+        base = x.ptr + row * x.token_stride + head * x.head_stride + first_column
+        offsets = i[:, None] * x.token_stride + j[None, :]
         tl.store(base + offsets, ds.to(x.ptr.dtype.element_ty), inside)
 
 
-@triton.jit(do_not_specialize=("blocks",), do_not_specialize_on_alignment=("seed_ptr",))
+@triton.jit(do_not_specialize=("sequences",), do_not_specialize_on_alignment=("seed_ptr",))
 def _query_gradient_kernel(
     q,
     k,
@@ -67,62 +98,119 @@ def _query_gradient_kernel(
     dout,
     dq,
     ds_rows,
-    lse_ptr,
-    delta_ptr,
+    sums_ptr,
     cu_ptr,
+    list_ptr,
     seed_ptr,
-    blocks,
+    sequences,
     tokens,
-    head_dim,
     scale,
     dropout,
     terms,
     window,
+    above,
     PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """dQ of a block of queries, over every block of keys; to ds_rows, if given, dS, (tokens of
-    queries, heads, keys).
+    queries, heads, keys). Sequences of at most ``above`` tokens are another kernel's, and so is
+    slack where there are any.
     """
-    block, head, start, length = program(cu_ptr, blocks)
-    first_query = block * BLOCK_M
-    if first_query >= length:
+    if above == 0:
+        clear_slack(dq, None, cu_ptr, sequences, tokens, HEAD_DIM, BLOCK_M, BLOCK_D)
+    first_query, head, start, length = listed_block(cu_ptr, list_ptr, BLOCK_M)
+    if (first_query >= length) | (length <= above):
         return
-    query = first_query + tl.arange(0, BLOCK_M)  # (BLOCK_M,)
-    real = query < length
-    q_i = load_rows(q, start, head, query, real, head_dim, BLOCK_D)  # (BLOCK_M, BLOCK_D)
-    do_i = load_rows(dout, start, head, query, real, head_dim, BLOCK_D)  # (BLOCK_M, BLOCK_D)
-    line = head.to(tl.int64) * tokens + (start + query)
-    lse_i = tl.load(lse_ptr + line, real, 0.0)  # (BLOCK_M,)
-    delta_i = tl.load(delta_ptr + line, real, 0.0)  # (BLOCK_M,)
+    i = tl.arange(0, BLOCK_M)  # (BLOCK_M,)
+    real = first_query + i < length
+    row = start + first_query
+    q_i = load_rows(q, row, head, i, real, HEAD_DIM, BLOCK_D)  # (BLOCK_M, BLOCK_D)
+    do_i = load_rows(dout, row, head, i, real, HEAD_DIM, BLOCK_D)  # (BLOCK_M, BLOCK_D)
+    lse_i, delta_i = _load_sums(sums_ptr, tokens, row, head, i, real)  # (BLOCK_M,)
     dq_i = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     first_seen, end = reach(first_query, length, window, BLOCK_M, BLOCK_N)
+    if window is None and terms is None:
+        first_seen = length // BLOCK_N * BLOCK_N
+        for first_key in range(0, first_seen, BLOCK_N):
+            dq_i = _query_gradient_step(
+                q_i, do_i, lse_i, delta_i, dq_i, k, v, start, length, head, first_query, first_key,
+                scale, seed_ptr, dropout, terms, window, ds_rows, True, PRECISION, HEAD_DIM,
+                BLOCK_N,
+            )  # fmt: skip
     for first_key in range(first_seen, end, BLOCK_N):
-        key = first_key + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
-        k_j = load_rows(k, start, head, key, key < length, head_dim, BLOCK_D)  # (BLOCK_N, BLOCK_D)
-        v_j = load_rows(v, start, head, key, key < length, head_dim, BLOCK_D)  # (BLOCK_N, BLOCK_D)
-        s = scores(
-            q_i, k_j, query[:, None], key[None, :], start, length, head, scale, terms, PRECISION
+        dq_i = _query_gradient_step(
+            q_i, do_i, lse_i, delta_i, dq_i, k, v, start, length, head, first_query, first_key,
+            scale, seed_ptr, dropout, terms, window, ds_rows, False, PRECISION, HEAD_DIM,
+            BLOCK_N,
+        )  # fmt: skip
+    first_query, head, start, length = listed_block(cu_ptr, list_ptr, BLOCK_M, AGAIN=True)
+    real = first_query + i < length
+    if dropout is not None:
+        scale *= dropout.keep_scale
+    store_rows(dq, start + first_query, head, i, real, dq_i * scale, HEAD_DIM)
+
+
+@triton.jit
+def _query_gradient_step(
+    q_i,
+    do_i,
+    lse_i,
+    delta_i,
+    dq_i,
+    k,
+    v,
+    start,
+    length,
+    head,
+    first_query,
+    first_key,
+    scale,
+    seed_ptr,
+    dropout,
+    terms,
+    window,
+    ds_rows,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """dQ, not scaled, after a block of keys; where it is WHOLE, every query sees all of them and
+    nothing is added to the scores.
+    """
+    BLOCK_M: tl.constexpr = q_i.shape[0]
+    BLOCK_D: tl.constexpr = q_i.shape[1]
+    i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)  # (BLOCK_M,), (BLOCK_N,)
+    inside = None if WHOLE else first_key + j < length
+    k_j = load_rows(k, start + first_key, head, j, inside, HEAD_DIM, BLOCK_D)  # (BLOCK_N, BLOCK_D)
+    v_j = load_rows(v, start + first_key, head, j, inside, HEAD_DIM, BLOCK_D)  # (BLOCK_N, BLOCK_D)
+    zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    # A query past the end meets zeros in q and dout.
+    if WHOLE:
+        s = dot(q_i, tl.trans(k_j), zeros, PRECISION)  # (BLOCK_M, BLOCK_N), not scaled
+        p = tl.exp2(s * (scale * LOG2_E) - lse_i[:, None])  # (BLOCK_M, BLOCK_N)
+    else:
+        query, key = (first_query + i)[:, None], (first_key + j)[None, :]
+        s = scores(q_i, k_j, query, key, start, length, head, scale, terms, PRECISION)
+        p = tl.exp2(s - lse_i[:, None])  # (BLOCK_M, BLOCK_N)
+        p = tl.where(within(inside[None, :], query, key, window), p, 0.0)
+    dp = dot(do_i, tl.trans(v_j), zeros, PRECISION)  # (BLOCK_M, BLOCK_N), not scaled up
+    if dropout is not None:
+        keep = kept(
+            seed_ptr, dropout, start, head, first_query, i[:, None], first_key, j[None, :]
         )  # (BLOCK_M, BLOCK_N)
-        # A query past the end meets zeros in q and dout.
-        seen = within((key < length)[None, :], query[:, None], key[None, :], window)
-        p = probabilities(s, lse_i[:, None], seen)  # (BLOCK_M, BLOCK_N)
-        zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        dp = dot(do_i, tl.trans(v_j), zeros, PRECISION)  # (BLOCK_M, BLOCK_N)
-        if dropout is not None:
-            dp = drop(dp, kept(seed_ptr, dropout, start + query, head, first_key, BLOCK_N), dropout)
-        ds = p * (dp - delta_i[:, None])  # (BLOCK_M, BLOCK_N)
-        inside = real[:, None] & (key < length)[None, :]
-        _store_ds(ds_rows, start, head, query, key, inside, ds)
-        dq_i = dot(ds.to(k_j.dtype), k_j, dq_i, PRECISION)  # (BLOCK_M, BLOCK_D)
-    _, _, start, length = program(cu_ptr, blocks, AGAIN=True)
-    real = query < length
-    store_rows(dq, start, head, query, real, head_dim, dq_i * scale)  # (BLOCK_M, BLOCK_D)
+        dp = drop(dp, keep, scale)
+    ds = p * (dp - delta_i[:, None])  # (BLOCK_M, BLOCK_N), not scaled up
+    if not WHOLE:
+        both = (first_query + i < length)[:, None] & inside[None, :]
+        _store_ds(ds_rows, start + first_query, head, i, first_key, j, both, dropout, ds)
+    return dot(ds.to(k_j.dtype), k_j, dq_i, PRECISION)  # (BLOCK_M, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=("blocks",), do_not_specialize_on_alignment=("seed_ptr",))
+@triton.jit(do_not_specialize=("sequences",), do_not_specialize_on_alignment=("seed_ptr",))
 def _key_gradient_kernel(
     q,
     k,
@@ -131,65 +219,125 @@ def _key_gradient_kernel(
     dk,
     dv,
     ds_rows,
-    lse_ptr,
-    delta_ptr,
+    sums_ptr,
     cu_ptr,
+    list_ptr,
     seed_ptr,
-    blocks,
+    sequences,
     tokens,
-    head_dim,
     scale,
     dropout,
     terms,
     window,
+    above,
     PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """dK and dV of a block of keys, over every block of queries; to ds_rows, if given, dS, (tokens
-    of keys, heads, queries).
+    of keys, heads, queries). Sequences of at most ``above`` tokens are another kernel's, and so is
+    slack where there are any.
 
     Tiles are (keys, queries), so that they enter the products of dK and dV as they are.
     """
-    block, head, start, length = program(cu_ptr, blocks)
-    first_key = block * BLOCK_N
-    if first_key >= length:
+    if above == 0:
+        clear_slack(dk, None, cu_ptr, sequences, tokens, HEAD_DIM, BLOCK_N, BLOCK_D)
+        clear_slack(dv, None, cu_ptr, sequences, tokens, HEAD_DIM, BLOCK_N, BLOCK_D)
+    first_key, head, start, length = listed_block(cu_ptr, list_ptr, BLOCK_N)
+    if (first_key >= length) | (length <= above):
         return
-    key = first_key + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
-    k_j = load_rows(k, start, head, key, key < length, head_dim, BLOCK_D)  # (BLOCK_N, BLOCK_D)
-    v_j = load_rows(v, start, head, key, key < length, head_dim, BLOCK_D)  # (BLOCK_N, BLOCK_D)
+    j = tl.arange(0, BLOCK_N)  # (BLOCK_N,)
+    real = first_key + j < length
+    row = start + first_key
+    k_j = load_rows(k, row, head, j, real, HEAD_DIM, BLOCK_D)  # (BLOCK_N, BLOCK_D)
+    v_j = load_rows(v, row, head, j, real, HEAD_DIM, BLOCK_D)  # (BLOCK_N, BLOCK_D)
     dk_j = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv_j = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     first_seeing, end = reach(first_key, length, window, BLOCK_N, BLOCK_M)
+    if window is None and terms is None:
+        first_seeing = length // BLOCK_M * BLOCK_M
+        for first_query in range(0, first_seeing, BLOCK_M):
+            dk_j, dv_j = _key_gradient_step(
+                k_j, v_j, dk_j, dv_j, q, dout, sums_ptr, start, length, tokens, head, first_query,
+                first_key, scale, seed_ptr, dropout, terms, window, ds_rows, True, PRECISION,
+                HEAD_DIM, BLOCK_M,
+            )  # fmt: skip
     for first_query in range(first_seeing, end, BLOCK_M):
-        query = first_query + tl.arange(0, BLOCK_M)  # (BLOCK_M,)
-        real = query < length
-        q_i = load_rows(q, start, head, query, real, head_dim, BLOCK_D)  # (BLOCK_M, BLOCK_D)
-        do_i = load_rows(dout, start, head, query, real, head_dim, BLOCK_D)  # (BLOCK_M, BLOCK_D)
-        line = head.to(tl.int64) * tokens + (start + query)
-        lse_i = tl.load(lse_ptr + line, real, 0.0)  # (BLOCK_M,)
-        delta_i = tl.load(delta_ptr + line, real, 0.0)  # (BLOCK_M,)
-        s = scores(
-            k_j, q_i, query[None, :], key[:, None], start, length, head, scale, terms, PRECISION
+        dk_j, dv_j = _key_gradient_step(
+            k_j, v_j, dk_j, dv_j, q, dout, sums_ptr, start, length, tokens, head, first_query,
+            first_key, scale, seed_ptr, dropout, terms, window, ds_rows, False, PRECISION,
+            HEAD_DIM, BLOCK_M,
+        )  # fmt: skip
+    first_key, head, start, length = listed_block(cu_ptr, list_ptr, BLOCK_N, AGAIN=True)
+    real = first_key + j < length
+    if dropout is not None:
+        scale *= dropout.keep_scale
+        dv_j *= dropout.keep_scale
+    store_rows(dk, start + first_key, head, j, real, dk_j * scale, HEAD_DIM)
+    store_rows(dv, start + first_key, head, j, real, dv_j, HEAD_DIM)
+
+
+@triton.jit
+def _key_gradient_step(
+    k_j,
+    v_j,
+    dk_j,
+    dv_j,
+    q,
+    dout,
+    sums_ptr,
+    start,
+    length,
+    tokens,
+    head,
+    first_query,
+    first_key,
+    scale,
+    seed_ptr,
+    dropout,
+    terms,
+    window,
+    ds_rows,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """dK and dV, not scaled, after a block of queries; where it is WHOLE, there are all of them,
+    they see every key, and nothing is added to the scores.
+    """
+    BLOCK_N: tl.constexpr = k_j.shape[0]
+    BLOCK_D: tl.constexpr = k_j.shape[1]
+    i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)  # (BLOCK_M,), (BLOCK_N,)
+    row, inside = start + first_query, None if WHOLE else first_query + i < length
+    q_i = load_rows(q, row, head, i, inside, HEAD_DIM, BLOCK_D)  # (BLOCK_M, BLOCK_D)
+    do_i = load_rows(dout, row, head, i, inside, HEAD_DIM, BLOCK_D)  # (BLOCK_M, BLOCK_D)
+    lse_i, delta_i = _load_sums(sums_ptr, tokens, row, head, i, inside)  # (BLOCK_M,)
+    zeros = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    # A query past the end meets zeros in q and dout; what a key past the end gets is not stored.
+    if WHOLE:
+        s = dot(k_j, tl.trans(q_i), zeros, PRECISION)  # (BLOCK_N, BLOCK_M), not scaled
+        p = tl.exp2(s * (scale * LOG2_E) - lse_i[None, :])  # (BLOCK_N, BLOCK_M)
+    else:
+        query, key = (first_query + i)[None, :], (first_key + j)[:, None]
+        s = scores(k_j, q_i, query, key, start, length, head, scale, terms, PRECISION)
+        p = tl.exp2(s - lse_i[None, :])  # (BLOCK_N, BLOCK_M)
+        p = tl.where(within(key < length, query, key, window), p, 0.0)
+    dp = dot(v_j, tl.trans(do_i), zeros, PRECISION)  # (BLOCK_N, BLOCK_M), not scaled up
+    dropped = p
+    if dropout is not None:
+        keep = kept(
+            seed_ptr, dropout, start, head, first_query, i[None, :], first_key, j[:, None]
         )  # (BLOCK_N, BLOCK_M)
-        # A query past the end meets zeros in q and dout.
-        seen = within((key < length)[:, None], query[None, :], key[:, None], window)
-        p = probabilities(s, lse_i[None, :], seen)  # (BLOCK_N, BLOCK_M)
-        zeros = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-        dp = dot(v_j, tl.trans(do_i), zeros, PRECISION)  # (BLOCK_N, BLOCK_M)
-        dropped = p
-        if dropout is not None:
-            keep = tl.trans(kept(seed_ptr, dropout, start + query, head, first_key, BLOCK_N))
-            dropped, dp = drop(p, keep, dropout), drop(dp, keep, dropout)
-        dv_j = dot(dropped.to(do_i.dtype), do_i, dv_j, PRECISION)  # (BLOCK_N, BLOCK_D)
-        ds = p * (dp - delta_i[None, :])  # (BLOCK_N, BLOCK_M)
-        inside = (key < length)[:, None] & real[None, :]
-        _store_ds(ds_rows, start, head, key, query, inside, ds)
-        dk_j = dot(ds.to(q_i.dtype), q_i, dk_j, PRECISION)  # (BLOCK_N, BLOCK_D)
-    _, _, start, length = program(cu_ptr, blocks, AGAIN=True)
-    store_rows(dk, start, head, key, key < length, head_dim, dk_j * scale)  # (BLOCK_N, BLOCK_D)
-    store_rows(dv, start, head, key, key < length, head_dim, dv_j)  # (BLOCK_N, BLOCK_D)
+        dropped, dp = drop(p, keep, scale), drop(dp, keep, scale)
+    dv_j = dot(dropped.to(do_i.dtype), do_i, dv_j, PRECISION)  # (BLOCK_N, BLOCK_D)
+    ds = p * (dp - delta_i[None, :])  # (BLOCK_N, BLOCK_M), not scaled up
+    if not WHOLE:
+        both = (first_key + j < length)[:, None] & inside[None, :]
+        _store_ds(ds_rows, start + first_key, head, j, first_query, i, both, dropout, ds)
+    return dot(ds.to(q_i.dtype), q_i, dk_j, PRECISION), dv_j  # (BLOCK_N, BLOCK_D)
 
 
 def launch_two_passes(
@@ -200,6 +348,7 @@ def launch_two_passes(
     out: Tensor,
     lse: Tensor,
     cu_seqlens: Tensor,
+    listed: Tensor,
     seed: Tensor,
     max_seqlen: int,
     scale: float,
@@ -207,43 +356,42 @@ def launch_two_passes(
     window: int,
     positions: RelativePositions | None,
     gradients: tuple[Tensor, ...],
+    above: int = 0,
 ) -> None:
-    """Writes the gradients, in the order of `op._empty_gradients`; a window of -1 is none."""
-    tokens, heads, head_dim = q.shape
-    sequences = cu_seqlens.shape[0] - 1
+    """Writes dq, dk, dv and the gradients of the tables, for sequences of more than ``above``
+    tokens; a window of -1 is none.
+    """
+    tokens, heads, _ = q.shape
     dq, dk, dv, *tables = gradients
     # A table whose gradient is not wanted has room of no elements for it.
     dbias, dquery_scores, dkey_scores = (x if x.numel() else None for x in tables)
     by_queries, by_keys = dbias is not None or dquery_scores is not None, dkey_scores is not None
     ds = q.new_empty(tokens, heads, max_seqlen if by_queries or by_keys else 0)
-    delta = lse.new_empty(lse.shape)
-    inputs, pointers = [rows_of(x) for x in (q, k, v, dout)], (lse, delta, cu_seqlens, seed)
+    sums, dropout = lse.new_empty(2, heads, tokens), dropout_of(threshold)
     rest = (
-        tokens, head_dim, scale, dropout_of(threshold), terms_of(positions, heads, max_seqlen),
-        None if window < 0 else window,
+        sums, cu_seqlens, listed, seed, cu_seqlens.shape[0] - 1, tokens, scale, dropout,
+        terms_of(positions, heads, max_seqlen), None if window < 0 else window, above,
     )  # fmt: skip
+    inputs = [rows_of(x) for x in (q, k, v, dout)]
     constants = options(q, "query_gradient", positions is not None)
-    blocks = triton.cdiv(max_seqlen, constants["BLOCK_M"])
+    grid = tile_grid(listed, heads, constants["BLOCK_M"])
     launch(
-        _delta_kernel, (blocks * sequences, heads),
-        rows_of(out), rows_of(dout), delta, cu_seqlens, blocks, tokens, head_dim,
-        BLOCK_M=constants["BLOCK_M"], BLOCK_D=constants["BLOCK_D"],
+        _row_sums_kernel, grid,
+        rows_of(out), rows_of(dout), lse, sums, cu_seqlens, listed, tokens, dropout, above,
+        **{name: constants[name] for name in ("HEAD_DIM", "BLOCK_M", "BLOCK_D")},
     )  # fmt: skip
     launch(
-        _query_gradient_kernel, (blocks * sequences, heads),
-        *inputs, rows_of(dq), rows_of(ds) if by_queries else None, *pointers, blocks, *rest,
-        **constants,
+        _query_gradient_kernel, grid,
+        *inputs, rows_of(dq), rows_of(ds) if by_queries else None, *rest, **constants,
     )  # fmt: skip
     if positions is not None and by_queries:
         launch_table_gradients(
             ds, positions, cu_seqlens, max_seqlen, window, 1, dquery_scores, dbias
         )
     constants = options(q, "key_gradient", positions is not None)
-    blocks = triton.cdiv(max_seqlen, constants["BLOCK_N"])
     launch(
-        _key_gradient_kernel, (blocks * sequences, heads),
-        *inputs, rows_of(dk), rows_of(dv), rows_of(ds) if by_keys else None, *pointers, blocks,
-        *rest, **constants,
+        _key_gradient_kernel, tile_grid(listed, heads, constants["BLOCK_N"]),
+        *inputs, rows_of(dk), rows_of(dv), rows_of(ds) if by_keys else None, *rest, **constants,
     )  # fmt: skip
     if positions is not None and by_keys:
         launch_table_gradients(ds, positions, cu_seqlens, max_seqlen, window, -1, dkey_scores, None)

@@ -8,14 +8,17 @@ from ..launch import launch
 from ..positions import RelativePositions
 from ..triton_compat import tl, triton
 from ..triton_dot import dot
+from .tile_list import tile_grid
 from .tiles import (
     LN_2,
+    LOG2_E,
+    clear_slack,
     drop,
     dropout_of,
     kept,
+    listed_block,
     load_rows,
     options,
-    program,
     reach,
     rows_of,
     scores,
@@ -25,7 +28,7 @@ from .tiles import (
 )
 
 
-@triton.jit(do_not_specialize=("blocks",), do_not_specialize_on_alignment=("seed_ptr",))
+@triton.jit(do_not_specialize=("sequences",), do_not_specialize_on_alignment=("seed_ptr",))
 def _forward_kernel(
     q,
     k,
@@ -33,40 +36,97 @@ def _forward_kernel(
     out,
     lse_ptr,
     cu_ptr,
+    list_ptr,
     seed_ptr,
-    blocks,
+    sequences,
     tokens,
-    head_dim,
     scale,
     dropout,
     terms,
     window,
     PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """O and the log-sum-exp of a block of queries, over every block of keys."""
-    block, head, start, length = program(cu_ptr, blocks)
-    first_query = block * BLOCK_M
+    """O and the log-sum-exp of a block of queries, over every block of keys; zeros to slack."""
+    clear_slack(out, lse_ptr, cu_ptr, sequences, tokens, HEAD_DIM, BLOCK_M, BLOCK_D)
+    first_query, head, start, length = listed_block(cu_ptr, list_ptr, BLOCK_M)
     if first_query >= length:
         return
-    query = first_query + tl.arange(0, BLOCK_M)  # (BLOCK_M,)
-    real = query < length
-    q_i = load_rows(q, start, head, query, real, head_dim, BLOCK_D)  # (BLOCK_M, BLOCK_D)
+    i = tl.arange(0, BLOCK_M)  # (BLOCK_M,)
+    real = first_query + i < length
+    q_i = load_rows(q, start + first_query, head, i, real, HEAD_DIM, BLOCK_D)  # (BLOCK_M, BLOCK_D)
     m_i = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
     o_i = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     first_seen, end = reach(first_query, length, window, BLOCK_M, BLOCK_N)
+    if window is None and terms is None:
+        first_seen = length // BLOCK_N * BLOCK_N
+        for first_key in range(0, first_seen, BLOCK_N):
+            m_i, l_i, o_i = _softmax_step(
+                q_i, k, v, m_i, l_i, o_i, start, length, head, first_query, first_key, scale,
+                seed_ptr, dropout, terms, window, True, PRECISION, HEAD_DIM, BLOCK_N,
+            )  # fmt: skip
     for first_key in range(first_seen, end, BLOCK_N):
-        key = first_key + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
-        k_j = load_rows(k, start, head, key, key < length, head_dim, BLOCK_D)  # (BLOCK_N, BLOCK_D)
-        v_j = load_rows(v, start, head, key, key < length, head_dim, BLOCK_D)  # (BLOCK_N, BLOCK_D)
-        s = scores(
-            q_i, k_j, query[:, None], key[None, :], start, length, head, scale, terms, PRECISION
-        )  # (BLOCK_M, BLOCK_N)
-        seen = within((key < length)[None, :], query[:, None], key[None, :], window)
-        s = tl.where(seen, s, float("-inf"))
+        m_i, l_i, o_i = _softmax_step(
+            q_i, k, v, m_i, l_i, o_i, start, length, head, first_query, first_key, scale,
+            seed_ptr, dropout, terms, window, False, PRECISION, HEAD_DIM, BLOCK_N,
+        )  # fmt: skip
+    first_query, head, start, length = listed_block(cu_ptr, list_ptr, BLOCK_M, AGAIN=True)
+    real = first_query + i < length
+    normal = 1.0 / l_i
+    if dropout is not None:
+        normal *= dropout.keep_scale
+    # (BLOCK_M, BLOCK_D)
+    store_rows(out, start + first_query, head, i, real, o_i * normal[:, None], HEAD_DIM)
+    lse = lse_ptr + head.to(tl.int64) * tokens + (start + first_query)
+    tl.store(lse + i, (m_i + tl.log2(l_i)) * LN_2, real)  # (BLOCK_M,)
+
+
+@triton.jit
+def _softmax_step(
+    q_i,
+    k,
+    v,
+    m_i,
+    l_i,
+    o_i,
+    start,
+    length,
+    head,
+    first_query,
+    first_key,
+    scale,
+    seed_ptr,
+    dropout,
+    terms,
+    window,
+    WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """m, l and O after a block of keys; where it is WHOLE, every query sees all of them and nothing
+    is added to the scores.
+    """
+    BLOCK_M: tl.constexpr = q_i.shape[0]
+    BLOCK_D: tl.constexpr = q_i.shape[1]
+    i, j = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)  # (BLOCK_M,), (BLOCK_N,)
+    inside = None if WHOLE else first_key + j < length
+    k_j = load_rows(k, start + first_key, head, j, inside, HEAD_DIM, BLOCK_D)  # (BLOCK_N, BLOCK_D)
+    v_j = load_rows(v, start + first_key, head, j, inside, HEAD_DIM, BLOCK_D)  # (BLOCK_N, BLOCK_D)
+    if WHOLE:
+        zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        s = dot(q_i, tl.trans(k_j), zeros, PRECISION)  # (BLOCK_M, BLOCK_N), not scaled
+        m_new = tl.maximum(m_i, tl.max(s, 1) * (scale * LOG2_E))  # (BLOCK_M,)
+        level = m_new
+        p = tl.exp2(s * (scale * LOG2_E) - level[:, None])  # (BLOCK_M, BLOCK_N)
+    else:
+        query, key = (first_query + i)[:, None], (first_key + j)[None, :]
+        s = scores(q_i, k_j, query, key, start, length, head, scale, terms, PRECISION)
+        s = tl.where(within(inside[None, :], query, key, window), s, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(s, 1))  # (BLOCK_M,)
         level = m_new
         if window is not None:
@@ -74,17 +134,15 @@ def _forward_kernel(
             # not.
             level = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp2(s - level[:, None])  # (BLOCK_M, BLOCK_N)
-        alpha = tl.exp2(m_i - level)  # (BLOCK_M,)
-        l_i = l_i * alpha + tl.sum(p, 1)
-        if dropout is not None:
-            p = drop(p, kept(seed_ptr, dropout, start + query, head, first_key, BLOCK_N), dropout)
-        o_i = dot(p.to(v_j.dtype), v_j, o_i * alpha[:, None], PRECISION)  # (BLOCK_M, BLOCK_D)
-        m_i = m_new
-    _, _, start, length = program(cu_ptr, blocks, AGAIN=True)
-    real = query < length
-    store_rows(out, start, head, query, real, head_dim, o_i / l_i[:, None])  # (BLOCK_M, BLOCK_D)
-    lse = lse_ptr + head.to(tl.int64) * tokens + (start + query)
-    tl.store(lse, (m_i + tl.log2(l_i)) * LN_2, real)  # (BLOCK_M,)
+    alpha = tl.exp2(m_i - level)  # (BLOCK_M,)
+    l_i = l_i * alpha + tl.sum(p, 1)
+    if dropout is not None:
+        keep = kept(
+            seed_ptr, dropout, start, head, first_query, i[:, None], first_key, j[None, :]
+        )  # (BLOCK_M, BLOCK_N)
+        p = drop(p, keep, scale)
+    o_i = dot(p.to(v_j.dtype), v_j, o_i * alpha[:, None], PRECISION)  # (BLOCK_M, BLOCK_D)
+    return m_new, l_i, o_i
 
 
 def launch_forward(
@@ -92,6 +150,7 @@ def launch_forward(
     k: Tensor,
     v: Tensor,
     cu_seqlens: Tensor,
+    listed: Tensor,
     seed: Tensor,
     max_seqlen: int,
     scale: float,
@@ -102,18 +161,18 @@ def launch_forward(
     lse: Tensor,
 ) -> None:
     """Writes out, and lse (heads, tokens); a window of -1 is none."""
-    tokens, heads, head_dim = q.shape
-    # Slack rows are known to the device alone, so everything is zeroed: cheap beside the attention,
-    # and no synchronisation.
-    out.zero_(), lse.zero_()
+    tokens, heads, _ = q.shape
     constants = options(q, "forward", positions is not None)
-    blocks = triton.cdiv(max_seqlen, constants["BLOCK_M"])
-    grid = (blocks * (cu_seqlens.shape[0] - 1), heads)
+    grid = tile_grid(listed, heads, constants["BLOCK_M"])
     if 0 in grid:
+        out.zero_(), lse.zero_()
         return
+    if scale < 0:
+        # The kernel scales the greatest score, and by a negative number it would be the least.
+        q, scale = -q, -scale
     launch(
         _forward_kernel, grid,
-        *map(rows_of, (q, k, v, out)), lse, cu_seqlens, seed, blocks, tokens, head_dim, scale,
-        dropout_of(threshold), terms_of(positions, heads, max_seqlen),
+        *map(rows_of, (q, k, v, out)), lse, cu_seqlens, listed, seed, cu_seqlens.shape[0] - 1,
+        tokens, scale, dropout_of(threshold), terms_of(positions, heads, max_seqlen),
         None if window < 0 else window, **constants,
     )  # fmt: skip

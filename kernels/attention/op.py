@@ -23,48 +23,13 @@ from ..checks import (
     check_tensor,
     register_fake,
 )
-from ..philox import as_seed, dropout_threshold
+from ..philox import ATTENTION_LANE_RANGE, as_seed, attention_threshold
 from ..positions import RelativePositions, check_positions
 from ..threads import num_threads
 from .backward_one_pass import launch_one_pass, one_pass_options
 from .backward_two_passes import launch_two_passes
 from .forward import launch_forward
-
-
-def _launch_backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens: Tensor,
-    seed: Tensor,
-    max_seqlen: int,
-    scale: float,
-    threshold: int,
-    window: int,
-    positions: RelativePositions | None,
-    gradients: tuple[Tensor, ...],
-) -> None:
-    """Writes the gradients in the passes that the longest sequence needs."""
-    for gradient in gradients:
-        gradient.zero_()
-    if 0 in (max_seqlen, q.shape[1], cu_seqlens.shape[0] - 1):
-        return
-    lengths = []
-    if positions is None and window < 0:
-        capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
-        lengths = one_pass_options(q, max_seqlen, capability)
-    if lengths:
-        launch_one_pass(
-            dout, q, k, v, out, lse, cu_seqlens, seed, scale, threshold, gradients[:3], lengths
-        )
-    else:
-        launch_two_passes(
-            dout, q, k, v, out, lse, cu_seqlens, seed, max_seqlen, scale, threshold, window,
-            positions, gradients,
-        )  # fmt: skip
+from .tile_list import tile_list
 
 
 @torch.library.custom_op("bertfast::attention", mutates_args=())
@@ -108,9 +73,11 @@ def _attention(
         )
     else:
         _check_launch(backend, q, k, v, cu_seqlens, seed, max_seqlen, threshold, positions)
+        listed = tile_list(cu_seqlens, tokens, max_seqlen)
         launch_forward(
-            q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, window, positions, out, lse
-        )
+            q, k, v, cu_seqlens, listed, seed, max_seqlen, scale, threshold, window, positions,
+            out, lse,
+        )  # fmt: skip
     return out, lse
 
 
@@ -134,14 +101,14 @@ def _attention_backward(
     threshold: int,
     window: int,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     q, k, v = (_rows_contiguous(x) for x in (q, k, v))
     cu_seqlens = cu_seqlens.contiguous()
     positions = _kernel_positions(buckets, bias, query_scores, key_scores)
     dout, out, lse = dout.contiguous(), out.contiguous(), lse.contiguous()
     gradients = _empty_gradients(q, (bias, query_scores, key_scores), wanted)
+    dqkv, *tables = gradients
     if backend == "cpp":
-        dq, dk, dv, *tables = gradients
         # A table whose gradient is not wanted has room of no elements for it.
         dbias, dquery_scores, dkey_scores = (x if x.numel() else None for x in tables)
         dispatch._C.attention_backward(
@@ -151,9 +118,7 @@ def _attention_backward(
             v=v,
             out=out,
             lse=lse,
-            dq=dq,
-            dk=dk,
-            dv=dv,
+            dqkv=dqkv,
             cu_seqlens=cu_seqlens,
             **_named_tables(positions),
             dbias=dbias,
@@ -175,22 +140,27 @@ def _attention_backward(
         _check_launch(
             backend, q, k, v, cu_seqlens, seed, max_seqlen, threshold, positions, **written
         )
-        _launch_backward(
-            dout,
-            q,
-            k,
-            v,
-            out,
-            lse,
-            cu_seqlens,
-            seed,
-            max_seqlen,
-            scale,
-            threshold,
-            window,
-            positions,
-            gradients,
-        )
+        for table in tables:
+            table.zero_()
+        if 0 in (max_seqlen, q.shape[1], cu_seqlens.shape[0] - 1):
+            dqkv.zero_()
+            return gradients
+        lengths = []
+        if positions is None and window < 0:
+            capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+            lengths = one_pass_options(q, max_seqlen, capability)
+        if lengths:
+            launch_one_pass(
+                dout, q, k, v, out, lse, cu_seqlens, seed, scale, threshold, dqkv.unbind(1),
+                lengths,
+            )  # fmt: skip
+        served = lengths[-1]["BLOCK_N"] if lengths else 0
+        if served < max_seqlen:
+            listed = tile_list(cu_seqlens, q.shape[0], max_seqlen)
+            launch_two_passes(
+                dout, q, k, v, out, lse, cu_seqlens, listed, seed, max_seqlen, scale, threshold,
+                window, positions, (*dqkv.unbind(1), *tables), served,
+            )  # fmt: skip
     return gradients
 
 
@@ -209,7 +179,7 @@ def _check_launch(
     boundaries = (cu_seqlens, torch.int32, (cu_seqlens.numel(),))
     like_q = {name: (x, q.dtype, q.shape) for name, x in (("k", k), ("v", v))}
     check_launch("attention", backend, q, **like_q, cu_seqlens=boundaries, **others)
-    check_dropout(threshold, seed, q)
+    check_dropout(threshold, seed, q, ATTENTION_LANE_RANGE)
     check_cu_seqlens(cu_seqlens, q.shape[0], max_seqlen)
     if positions is not None:
         check_positions(positions, q, max_seqlen)
@@ -244,16 +214,18 @@ def _named_tables(positions: RelativePositions | None) -> dict[str, Tensor | Non
 
 def _empty_gradients(
     q: Tensor, tables: tuple[Tensor | None, ...], wanted: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Room for the gradients of q, k, v and the tables; of no elements for a table whose gradient
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for the gradients of q, k and v, side by side as one product of their projections takes
+    them, (tokens, 3, heads, head_dim), and of the tables; of no elements for a table whose gradient
     is not wanted.
     """
-    dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
+    tokens, heads, head_dim = q.shape
+    dqkv = q.new_empty(tokens, 3, heads, head_dim)
     dbias, dquery, dkey = (
         q.new_empty(x.shape if x is not None and want else 0)
         for x, want in zip(tables, wanted, strict=True)
     )
-    return dq, dk, dv, dbias, dquery, dkey
+    return dqkv, dbias, dquery, dkey
 
 
 @register_fake(_attention)
@@ -296,9 +268,9 @@ def _backward(ctx, dout, _dlse):
     if dout is None:
         return (None,) * 14
     wanted = ctx.needs_input_grad[6:9]
-    dq, dk, dv, *tables = _attention_backward(dout, *ctx.saved_tensors, wanted, *ctx.constants)
+    dqkv, *tables = _attention_backward(dout, *ctx.saved_tensors, wanted, *ctx.constants)
     tables = [gradient if want else None for gradient, want in zip(tables, wanted, strict=True)]
-    return dq, dk, dv, None, None, None, *tables, *(None,) * 5
+    return *dqkv.unbind(1), None, None, None, *tables, *(None,) * 5
 
 
 _attention.register_autograd(_backward, setup_context=_setup)
@@ -334,10 +306,13 @@ def attention(
             are slack: they give zeros and take no gradient. A sequence may be empty.
         max_seqlen: at least the longest sequence's length.
         scale: of the scores; None is ``head_dim ** -0.5``.
-        dropout_p: of the probabilities, in [0, 1), rounded to a multiple of 1/65536.
+        dropout_p: of the probabilities, in [0, 1), rounded to a multiple of 1/256: 0.1 is 26/256.
+            Above 0 it is at least 1/256 and at most 255/256. Kept probabilities are scaled by one
+            over the share that is kept after the rounding.
         seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bit of a
-            score is a function of the seed, the query's row in the batch, the head and the key's
-            position in its sequence.
+            score is a function of the seed, the row in the batch where its sequence begins, the
+            head, and the positions of query and key in their sequence. It comes from
+            Philox-4x32-7 (Salmon et al., SC 2011).
         window: a query at position i sees the keys from i - window to i + window alone; None is all
             of its sequence.
         positions: what the relative positions add to the scores; each of its tables gets a
@@ -381,7 +356,7 @@ def attention(
         check_positions(positions, q, max_seqlen)
         if all(table is None for table in positions.tables):
             positions = None
-    threshold = dropout_threshold(dropout_p)
+    threshold = attention_threshold(dropout_p)
     seed = as_seed(seed, q.device)
     backend = dispatch.select("attention", q.device, q.dtype, q.shape[2])
     if backend == "reference":

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..launch import launch
 from ..positions import RelativePositions
 from ..triton_compat import tl, triton
-from .tiles import bucket_count, program, rows_of, within
+from .tiles import bucket_count, rows_of, sequence_block, within
 
 # Tokens and buckets of a tile.
 TILES = {"BLOCK_T": 16, "BLOCK_B": 32}
@@ -37,7 +37,7 @@ def _table_gradient_kernel(
     ``bounds[b]`` on, so that each sum takes what it adds and nothing else. SIGN is 1 where a row of
     ds is a query's, -1 where it is a key's.
     """
-    block, head, start, length = program(cu_ptr, blocks)
+    block, head, start, length = sequence_block(cu_ptr, blocks)
     first = block * BLOCK_T
     if first >= length:
         return

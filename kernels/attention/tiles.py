@@ -1,8 +1,11 @@
 """What attention's kernels share: their arguments, rows of a head, and the tile of scores and
 probabilities.
 
-The grid of every kernel is (blocks * sequences, heads), the blocks being those of the longest
-sequence. A program past its sequence's end leaves at once.
+A program computes one head of one block of a sequence, which it finds in a list (`tile_list.py`)
+or, where there is none, in a grid of (blocks * sequences, heads), the blocks being those of the
+longest sequence. A program past its sequence's end leaves at once.
+
+A kernel's tiles are whole but for the last ones of a sequence, and only these are masked.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ import torch
 from torch import Tensor
 
 from .. import tuning
-from ..philox import keep_scale
+from ..philox import ATTENTION_LANE_RANGE, keep_scale
 from ..philox_triton import attention_lanes
 from ..positions import RelativePositions
 from ..triton_compat import tl, triton
 from ..triton_dot import dot
+from .tile_list import TILE
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -32,10 +36,13 @@ class Rows(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """A probability is dropped where its lane is below the threshold, else scaled up."""
+    """A probability is dropped where its lane is below the threshold, else scaled up: not one by
+    one, but all that they add up to. keep_share is one over keep_scale.
+    """
 
     threshold: Any
     keep_scale: Any
+    keep_share: Any
 
 
 class Terms(NamedTuple):
@@ -58,38 +65,91 @@ class Terms(NamedTuple):
 
 
 @triton.jit
-def program(cu_ptr, blocks, AGAIN: tl.constexpr = False):
-    """This program's block and head, and the first row and the length of its sequence.
+def sequence_block(cu_ptr, blocks, AGAIN: tl.constexpr = False):
+    """In a grid of (blocks * sequences, heads): this program's block and head, and the first row
+    and the length of its sequence.
 
     After a loop they are read AGAIN: what is made of them there, such as the mask of the rows to
     store, would else be made before the loop, and kept through it in registers or on the stack.
     """
-    sequence = tl.program_id(0) // blocks
-    start = tl.load(cu_ptr + sequence, volatile=AGAIN).to(tl.int64)
-    length = (tl.load(cu_ptr + sequence + 1, volatile=AGAIN) - start).to(tl.int32)
+    start, length = _bounds(cu_ptr, tl.program_id(0) // blocks, AGAIN)
     return tl.program_id(0) % blocks, tl.program_id(1), start, length
 
 
 @triton.jit
-def load_rows(x, start, head, rows, inside, head_dim, BLOCK_D: tl.constexpr):
-    """(len(rows), BLOCK_D) of one head, ``rows`` counted from ``start``; zeros outside."""
-    base = x.ptr + start * x.token_stride + head * x.head_stride
-    column = tl.arange(0, BLOCK_D)
-    offsets = rows[:, None] * x.token_stride + column[None, :]
-    return tl.load(base + offsets, inside[:, None] & (column < head_dim)[None, :], 0.0)
+def listed_block(cu_ptr, tiles_ptr, BLOCK: tl.constexpr, AGAIN: tl.constexpr = False):
+    """In a grid of `tile_grid`: the first position of this program's block in its sequence, the
+    head, and the first row and the length of the sequence. AGAIN as in `sequence_block`.
+    """
+    entry = tiles_ptr + tl.program_id(0) * BLOCK // TILE * 2
+    first = tl.load(entry + 1, volatile=AGAIN) + tl.program_id(0) * BLOCK % TILE
+    start, length = _bounds(cu_ptr, tl.load(entry, volatile=AGAIN), AGAIN)
+    return first, tl.program_id(1), start, length
 
 
 @triton.jit
-def store_rows(x, start, head, rows, inside, head_dim, values):
-    """Puts ``values``, (len(rows), BLOCK_D), where `load_rows` reads them."""
-    base = x.ptr + start * x.token_stride + head * x.head_stride
-    column = tl.arange(0, values.shape[1])
-    offsets = rows[:, None] * x.token_stride + column[None, :]
-    tl.store(
-        base + offsets,
-        values.to(x.ptr.dtype.element_ty),
-        inside[:, None] & (column < head_dim)[None, :],
-    )
+def _bounds(cu_ptr, sequence, AGAIN: tl.constexpr):
+    start = tl.load(cu_ptr + sequence, volatile=AGAIN).to(tl.int64)
+    return start, (tl.load(cu_ptr + sequence + 1, volatile=AGAIN) - start).to(tl.int32)
+
+
+@triton.jit
+def _tiles_of_head(x, first_row, head, i, BLOCK_D: tl.constexpr):
+    """Pointers to (len(i), BLOCK_D) of one head, rows ``first_row + i``."""
+    base = x.ptr + first_row * x.token_stride + head * x.head_stride
+    return base + (i[:, None] * x.token_stride + tl.arange(0, BLOCK_D)[None, :])
+
+
+@triton.jit
+def _inside_head(i, inside, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(len(i), BLOCK_D): the elements of rows that are ``inside``; None where all are."""
+    mask = None if inside is None else inside[:, None]
+    if HEAD_DIM < BLOCK_D:
+        columns = (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
+        mask = columns if mask is None else mask & columns
+    return mask
+
+
+@triton.jit
+def load_rows(x, first_row, head, i, inside, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(len(i), BLOCK_D) of one head, rows ``first_row + i``; zeros outside, and ``inside`` may be
+    None.
+    """
+    mask = _inside_head(i, inside, HEAD_DIM, BLOCK_D)
+    pointers = _tiles_of_head(x, first_row, head, i, BLOCK_D)
+    return tl.load(pointers) if mask is None else tl.load(pointers, mask, 0.0)
+
+
+@triton.jit
+def store_rows(x, first_row, head, i, inside, values, HEAD_DIM: tl.constexpr):
+    """Puts ``values``, (len(i), BLOCK_D), where `load_rows` reads them."""
+    mask = _inside_head(i, inside, HEAD_DIM, values.shape[1])
+    pointers = _tiles_of_head(x, first_row, head, i, values.shape[1])
+    tl.store(pointers, values.to(x.ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def clear_slack(
+    x,
+    line_ptr,
+    cu_ptr,
+    sequences,
+    tokens,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Zeros to this program's share of one head's rows past the last boundary, and of its line of
+    (heads, tokens), if given.
+    """
+    i = tl.arange(0, BLOCK)
+    zeros = tl.zeros((BLOCK, BLOCK_D), tl.float32)
+    mine = tl.load(cu_ptr + sequences).to(tl.int64) + tl.program_id(0) * BLOCK
+    for first in range(mine, tokens, tl.num_programs(0) * BLOCK):
+        inside = first + i < tokens
+        store_rows(x, first, tl.program_id(1), i, inside, zeros, HEAD_DIM)
+        if line_ptr is not None:
+            tl.store(line_ptr + tl.program_id(1).to(tl.int64) * tokens + first + i, 0.0, inside)
 
 
 @triton.jit
@@ -145,22 +205,18 @@ def _table(x, start, head, rows, bucket, inside):
 
 
 @triton.jit
-def probabilities(s, lse, seen):
-    """P of a tile of scores, made again from the log-sum-exp; zero where nothing is seen."""
-    return tl.where(seen, tl.exp2(s - lse * LOG2_E), 0.0)
+def kept(seed_ptr, dropout, start, head, first_query, i, first_key, j):
+    """The probabilities that dropout keeps, of the tile that `attention_lanes` describes."""
+    lanes = attention_lanes(tl.load(seed_ptr), start, head, first_query, i, first_key, j)
+    return lanes >= tl.full((), dropout.threshold, tl.uint32) << 24
 
 
 @triton.jit
-def kept(seed_ptr, dropout, rows, head, first_key, KEYS: tl.constexpr):
-    """(queries, KEYS): the probabilities that dropout keeps."""
-    lanes = attention_lanes(tl.load(seed_ptr), rows, head, first_key, KEYS)
-    return lanes.to(tl.int32) >= dropout.threshold
-
-
-@triton.jit
-def drop(x, keep, dropout):
-    """``x`` scaled up where it is kept, and zero elsewhere."""
-    return tl.where(keep, x * dropout.keep_scale, 0.0)
+def drop(x, keep, scale):
+    """``x`` where it is kept, and zero elsewhere: one that the compiler does not know for zero, or
+    it would choose among rounded halves, which it first takes out of their pairs.
+    """
+    return tl.where(keep, x, scale * 0.0)
 
 
 def rows_of(x: Tensor) -> Rows:
@@ -170,7 +226,10 @@ def rows_of(x: Tensor) -> Rows:
 
 def dropout_of(threshold: int) -> Dropout | None:
     """The threshold as a kernel's argument; None drops nothing."""
-    return Dropout(threshold, keep_scale(threshold)) if threshold else None
+    if not threshold:
+        return None
+    scale = keep_scale(threshold, ATTENTION_LANE_RANGE)
+    return Dropout(threshold, scale, 1 / scale)
 
 
 def terms_of(positions: RelativePositions | None, heads: int, max_seqlen: int) -> Terms | None:
@@ -217,4 +276,5 @@ def options(q: Tensor, kernel: str, positions: bool) -> dict[str, Any]:
     tuned = tuning.options(
         f"attention.{kernel}{'_positions' * positions}", q.dtype, q.device, block_d
     )
-    return {"PRECISION": "ieee" if exact else "tf32", "BLOCK_D": block_d, **tuned}
+    constants = {"HEAD_DIM": q.shape[2], "BLOCK_D": block_d}
+    return {"PRECISION": "ieee" if exact else "tf32", **constants, **tuned}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bertfast import kernels
 from bertfast.kernels import dispatch, reference
-from bertfast.kernels.philox import as_seed, dropout_threshold
+from bertfast.kernels.philox import as_seed, attention_threshold
 from support import (
     COMPILE_BACKEND,
     DEVICE,
@@ -61,7 +61,7 @@ def float64_run(
 ):
     qkv = [x.detach().double().requires_grad_() for x in qkv]
     scale = qkv[0].shape[2] ** -0.5 if scale is None else scale
-    threshold = dropout_threshold(dropout_p)
+    threshold = attention_threshold(dropout_p)
     window = -1 if window is None else window
     if positions is not None:
         wide = [
@@ -418,7 +418,7 @@ def test_the_backward_is_the_same_bits_each_time_and_on_any_number_of_threads(ta
 def test_the_custom_op_passes_opcheck(dropout_p, tables, window):
     qkv, _, cu_seqlens = inputs([4, 0, 9], 2, 16, torch.float32, slack=1)
     seed, positions = as_seed(1, DEVICE), random_positions(tables, 14, 2, 9)
-    options = (9, 0.25, dropout_threshold(dropout_p), window, "cpp")
+    options = (9, 0.25, attention_threshold(dropout_p), window, "cpp")
     with forced("cpp"):
         arguments = (
             *qkv,

@@ -22,6 +22,7 @@ from bertfast.kernels import launch as module
 from bertfast.kernels.attention.backward_one_pass import launch_one_pass, one_pass_options
 from bertfast.kernels.attention.backward_two_passes import launch_two_passes
 from bertfast.kernels.attention.forward import launch_forward
+from bertfast.kernels.attention.tile_list import tile_list
 from support import REPOSITORY, missing_backend, random_positions
 
 pytestmark = pytest.mark.skipif(bool(missing_backend("triton")), reason=missing_backend("triton"))
@@ -112,17 +113,14 @@ def test_seventy_thousand_sequences_fit_every_grid(monkeypatch: pytest.MonkeyPat
     positions = random_positions("bqk", SEQUENCES, 1, 1, x.dtype)
     tables = [torch.empty_like(table) for table in positions.tables]
     empty = [x.new_empty(0)] * 3
-    backward = (x, x, x, x, x, lse, boundaries, seed)
+    backward, dqkv = (x, x, x, x, x, lse, boundaries), x.new_empty(SEQUENCES, 3, 1, 16).unbind(1)
 
     def attention() -> None:
-        launch_forward(x, x, x, boundaries, seed, 1, 1.0, 9, -1, None, x.clone(), lse)
-        launch_one_pass(
-            *backward, 1.0, 9, (x.clone(), x.clone(), x.clone()), one_pass_options(x, 1, (9, 0))
-        )
-        launch_two_passes(*backward, 1, 1.0, 9, -1, None, (x.clone(), x.clone(), x.clone(), *empty))
-        launch_two_passes(
-            *backward, 1, 1.0, 9, -1, positions, (x.clone(), x.clone(), x.clone(), *tables)
-        )
+        listed = tile_list(boundaries, SEQUENCES, 1)
+        launch_forward(x, x, x, boundaries, listed, seed, 1, 1.0, 9, -1, None, x.clone(), lse)
+        launch_one_pass(*backward, seed, 1.0, 9, dqkv, one_pass_options(x, 1, (9, 0)))
+        for places, room in ((None, empty), (positions, tables)):
+            launch_two_passes(*backward, listed, seed, 1, 1.0, 9, -1, places, (*dqkv, *room))
 
     def others() -> None:
         rows = torch.zeros(SEQUENCES, 16, requires_grad=True)

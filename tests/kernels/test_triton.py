@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast import kernels
-from bertfast.kernels.philox import as_seed, dropout_threshold
+from bertfast.kernels.attention.tile_list import TILE, tile_list
+from bertfast.kernels.philox import as_seed, attention_threshold
 from support import DEVICE, assert_close_to_float64, boundaries, missing_backend, random_positions
 
 pytestmark = pytest.mark.skipif(bool(missing_backend("triton")), reason=missing_backend("triton"))
@@ -96,22 +97,83 @@ def test_one_pass_backward_matches_float64_for_sequences_of_every_length_at_once
         (128, [64, 128]),
         (129, [64, 128, 256]),
         (256, [64, 128, 256]),
-        (257, []),
+        (257, [64, 128, 256]),
     ],
 )
 @pytest.mark.slow
-def test_one_pass_serves_half_precision_up_to_the_longest_length_that_fits(longest, lengths):
+def test_one_pass_serves_the_sequences_of_half_precision_that_fit(longest, lengths):
     module = import_module("bertfast.kernels.attention.backward_one_pass")
     for capability, dtype, head_dim, wanted in (
         ((9, 0), torch.bfloat16, 64, lengths),
-        ((8, 0), torch.float16, 48, lengths if longest <= 128 else []),
-        ((12, 0), torch.bfloat16, 64, lengths if longest <= 128 else []),
+        ((8, 0), torch.float16, 48, [x for x in lengths if x <= 128]),
+        ((12, 0), torch.bfloat16, 64, [x for x in lengths if x <= 128]),
         ((9, 0), torch.float32, 16, []),
     ):
         tiles = module.one_pass_options(
             torch.empty(0, 1, head_dim, dtype=dtype), longest, capability
         )
         assert [x["BLOCK_N"] for x in tiles] == wanted
+
+
+@pytest.mark.parametrize("head_dim", [16, 48])
+@pytest.mark.slow_unless(lambda head_dim: head_dim == 16)
+def test_a_sequence_is_served_by_its_own_length(head_dim):
+    """One pass where it fits, two passes for the others of the batch."""
+    lengths = [1, 260, 0, 64, 129, 256]
+    attention_check(lengths, 1, head_dim, torch.bfloat16, slack=3, dropout_p=0.2, seed=6)
+
+
+@pytest.mark.parametrize("scale", [-0.7, 0.0])
+def test_a_scale_that_is_not_positive_is_used(scale):
+    for dtype in DTYPES[:2]:
+        attention_check([3, 130], 1, 16, dtype, dropout_p=0.2, scale=scale)
+
+
+@pytest.mark.parametrize("longest", [30, 150, 300])
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.slow_unless(lambda longest, dtype: longest == 150 or dtype == torch.bfloat16)
+def test_slack_is_zero_where_memory_was_not(longest, dtype):
+    lengths, slack = [5, 0, longest], 140
+    qkv, dout = torch.randn(4, sum(lengths) + slack, 2, 16, device=DEVICE).to(dtype).split([3, 1])
+    torch.use_deterministic_algorithms(True)  # PyTorch then fills new memory with NaN
+    try:
+        results = attention_run("triton", qkv, dout[0], boundaries(lengths), longest)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for result in results:
+        assert not result[-slack:].any()
+        assert result[:-slack].isfinite().all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 700), max_size=40),
+    slack=st.integers(0, 300),
+    more=st.booleans(),
+)
+def test_the_list_of_tiles_has_every_block_once_and_the_longest_sequences_first(
+    lengths, slack, more
+):
+    longest, tokens, tile = max(lengths, default=0), sum(lengths) + slack, TILE.value
+    found = tile_list(boundaries(lengths), tokens, longest + more).tolist()
+    assert len(found) <= tokens // tile + len(lengths)
+    real = [(sequence, first) for sequence, first in found if first < lengths[sequence]]
+    wanted = [(s, first) for s, length in enumerate(lengths) for first in range(0, length, tile)]
+    assert sorted(real) == wanted
+    assert found[: len(real)] == [list(entry) for entry in real]
+    assert all(first >= longest for _, first in found[len(real) :])
+    tiles = [-(-lengths[sequence] // tile) for sequence, _ in real]
+    if longest <= 8 * tile:  # a class a count of tiles
+        assert tiles == sorted(tiles, reverse=True)
+
+
+def test_the_list_of_many_sequences_takes_more_than_one_round():
+    lengths = [1, 200, 0] * 1000
+    found = tile_list(boundaries(lengths), sum(lengths), 200).tolist()
+    assert sorted(map(tuple, found[:3000])) == [
+        (s, first) for s, length in enumerate(lengths) for first in range(0, length, TILE.value)
+    ]
+    assert all(lengths[sequence] == 200 for sequence, _ in found[:2000])
 
 
 @pytest.mark.parametrize("window", [0, 1, 31, 64, 69])
@@ -323,7 +385,7 @@ def test_the_custom_ops_pass_opcheck():
         *(None,) * 4,
         5,
         0.25,
-        dropout_threshold(0.2),
+        attention_threshold(0.2),
         -1,
         "triton",
     )
