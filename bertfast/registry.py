@@ -78,5 +78,5 @@ class Registry(dict[str, T]):
 
 def summaries(kind: str) -> dict[str, str]:
     """The summary of each one of a kind by its name; the built-in ones are not loaded for it."""
-    registered = _made.get(kind, {})
+    registered: Mapping[str, Any] = _made.get(kind, {})
     return SUMMARIES.get(kind, {}) | {name: one.summary for name, one in registered.items()}

@@ -318,8 +318,10 @@ def adamw(
     _check_lists(weights, gradients, means, squares, copies)
     if not (0.0 <= betas[0] < 1.0 and 0.0 <= betas[1] < 1.0):
         raise ValueError(f"betas are {betas}; each must be at least 0 and below 1")
-    each = isinstance(weight_decay, Sequence)
-    decays = list(weight_decay) if each else [weight_decay] * len(weights)
+    if isinstance(weight_decay, Sequence):
+        decays = list(weight_decay)
+    else:
+        decays = [weight_decay] * len(weights)
     if len(decays) != len(weights):
         raise ValueError(
             f"weight_decay has {len(decays)} values and there are {len(weights)} weights; "

@@ -330,12 +330,12 @@ def _linear_cross_entropy(
     count = _count(labels, ignore_index) if reduction == "mean" else None
     one = torch.ones((), device=labels.device) if count is None else count.reciprocal()
     scale = one if gradients_now else None
-    losses, correct, *gradients = _called(
+    losses, correct, dhidden, dweight, dbias = _called(
         hidden, weight, bias, labels, ignore_index, label_smoothing, z_loss, scale, backend
     )
     if reduction != "none":
         losses = losses.sum() if count is None else losses.sum() / count
-    return (losses, correct.sum(), *gradients)
+    return losses, correct.sum(), dhidden, dweight, dbias
 
 
 @torch.library.custom_op("bertfast::linear_cross_entropy_backward", mutates_args=())

@@ -405,6 +405,8 @@ def work_of(
     values = _values(launch)
     itemsize = next(x for x in tree_leaves(launch.arguments) if isinstance(x, Tensor)).itemsize
     _, piece = resources.piece_of(name, launch.constants, itemsize, compiled, capability)
+    count: float
+    rounds: float
     if name in resources.PRODUCTS:
         has_tail = any(x.pipe == "tensor" for x in code.outside)
         programs, count = tiles(name, values, lengths, has_tail)

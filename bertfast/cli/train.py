@@ -224,11 +224,9 @@ def _adapting() -> list[click.Parameter]:
         if given.name == "steps":
             given.default = 1000
         elif given.name == "objective":
-            given.help = "Default: mlm, and rtd for ELECTRA."  # type: ignore[attr-defined]
+            given.help = "Default: mlm, and rtd for ELECTRA."
         elif given.name == "valid_split":
-            given.help = (  # type: ignore[attr-defined]
-                "Share of the documents that is held out; default 0.05 without --valid."
-            )
+            given.help = "Share of the documents held out; default 0.05 without --valid."
     return found
 
 

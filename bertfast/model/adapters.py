@@ -94,10 +94,12 @@ class Adapter:
 class SeededDropout(nn.Module):
     """Dropout whose bits are counted from the forward's seed, as those of the encoder are."""
 
+    seed: int | Tensor | None
+
     def __init__(self, p: float, site: int) -> None:
         super().__init__()
         self.p, self.site = p, site
-        self.seed: int | Tensor | None = None
+        self.seed = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -131,12 +133,12 @@ class AdaptedModel:
         for name in head:
             model.get_parameter(name).requires_grad_(True)
         self._trained = set(head)
-        sites = []
+        sites: list[SeededDropout] = []
         for layer in model.modules():
             drops = getattr(layer, "lora_dropout", None)
             if isinstance(drops, nn.ModuleDict) and isinstance(drops[NAME], nn.Dropout):
-                drops[NAME] = SeededDropout(adapter.dropout, len(sites) + 1)
-                sites.append(drops[NAME])
+                sites.append(SeededDropout(adapter.dropout, len(sites) + 1))
+                drops[NAME] = sites[-1]
 
         def seed_sites(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             for site in sites:

@@ -314,7 +314,7 @@ def attend(
     member, heads = member_of(config), config.num_attention_heads
     apart = (modules.query, modules.key, modules.value)
     if modules.query_key_value is not None:
-        whole = project_beside(modules.query_key_value, x)
+        whole: tuple[Tensor, Tensor] | None = project_beside(modules.query_key_value, x)
     else:
         whole = project_together(apart, x)
     if whole is not None:
