@@ -56,7 +56,7 @@ SEGMENTS = 2  # rows of a segment table whose gradient the backward's programs c
 RUN = (
     16  # sorted tokens whose rows one program adds up at most, before the runs of one id are added
 )
-SEQUENCES = 16  # whose rows at a position one program adds up at once
+SEQUENCES = 8  # whose rows at a position one program adds up at once
 SCAN = 128  # ids that a program looks through at once
 COLUMNS = 256
 

@@ -109,7 +109,7 @@ ROW_KERNELS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "_rotary_kernel": ("rotary", {"INVERSE": True, "ROWS": 32, "COLUMNS": 32}, None),
     "_sum_runs_kernel": ("embed", RUNS, None),
     "_add_runs_kernel": ("embed", RUNS, None),
-    "_sum_positions_kernel": ("embed", {"SEQUENCES": 16, "SCAN": 128, "COLUMNS": 256}, None),
+    "_sum_positions_kernel": ("embed", {"SEQUENCES": 8, "SCAN": 128, "COLUMNS": 256}, None),
     "_sum_partials_kernel": ("layer_norm_triton", {"ROWS": 32, "COLUMNS": 32}, None),
 }
 # Bytes that a kernel stores for each of its elements, over those of one; AdamW's tensors differ.
