@@ -346,7 +346,7 @@ def test_a_step_is_measured_beside_other_work_under_each_way_to_wait(
     assert list(found["waiting"]) == names
     assert [text.split(", ")[1] for text in said] == names * 2  # a start and a round each
     assert found["waiting"]["yours"]["environment"] == {"OMP_WAIT_POLICY": "active"}
-    ours = openmp.wanted({}, openmp.pressure_file({}))
+    ours = openmp.variables_to_set({}, openmp.pressure_file({}))
     assert found["waiting"]["bertfast"]["environment"] == ours
     for way in found["waiting"].values():
         for situation in beside.SITUATIONS:
