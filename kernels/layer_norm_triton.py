@@ -74,7 +74,7 @@ def norm_backward(
     return ds
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=("count",))
 def _sum_partials_kernel(
     partial_ptr, out_ptr, count, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):

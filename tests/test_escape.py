@@ -125,10 +125,24 @@ SUMMARY = {
     "best_epoch": 1,
     "dev_accuracy": 0.75,
     "dev_macro_f1": 0.5,
+    "dev_micro_f1": 0.625,
+    "dev_mcc": 0.25,
     "train_examples": 4,
     "dev_examples": 4,
     "truncated": {"train": 0, "dev": 0, "max_length": 8},
-    "epochs": [{"epoch": 1, "train_loss": 1.0, "dev_accuracy": 0.75, "dev_macro_f1": 0.5}],
+    "intervals": {"accuracy": [0.25, 1.0]},
+    "level": 0.95,
+    "resamples": 1000,
+    "epochs": [
+        {
+            "epoch": 1,
+            "train_loss": 1.0,
+            "dev_accuracy": 0.75,
+            "dev_macro_f1": 0.5,
+            "dev_micro_f1": 0.625,
+            "dev_mcc": 0.25,
+        }
+    ],
 }
 
 
@@ -165,7 +179,8 @@ def test_a_classifiers_card_is_what_a_harmless_ones_is(value: str, labels: list[
     assert found["base_model"] == escape.one_line(f"{file}m")
     dataset = found["model-index"][0]["results"][0]["dataset"]
     assert dataset["name"] == escape.one_line(f"{file}d.tsv")
-    assert [row["value"] for row in found["model-index"][0]["results"][0]["metrics"]] == [0.75, 0.5]
+    values = [row["value"] for row in found["model-index"][0]["results"][0]["metrics"]]
+    assert values == [0.75, 0.5, 0.625, 0.25]
 
 
 @given(texts)
