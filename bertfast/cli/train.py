@@ -262,6 +262,7 @@ def adapt(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
 @option("--folds", type=int, help="In place of --dev, parts of --train held out in turn.")
 @option("--fold", type=int, help="The one of --folds to run alone, from 1.")
 @option("--split-seed", type=int, default=0, help="Of the parts of --train.")
+@option("--max-train-samples", type=int, help="Train on so many examples alone, drawn by --seed.")
 @revision_option
 @option(
     "--task",

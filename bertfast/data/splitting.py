@@ -62,6 +62,27 @@ def folds(strata: Sequence[Hashable], number: int, seed: int) -> list[tuple[Rows
     ]
 
 
+def drawn(strata: Sequence[Hashable], number: int, seed: int) -> Rows:
+    """So many rows in their order, drawn without replacement. Every stratum gives its share to
+    within a row.
+
+    Args:
+        strata: see `held_out`.
+        number: of rows.
+        seed: of the choice.
+
+    Raises:
+        BertfastError: there are fewer rows.
+    """
+    if number > len(strata):
+        raise BertfastError(
+            f"max-train-samples is {number}, and there are {len(strata)} examples to train on"
+        )
+    order = _by_stratum(strata, seed)
+    # The middles of as many equal parts.
+    return np.sort(order[(2 * np.arange(number) + 1) * len(order) // (2 * number)])
+
+
 def _by_stratum(strata: Sequence[Hashable], seed: int) -> Rows:
     """The rows, those of a stratum together, in an order of their own."""
     first: dict[Hashable, int] = {}

@@ -26,7 +26,7 @@ from bertfast.config import EncoderConfig
 from bertfast.data.columnar import data_files
 from bertfast.data.columns import Columns
 from bertfast.data.epochs import shuffled_batches
-from bertfast.data.splitting import folds, held_out
+from bertfast.data.splitting import drawn, folds, held_out
 from bertfast.errors import BertfastError
 from bertfast.files import check_new, file_sha256, whole_folder, write_text
 from bertfast.model import PreTrainedModel, load_config, load_weights
@@ -65,7 +65,7 @@ YOUNGER = (
     *("clip_norm", "accumulation", "log_every", "adapter", "adapter_rank", "adapter_alpha"),
     *("adapter_dropout", "adapter_targets", "dev_split", "folds", "fold", "split_seed", "seeds"),
     *("evaluate_every", "early_stopping", "metric_for_best", "class_weights", "label_smoothing"),
-    *("focal_gamma", "rdrop", "freeze_layers", "layer_decay", "calibrate"),
+    *("focal_gamma", "rdrop", "freeze_layers", "layer_decay", "calibrate", "max_train_samples"),
 )
 
 
@@ -83,6 +83,8 @@ class FinetuneConfig:
         folds: without ``dev``, parts of ``train`` that are held out in turn, a run each.
         fold: the number of the one fold to run alone, from 1; None runs each.
         split_seed: of the parts.
+        max_train_samples: train on so many examples alone, drawn by ``seed``; the labels have about
+            their shares among them, and the model knows those of all examples. None is all.
         task: the name of a registered one; None is the one that the labels of ``train`` are of.
         text_column, pair_column, label_column: None for the defaults.
         freeze_encoder: train the head alone, and a pooler that the model lacked.
@@ -135,6 +137,7 @@ class FinetuneConfig:
     folds: int | None = None
     fold: int | None = None
     split_seed: int = 0
+    max_train_samples: int | None = None
     task: str | None = None
     text_column: str | None = None
     pair_column: str | None = None
@@ -184,7 +187,12 @@ class FinetuneConfig:
             TASKS.find(self.task)
         for name, least in (("epochs", 1), ("batch_size", 1), ("accumulation", 1), ("seed", 0)):
             whole_number(name, getattr(self, name), least)
-        for name, least in (("warmup", 0), ("max_length", 4), ("log_every", 1)):
+        for name, least in (
+            ("warmup", 0),
+            ("max_length", 4),
+            ("log_every", 1),
+            ("max_train_samples", 1),
+        ):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), least)
         if self.warmup_ratio is not None:
@@ -403,6 +411,10 @@ def _one(config: FinetuneConfig, resume: bool) -> FinetuneResult:
     )
     shape = task.configure(load_config(source.folder), train_examples, config.train)
     train_examples, dev_examples, split = _parts(config, task, columns, train_examples)
+    if config.max_train_samples is not None:
+        strata = [task.stratum(example) for example in train_examples]
+        rows = drawn(strata, config.max_train_samples, config.seed)
+        train_examples = [train_examples[row] for row in rows]
     _check_best(task, config)
     task = task.of_model(shape)
     tokenizer = load_tokenizer(source.folder)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertfast.data.splitting import folds, held_out
+from bertfast.data.splitting import drawn, folds, held_out
 from bertfast.errors import BertfastError
 
 LABELS = st.lists(st.sampled_from("aaaabbc"), min_size=12, max_size=80)
@@ -48,3 +48,15 @@ def test_too_few_rows_are_one_line() -> None:
         held_out(["a", "b", "c"], 0.5, 0)
     with pytest.raises(BertfastError, match="3 rows do not fill 5 folds"):
         folds(["a", "b", "c"], 5, 0)
+
+
+@given(LABELS, st.floats(0.05, 1), st.integers(0, 5))
+def test_a_draw_has_each_label_in_its_share(labels: list[str], share: float, seed: int) -> None:
+    number = max(1, round(share * len(labels)))
+    rows = drawn(labels, number, seed)
+    assert len(set(rows)) == len(rows) == number
+    assert (np.sort(rows) == rows).all()
+    for label, found in Counter(labels).items():
+        assert abs(sum(labels[row] == label for row in rows) - found * number / len(labels)) <= 1
+    with pytest.raises(BertfastError, match="max-train-samples"):
+        drawn(labels, len(labels) + 1, seed)

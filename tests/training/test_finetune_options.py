@@ -16,6 +16,7 @@ from tiny import run_cli, sentences, write_model, write_table
 import bertfast
 from bertfast.data.labelled import read_task
 from bertfast.errors import BertfastError
+from bertfast.model import load_config
 from bertfast.training.evaluate import evaluate
 from bertfast.training.finetune import FinetuneConfig, FinetuneResult
 from bertfast.training.predict import Classifier
@@ -61,6 +62,13 @@ def test_a_part_of_the_file_is_held_out_and_named(place: Path, tmp_path: Path) -
     write_table(tmp_path / "held.tsv", [(row.text, str(row.label)) for row in held])
     assert evaluate(result.out, tmp_path / "held.tsv")["accuracy"] == result.accuracy
     assert "25% of `train.tsv`, 15 examples" in (result.out / "README.md").read_text()
+
+
+def test_few_examples_know_every_label(place: Path, tmp_path: Path) -> None:
+    tune(place, tmp_path / "few", dev_split=0.25, max_train_samples=1)
+    said = told(tmp_path / "few")
+    assert said["train_examples"] == 1
+    assert load_config(tmp_path / "few").num_labels == 2
 
 
 def test_folds_give_each_score_a_mean_and_a_spread(
