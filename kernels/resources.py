@@ -427,13 +427,16 @@ def _of_products(
         piece: multiply-adds that a program needs for one tile.
         wanted: multiply-adds of the piece of work.
         loaded: bytes that a program loads for one tile. They tell how many a round of an unrolled
-            loop makes, which products do not: warps may repeat one another's.
+            loop makes: products alone do not, for warps may repeat one another's, nor bytes alone,
+            for those of the rows' sums come on top.
     """
     found = []
     for instructions in product_loops(code):
         bytes_ = throughput.loaded_bytes(instructions) * throughput.WARP * warps
-        tiles = max(1, round(bytes_ / loaded))
-        made = throughput.multiply_adds(instructions, warps) or tiles * piece
+        made = throughput.multiply_adds(instructions, warps)
+        tiles = round(bytes_ / loaded)
+        tiles = max(1, min(tiles, made // piece) if made else tiles)
+        made = made or tiles * piece
         share = wanted / (tiles * piece)
         scale = warps / throughput.SCHEDULERS * share
         found.append(throughput.bound(instructions, capability, scale, wanted, made * share))

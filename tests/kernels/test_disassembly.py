@@ -99,6 +99,8 @@ def test_instructions_go_to_their_pipes(code: Code) -> None:
         ("LDCU.64 UR4, c[0x0][0x358]", "uniform"),
         ("IADD3.X R4, P0, PT, R4, R5, RZ, P1, !PT", "ALU"),
         ("HFMA2.BF16_V2 R4, R4, R5, R6", "FMA"),
+        ("FHFMA.BF16 R4, R4.H0_H0, R5.H0_H0, R6", "FMA"),
+        ("FHADD.BF16 R4, R4.H0_H0, R6", "FMA"),
         ("WHATEVER R4", "other"),
     ],
 )
