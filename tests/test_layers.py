@@ -8,7 +8,7 @@ from support import REPOSITORY
 
 TIERS = (  # deepest first; modules of one layer do not import one another
     ("errors", "escape", "processor", "_version", "__version__", "_C"),
-    ("openmp", "files", "card", "registry", "seeds", "progress", "resolve", "scoring"),
+    ("openmp", "files", "card", "registry", "seeds", "progress", "resolve", "scoring", "checks"),
     ("kernels",),
     ("packed", "config"),
     ("model",),

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from bertfast.checks import number
 from bertfast.errors import BertfastError
 from bertfast.files import MissingFileError, check_file, file_sha256, read_object, read_text
 
@@ -63,8 +64,7 @@ class TokenStore:
         Raises:
             BertfastError: the share is not between 0 and 1, or there are too few documents.
         """
-        if not 0 < share < 1:
-            raise BertfastError(f"valid-split is {share!r}; it must be above 0 and below 1")
+        number("valid_split", share, above=0, below=1)
         last = max(1, round(share * self.num_documents))
         if last >= self.num_documents:
             raise BertfastError(

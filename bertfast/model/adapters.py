@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import kernels
+from bertfast.checks import number, one_of, whole_number
 from bertfast.config import EncoderConfig
 from bertfast.errors import BertfastError
 from bertfast.files import make_folder, read_object, write_text
 from bertfast.resolve import resolve
 from bertfast.seeds import ADAPTER, drawn_seed, fold_in
 
-from .checkpoint import ADAPTER_SETTINGS as SETTINGS
-from .checkpoint import load_config
+from .checkpoint import ADAPTER_SETTINGS, load_config
 from .family import member_of
 from .weights import open_safetensors, write_tensors
 
@@ -70,20 +70,10 @@ class Adapter:
     targets: str = "attention"
 
     def __post_init__(self) -> None:
-        if self.kind not in ADAPTERS:
-            raise BertfastError(
-                f"adapter is {self.kind!r}; it must be one of {', '.join(ADAPTERS)}"
-            )
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise BertfastError(
-                f"adapter-rank is {self.rank!r}; it must be a whole number of at least 1"
-            )
-        if not (isinstance(self.alpha, (int, float)) and 0 < self.alpha < float("inf")):
-            raise BertfastError(f"adapter-alpha is {self.alpha!r}; it must be a number above 0")
-        if not (isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1):
-            raise BertfastError(
-                f"adapter-dropout is {self.dropout!r}; it must be at least 0 and below 1"
-            )
+        one_of("adapter", self.kind, ADAPTERS)
+        whole_number("adapter_rank", self.rank, 1)
+        number("adapter_alpha", self.alpha, above=0)
+        number("adapter_dropout", self.dropout, least=0, below=1)
         if not isinstance(self.targets, str) or not self.targets.strip(", "):
             raise BertfastError(
                 f"adapter-targets is {self.targets!r}; it must be attention, all-linear, or names "
@@ -176,7 +166,7 @@ class AdaptedModel:
         }
         kept = {name: value.float().contiguous() for name, value in tensors.items()}
         write_tensors(folder / WEIGHTS, kept, {"format": "pt"})
-        write_text(folder / SETTINGS, json.dumps(settings, indent=2, default=_plain) + "\n")
+        write_text(folder / ADAPTER_SETTINGS, json.dumps(settings, indent=2, default=_plain) + "\n")
         config = model.config.to_dict(type(model).__name__)
         write_text(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
@@ -190,11 +180,12 @@ def load_adapted_config(folder: str | Path) -> tuple[EncoderConfig, str | None, 
         BertfastError: a file cannot be read, or the base cannot be found.
     """
     folder = Path(folder)
-    settings = read_object(folder / SETTINGS)
+    settings = read_object(folder / ADAPTER_SETTINGS)
     base = settings.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise BertfastError(
-            f"{folder / SETTINGS}: base_model_name_or_path is {base!r}; it must name a model"
+            f"{folder / ADAPTER_SETTINGS}: base_model_name_or_path is {base!r}; it must name a "
+            "model"
         )
     if (folder / CONFIG).is_file():
         config = EncoderConfig.from_json_file(folder / CONFIG)
@@ -248,8 +239,8 @@ def merge(model: PreTrainedModel, folder: str | Path) -> list[str]:
     unknown = sorted({*result.unexpected_keys, *(weights.keys() - names.keys())})
     if problems := [*unknown, *sorted(names.keys() - weights.keys())]:
         raise BertfastError(
-            f"{folder / WEIGHTS}: the adapter's weights do not fit {SETTINGS}: {problems[0]} "
-            f"{'is unknown' if unknown else 'is missing'}"
+            f"{folder / WEIGHTS}: the adapter's weights do not fit {ADAPTER_SETTINGS}: "
+            f"{problems[0]} {'is unknown' if unknown else 'is missing'}"
         )
     adapted.base_model.merge_and_unload()
     with torch.no_grad():

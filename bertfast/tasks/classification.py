@@ -29,7 +29,7 @@ from bertfast.scoring import (
     together,
 )
 
-from .label_names import by_label, labels_file
+from .label_names import by_label, labels_file, names_of
 from .registry import Task, register_task
 
 
@@ -90,7 +90,7 @@ class Classification(Task):
     ) -> dict[str, Any]:
         """``table``, ``confusion``, and the likeliest label's ``calibration``."""
         targets, chosen = _choices(outputs, inputs)
-        names = [config.id2label[number] for number in range(config.num_labels)]
+        names = names_of(config)
         return {
             "table": LabelTable(names, targets, chosen).rows(),
             "confusion": confusion(names, targets, chosen),

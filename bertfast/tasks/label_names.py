@@ -10,8 +10,13 @@ from bertfast.config import EncoderConfig
 
 def labels_file(config: EncoderConfig) -> dict[str, str]:
     """The text of ``labels.json``, by its name: the labels in the order of their numbers."""
-    names = list(config.id2label.values())
-    return {"labels.json": json.dumps(names, indent=2, ensure_ascii=False) + "\n"}
+    text = json.dumps(names_of(config), indent=2, ensure_ascii=False)
+    return {"labels.json": f"{text}\n"}
+
+
+def names_of(config: EncoderConfig) -> list[str]:
+    """The labels in the order of their numbers."""
+    return [config.id2label[number] for number in range(config.num_labels)]
 
 
 def by_label(values: Sequence[float], config: EncoderConfig) -> dict[str, float]:

@@ -29,7 +29,7 @@ from bertfast.scoring import (
     together,
 )
 
-from .label_names import by_label, labels_file
+from .label_names import by_label, labels_file, names_of
 from .registry import Task, register_task
 
 LEAST = 0.5  # probability from which on a label is given
@@ -107,7 +107,7 @@ class MultiLabel(Task):
     ) -> dict[str, Any]:
         """``table``, and the ``calibration`` of every label's probability."""
         probabilities, right = _decisions(outputs, inputs)
-        names = [config.id2label[number] for number in range(config.num_labels)]
+        names = names_of(config)
         return {
             "table": LabelTable(names, right, probabilities >= LEAST).rows(),
             "calibration": Calibration(probabilities, right).report(),

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from bertfast.checks import check_adam, number, one_of, whole_number
 from bertfast.config import PRESETS, EncoderConfig
 from bertfast.data.packing import MASK_UNITS, MASKINGS
 from bertfast.errors import BertfastError
@@ -18,7 +19,6 @@ from bertfast.model import load_config
 from bertfast.objectives import OBJECTIVES, default_objective
 from bertfast.resolve import Source, resolve
 
-from .checks import check_adam, number, one_of, whole_number
 from .optimizer import BETAS, EPSILON
 from .precision import PRECISIONS
 from .trackers import TRACKERS, tracker_names
@@ -129,7 +129,7 @@ class PretrainConfig:
         if valid is not None and self.valid_split is not None:
             raise BertfastError("valid and valid-split both name held-out text; give one")
         if self.valid_split is not None:
-            number("valid_split", self.valid_split, above=0)
+            number("valid_split", self.valid_split, above=0, below=1)
         if self.evaluate_every is not None:
             whole_number("evaluate_every", self.evaluate_every, 1)
             if valid is None and self.valid_split is None:
@@ -162,9 +162,7 @@ class PretrainConfig:
             ("precision", PRECISIONS),
         ):
             one_of(name, getattr(self, name), choices)
-        number("generator_size", self.generator_size, above=0)
-        if self.generator_size > 1:
-            raise BertfastError(f"generator-size is {self.generator_size}; it must be at most 1")
+        number("generator_size", self.generator_size, above=0, most=1)
         objective.check(self)
         if self.cuda_graph not in (None, True, False):
             raise BertfastError(

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from bertfast.card import CARD_FILE
+from bertfast.checks import check_adam, number, one_of, whole_number
 from bertfast.config import EncoderConfig
 from bertfast.data.columnar import data_files
 from bertfast.data.columns import Columns
@@ -44,7 +45,6 @@ from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokeniz
 
 from . import card
 from .checkpoint import checkpoint_folder, checkpoints, load_checkpoint, locked
-from .checks import check_adam, number, one_of, whole_number
 from .evaluate import measure
 from .layers import decayed_rates, divide_logits, freeze_layers
 from .losses import ClassLoss, class_weights
@@ -196,9 +196,7 @@ class FinetuneConfig:
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), least)
         if self.warmup_ratio is not None:
-            number("warmup_ratio", self.warmup_ratio, least=0)
-            if self.warmup_ratio > 1:
-                raise BertfastError(f"warmup-ratio is {self.warmup_ratio}; it must be at most 1")
+            number("warmup_ratio", self.warmup_ratio, least=0, most=1)
             if self.warmup is not None:
                 raise BertfastError(
                     "warmup and warmup-ratio say the same thing; give one of the two"
@@ -234,9 +232,7 @@ class FinetuneConfig:
                 else "there is no dev data; give dev, dev-split or folds"
             )
         if self.dev_split is not None:
-            number("dev_split", self.dev_split, above=0)
-            if self.dev_split >= 1:
-                raise BertfastError(f"dev-split is {self.dev_split}; it must be below 1")
+            number("dev_split", self.dev_split, above=0, below=1)
         if self.folds is not None:
             whole_number("folds", self.folds, 2)
         if self.fold is not None and not (
@@ -251,18 +247,10 @@ class FinetuneConfig:
         for name in ("evaluate_every", "early_stopping"):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), 1)
-        for name in ("label_smoothing", "focal_gamma", "rdrop"):
+        for name in ("focal_gamma", "rdrop"):
             number(name, getattr(self, name), least=0)
-        number("layer_decay", self.layer_decay, above=0)
-        for name, below in (
-            ("label_smoothing", self.label_smoothing < 1),
-            ("layer_decay", self.layer_decay <= 1),
-        ):
-            if not below:
-                raise BertfastError(
-                    f"{name.replace('_', '-')} is {getattr(self, name)}; it must be "
-                    f"{'below 1' if name == 'label_smoothing' else 'at most 1'}"
-                )
+        number("label_smoothing", self.label_smoothing, least=0, below=1)
+        number("layer_decay", self.layer_decay, above=0, most=1)
         whole_number("freeze_layers", self.freeze_layers, 0)
         for name in ("freeze_encoder", "from_scratch", "adapter"):
             if self.freeze_layers and getattr(self, name):

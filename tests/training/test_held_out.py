@@ -143,7 +143,7 @@ def test_a_resumed_run_has_the_evaluations_of_the_whole_one(place, monkeypatch):
     ("arguments", "said"),
     [
         (["--valid", "corpus.txt", "--valid-split", "0.1"], "valid and valid-split both name"),
-        (["--valid-split", "1.5"], "valid-split is 1.5; it must be above 0 and below 1"),
+        (["--valid-split", "1.5"], "valid-split is 1.5; it must be a number above 0 and below 1"),
         (["--valid-split", "0.999"], "valid-split is 0.999, and the text has 60 document(s)"),
         (["--evaluate-every", "5"], "evaluate-every needs held-out text"),
         (["--valid", "nothing.txt"], "nothing.txt: no such file"),

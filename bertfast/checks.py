@@ -1,4 +1,4 @@
-"""Checks of a run's options, which raise one clear `BertfastError`."""
+"""Checks of options, which raise one clear `BertfastError`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,26 @@ def whole_number(name: str, value: object, least: int) -> int:
 
 
 def number(
-    name: str, value: object, above: float | None = None, least: float | None = None
+    name: str,
+    value: object,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
 ) -> None:
-    """Refuses what is no finite number above ``above`` or of at least ``least``."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value < float("inf")
-    if good and above is not None:
-        good = value > above  # type: ignore[operator]
-    if good and least is not None:
-        good = value >= least  # type: ignore[operator]
-    if not good:
-        bound = f"above {above}" if above is not None else f"at least {least}"
-        raise BertfastError(f"{_shown(name)} is {value!r}; it must be a number {bound}")
+    """Refuses what is no finite number within these bounds."""
+    bounds = {"above": above, "of at least": least, "below": below, "at most": most}
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        within = {
+            "above": above is None or value > above,
+            "of at least": least is None or value >= least,
+            "below": below is None or value < below,
+            "at most": most is None or value <= most,
+        }
+        if all(within.values()) and abs(value) < float("inf"):
+            return
+    wanted = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+    raise BertfastError(f"{_shown(name)} is {value!r}; it must be a number {wanted}")
 
 
 def one_of(name: str, value: object, choices: Iterable[str]) -> None:
@@ -48,9 +57,7 @@ def check_adam(options: Any) -> None:
         number(name, getattr(options, name), above=0)
     number("weight_decay", options.weight_decay, least=0)
     for name in ("adam_beta1", "adam_beta2"):
-        number(name, getattr(options, name), least=0)
-        if getattr(options, name) >= 1:
-            raise BertfastError(f"{_shown(name)} is {getattr(options, name)}; it must be below 1")
+        number(name, getattr(options, name), least=0, below=1)
 
 
 def _shown(name: str) -> str:
