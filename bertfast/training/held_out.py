@@ -81,11 +81,7 @@ class Evaluations(Callback):
     def on_start(self, trainer: Trainer, step: int) -> None:
         """The start counts as an evaluation too: what training is worth is the way from there."""
         if trainer.evaluate is not None and step == 0:
-            trainer.model.eval()
-            scores = trainer.evaluate(trainer.model)
-            trainer.model.train()
-            trainer.evaluations.append({"step": 0, **scores})
-            self.on_evaluate(trainer, 0, scores)
+            self.on_evaluate(trainer, 0, trainer.score(0))
 
     def on_evaluate(self, trainer: Trainer, step: int, scores: dict[str, float]) -> None:
         text = json.dumps(trainer.evaluations, indent=2)

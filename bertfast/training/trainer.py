@@ -368,16 +368,23 @@ class Trainer:
             f"{where}. A lower --lr or a longer --warmup may help"
         )
 
-    def _scored(self, done: int) -> dict[str, float] | None:
-        if self.evaluate is None or not (
-            done == self.steps or (self.evaluate_every and done % self.evaluate_every == 0)
-        ):
-            return None
+    def score(self, step: int) -> dict[str, float]:
+        """What ``evaluate`` says of the model after ``step`` updates; kept in ``evaluations``."""
+        if self.evaluate is None:
+            raise BertfastError("evaluate is None, so there is nothing to score with; give one")
         self.model.eval()
         with torch.no_grad():
             scores = self.evaluate(self.model)
         self.model.train()
-        self.evaluations.append({"step": done, **scores})
+        self.evaluations.append({"step": step, **scores})
+        return scores
+
+    def _scored(self, done: int) -> dict[str, float] | None:
+        """The scores where an evaluation is due."""
+        due = done == self.steps or (self.evaluate_every and done % self.evaluate_every == 0)
+        if self.evaluate is None or not due:
+            return None
+        scores = self.score(done)
         self._tell("on_evaluate", done, scores)
         return scores
 
