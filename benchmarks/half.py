@@ -22,9 +22,9 @@ import torch
 from bertfast.bench import sentence_embedding, steps, timing
 from bertfast.bench.case import differentiated
 from bertfast.bench.lengths import Lengths, wikitext
-from bertfast.bench.machine import describe_machine, versions
 from bertfast.config import EncoderConfig
 from bertfast.kernels import linear
+from bertfast.machine import describe_machine, versions
 from bertfast.model import BertForMaskedLM
 
 from .results import say

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import bertfast
 from bertfast.bench.lengths import wikitext
-from bertfast.bench.memory import status_bytes
+from bertfast.memory import status_bytes
 from bertfast.packed import PackedBatch
 from bertfast.tokenization import SpecialIds, load_tokenizer, save_tokenizer, train_wordpiece
 

@@ -8,14 +8,13 @@ import datetime
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from bertfast.bench import rates
-from bertfast.bench.machine import describe_machine, versions
+from bertfast.machine import commit, describe_machine, versions
 
 from .importable import REPOSITORY
 from .settings import Settings
@@ -163,26 +162,3 @@ def sources() -> str:
                 digest.update(f"{path.relative_to(REPOSITORY).as_posix()}\n".encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-UNKNOWN = "unknown"
-
-
-def commit() -> str:
-    """The checkout's, with "+changes" where files that are tracked differ from it; `UNKNOWN`
-    outside of a checkout.
-    """
-    git = ["git", "-C", str(REPOSITORY)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!docs"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return UNKNOWN
-    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

@@ -9,6 +9,7 @@ from support import REPOSITORY
 TIERS = (  # deepest first; modules of one layer do not import one another
     ("errors", "escape", "processor", "_version", "__version__", "_C"),
     ("openmp", "files", "card", "registry", "seeds", "progress", "resolve", "scoring", "checks"),
+    ("machine", "memory"),
     ("kernels",),
     ("packed", "config"),
     ("model",),

@@ -14,10 +14,11 @@ from typing import Any
 from bertfast.bench import timing
 from bertfast.errors import BertfastError
 from bertfast.kernels import tuning
+from bertfast.machine import UNKNOWN, commit
 
 from ..importable import REPOSITORY
 from ..page import page_text
-from ..results import UNKNOWN, commit, identity, sources, write_json
+from ..results import identity, sources, write_json
 from .items import PARTS
 from .journal import LARGEST, SCHEMA, Journal
 from .step import as_samples

@@ -17,10 +17,10 @@ import traceback
 
 import torch
 
-from bertfast.bench.machine import describe_machine, versions
+from bertfast.machine import commit, describe_machine, versions
 from bertfast.training.memory import keep_freed_memory
 
-from ..results import commit, say, sources, today
+from ..results import say, sources, today
 from ..settings import CURRENT
 from .items import AGAIN, PARTS, Item, Missing, Part
 from .journal import SCHEMA, Journal

@@ -26,11 +26,11 @@ import torch
 from bertfast import openmp
 from bertfast.config import BertConfig
 from bertfast.errors import BertfastError
+from bertfast.machine import describe_machine, versions
 
 from . import steps
 from .case import Setup
 from .lengths import Lengths
-from .machine import describe_machine, versions
 from .timing import NOISE_BOUND, is_noisy, spread
 
 ROUNDS = 3

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
+from bertfast.machine import describe_machine, versions
 from bertfast.training.memory import keep_freed_memory
 from bertfast.training.precision import find_device
 
 from . import beside, options, rates, sentence_embedding, steps
 from .case import Case, Setup
 from .lengths import wikitext
-from .machine import describe_machine, versions
 from .ops import OPS
 from .timing import NOISE_BOUND
 

@@ -15,12 +15,12 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from bertfast.errors import BertfastError
+from bertfast.machine import describe_machine, versions
 from bertfast.model import BertForMaskedLM
 from bertfast.training.memory import keep_freed_memory
 
 from . import floors, options, rates, steps
 from .case import Setup
-from .machine import describe_machine, versions
 from .timing import synchronize
 
 WARMUP, STEPS = 3, 5

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-
-from .memory import peak_bytes
+from bertfast.memory import peak_bytes
 
 NOISE_BOUND = 0.15  # of IQR over median; a case beyond it is marked as not conclusive
 LEAST_SAMPLE = {"cpu": 4e-3, "cuda": 20e-3}

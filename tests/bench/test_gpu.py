@@ -23,7 +23,7 @@ from benchmarks import page, settings
 from benchmarks.gpu import check, parts, records, step, tune, worker
 from benchmarks.gpu.items import AGAIN, PARTS, TUNING, Item, Missing, Part, Stage
 from benchmarks.gpu.journal import FIELDS, LARGEST, SCHEMA, Journal
-from benchmarks.results import commit, sources
+from benchmarks.results import sources
 from benchmarks.settings import Settings
 from bertfast.bench import rates, timing
 from bertfast.bench.case import within
@@ -32,6 +32,7 @@ from bertfast.bench.ops import attention
 from bertfast.config import CONFIGS
 from bertfast.errors import BertfastError
 from bertfast.kernels import dispatch, tuning
+from bertfast.machine import commit
 from support import REPOSITORY
 
 # --- what becomes of a part ---

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import platform
 import re
+import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bertfast import __version__, processor
 
+CHECKOUT = Path(__file__).parents[1]
+UNKNOWN = "unknown"
 PACKAGES = ("torch", "triton", "transformers", "liger-kernel", "numpy", "pytest-benchmark")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -43,3 +47,25 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def commit() -> str:
+    """The checkout's, with "+changes" where files that are tracked differ from it; `UNKNOWN`
+    outside of a checkout.
+    """
+    if not (CHECKOUT / ".git").exists():  # a package in some other project's environment
+        return UNKNOWN
+    git = ["git", "-C", str(CHECKOUT)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!docs"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return UNKNOWN
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
