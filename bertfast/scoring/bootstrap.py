@@ -43,15 +43,38 @@ def intervals(
         level: share of the draws inside the interval.
         seed: of the draws.
     """
+    found = draws(scorer, examples, resamples=resamples, seed=seed)
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    return {name: np.quantile(values, ends, 0) for name, values in found.items()}
+
+
+def draws(
+    scorer: Scorer, examples: int, *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Array]:
+    """Each score's value in each draw, (draws, ...). The same seed and number of examples give the
+    same draws, so that the scores of two models are paired; arguments as of `intervals`.
+    """
     rng = np.random.default_rng(seed)
     found: dict[str, list[Array]] = {}
     at_once = max(1, CHUNK // max(examples, 1))
     for start in range(0, resamples, at_once):
-        draws = min(at_once, resamples - start)
-        for name, values in scorer(_weights(rng, draws, examples)).items():
+        number = min(at_once, resamples - start)
+        for name, values in scorer(_weights(rng, number, examples)).items():
             found.setdefault(name, []).append(values)
-    ends = [(1 - level) / 2, (1 + level) / 2]
-    return {name: np.quantile(np.concatenate(parts), ends, 0) for name, parts in found.items()}
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def alone(scorer: Scorer, examples: int) -> dict[str, Array]:
+    """Each score of each example by itself, (examples, ...)."""
+    found: dict[str, list[Array]] = {}
+    at_once = max(1, CHUNK // max(examples, 1))
+    for start in range(0, examples, at_once):
+        rows = np.arange(start, min(start + at_once, examples))
+        one = np.zeros((len(rows), examples))
+        one[np.arange(len(rows)), rows] = 1
+        for name, values in scorer(one).items():
+            found.setdefault(name, []).append(values)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _weights(rng: np.random.Generator, draws: int, examples: int) -> Array:

@@ -162,6 +162,9 @@ class MultipleChoice(Task):
     def echo(self, example: Any) -> dict[str, Any]:
         return {"text": example.text} | ({"question": example.question} if example.question else {})
 
+    def wanted(self, example: Any) -> str:
+        return one_line(example.choices[example.label])
+
     def shown(self, prediction: dict[str, Any]) -> str:
         probability = prediction["probabilities"][prediction["label"]]
         return f"{one_line(prediction['choice'])}\t{probability:.3f}"

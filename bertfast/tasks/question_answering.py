@@ -272,6 +272,9 @@ class QuestionAnswering(Task):
     def echo(self, example: Any) -> dict[str, Any]:
         return {"question": example.text, "id": example.id}
 
+    def wanted(self, example: Any) -> str:
+        return " / ".join(dict.fromkeys(one_line(answer.text) for answer in example.answers)) or "-"
+
     def shown(self, prediction: dict[str, Any]) -> str:
         return f"{one_line(prediction['answer']) or '-'}\t{prediction['score']:.3f}"
 

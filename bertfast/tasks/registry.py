@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from bertfast.escape import one_line
 from bertfast.model import PreTrainedModel, load, member_class
 from bertfast.packed import PackedBatch
 from bertfast.registry import Registry
-from bertfast.scoring import Scorer, scores_of
+from bertfast.scoring import Scorer, alone, scores_of
 
 DEFAULT = "classification"  # of labels that no other task claims
 KEPT = "task.json"
@@ -238,6 +240,19 @@ class Task:
         """
         return {}
 
+    def each(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> NDArray[np.float64] | None:
+        """How good each example's prediction is by itself, (examples,): the first score of it
+        alone. None where the task has no scorer.
+        """
+        scorer = self.scorer(outputs, inputs, examples, config)
+        return None if scorer is None else alone(scorer, len(examples))[next(iter(self.scores))]
+
     def stratum(self, example: Any) -> Hashable:
         """What is to be spread evenly over the parts of a file, as the label."""
         return None
@@ -277,6 +292,11 @@ class Task:
     def echo(self, example: Any) -> dict[str, Any]:
         """What a written prediction repeats of its example."""
         return {"text": example.text} | ({} if example.pair is None else {"pair": example.pair})
+
+    def wanted(self, example: Any) -> str:
+        """What is right of a labelled example, in a few words."""
+        label = example.label
+        return ", ".join(map(one_line, label)) if isinstance(label, tuple) else one_line(label)
 
     def shown(self, prediction: dict[str, Any]) -> str:
         """A prediction in a few words, between tabs."""

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.config import EncoderConfig
@@ -67,6 +69,17 @@ class Regression(Task):
         config: EncoderConfig,
     ) -> Scorer:
         return correlations(torch.cat(list(outputs)), [item.target for item in inputs])
+
+    def each(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> NDArray[np.float64]:
+        """Minus the distance from the right number."""
+        targets = np.array([item.target for item in inputs], np.float64)
+        return -np.abs(torch.cat(list(outputs)).double().numpy() - targets)
 
     def predict(
         self,

@@ -225,6 +225,18 @@ class TokenClassification(Task):
         predicted = self._tags(outputs, inputs, examples, config)
         return {"table": table(predicted, [example.tags for example in examples]).rows()}
 
+    def each(
+        self,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Any],
+        examples: Sequence[Any],
+        config: EncoderConfig,
+    ) -> NDArray[np.float64]:
+        """The share of words with the right tag: a sentence may have no entity."""
+        predicted = self._tags(outputs, inputs, examples, config)
+        sums = count(predicted, [example.tags for example in examples])
+        return measures(sums)["accuracy"]
+
     def stratum(self, example: Any) -> Hashable:
         """The type of the sentence's first entity."""
         return next((tag[2:] for tag in example.tags if tag.startswith("B-")), None)
@@ -266,6 +278,18 @@ class TokenClassification(Task):
 
     def echo(self, example: Any) -> dict[str, Any]:
         return {"text": example.text}
+
+    def wanted(self, example: Any) -> str:
+        if not tagging.is_bio(set(example.tags)):
+            return " ".join(map(one_line, example.tags))
+        words = example.words
+        return (
+            ", ".join(
+                f"{one_line(' '.join(words[start:end]))} [{one_line(kind)}]"
+                for kind, start, end in tagging.spans(example.tags)
+            )
+            or "-"
+        )
 
     def shown(self, prediction: dict[str, Any]) -> str:
         found = prediction.get("entities")
