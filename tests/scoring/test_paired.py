@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bertfast.scoring import alone, bootstrap_test, draws, holm, mean_of, sign_flips, single_label
 
 
-@given(st.lists(st.integers(-3, 3), max_size=9))
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
 def test_sign_flips_is_the_share_of_all_signs(differences: list[int]) -> None:
     signs = np.array(list(product((-1, 1), repeat=len(differences)))).reshape(-1, len(differences))
     sums = np.abs(signs @ np.array(differences, np.int64))
