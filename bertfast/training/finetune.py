@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -382,27 +382,13 @@ def _one(config: FinetuneConfig, resume: bool) -> FinetuneResult:
     target = Path(config.out).absolute()
     device = find_device(config.device)
     source = resolve(config.model, config.revision)
-    columns = Columns(config.text_column, config.pair_column, config.label_column)
-    task = TASKS.find(config.task) if config.task else recognize_task(config.train)
-    inferred = task is None  # of a table, whose labels are to be read first
-    task = TASKS[DEFAULT] if task is None else task.configured(named_options(config.task_options))
-    columns = task.columns(config.train, columns)
-    train_examples = task.read(config.train, columns)
-    if inferred:
-        task = infer_task(train_examples, config.train).configured(
-            named_options(config.task_options)
-        )
+    task, columns, known, train_examples, dev_examples, split = read_examples(config)
     config = replace(
         config,
         task=task.name,
         **{f"{name}_column": column for name, column in columns._asdict().items()},
     )
-    shape = task.configure(load_config(source.folder), train_examples, config.train)
-    train_examples, dev_examples, split = _parts(config, task, columns, train_examples)
-    if config.max_train_samples is not None:
-        strata = [task.stratum(example) for example in train_examples]
-        rows = drawn(strata, config.max_train_samples, config.seed)
-        train_examples = [train_examples[row] for row in rows]
+    shape = task.configure(load_config(source.folder), known, config.train)
     _check_best(task, config)
     task = task.of_model(shape)
     tokenizer = load_tokenizer(source.folder)
@@ -500,6 +486,42 @@ def _inputs(config: FinetuneConfig, model: Path) -> dict[str, str]:
         ),
         "model": "".join(file_sha256(path) for path in sorted(model.iterdir()) if path.is_file()),
     }
+
+
+class Examples(NamedTuple):
+    """What a run reads: its task and columns; every labelled example of ``train``, whose labels the
+    model knows; those that it trains on; the dev examples; and which ones they are where one file
+    has both.
+    """
+
+    task: Task
+    columns: Columns
+    known: list[Any]
+    train: list[Any]
+    dev: list[Any]
+    split: dict[str, Any]
+
+
+def read_examples(config: FinetuneConfig) -> Examples:
+    """Reads a run's files.
+
+    Raises:
+        BertfastError: one cannot be used, or has too few examples.
+    """
+    columns = Columns(config.text_column, config.pair_column, config.label_column)
+    options = named_options(config.task_options)
+    task = TASKS.find(config.task) if config.task else recognize_task(config.train)
+    inferred = task is None  # of a table, whose labels are to be read first
+    task = TASKS[DEFAULT] if task is None else task.configured(options)
+    columns = task.columns(config.train, columns)
+    known = task.read(config.train, columns)
+    if inferred:
+        task = infer_task(known, config.train).configured(options)
+    train, dev, split = _parts(config, task, columns, known)
+    if config.max_train_samples is not None:
+        strata = [task.stratum(example) for example in train]
+        train = [train[row] for row in drawn(strata, config.max_train_samples, config.seed)]
+    return Examples(task, columns, known, train, dev, split)
 
 
 def _parts(
