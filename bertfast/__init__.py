@@ -26,17 +26,21 @@ if TYPE_CHECKING:
     from .objectives import Objective as Objective
     from .objectives import register_objective as register_objective
     from .packed import PackedBatch as PackedBatch
+    from .sentences import Loss as Loss
     from .sentences import SentenceEncoder as SentenceEncoder
+    from .sentences import register_loss as register_loss
     from .tasks import Task as Task
     from .tasks import register_task as register_task
     from .training.finetune import finetune as finetune
     from .training.pretrain import pretrain as pretrain
+    from .training.sentences import train_sentences as train_sentences
     from .training.trainer import Callback as Callback
     from .training.trainer import Trainer as Trainer
 
 _HOMES = {
     "BertfastError": "errors",
     "Callback": "training.trainer",
+    "Loss": "sentences",
     "Objective": "objectives",
     "PackedBatch": "packed",
     "SentenceEncoder": "sentences",
@@ -46,9 +50,11 @@ _HOMES = {
     "finetune": "training",
     "load": "model",
     "pretrain": "training",
+    "register_loss": "sentences",
     "register_objective": "objectives",
     "register_task": "tasks",
     "restore": "hub.accelerate",
+    "train_sentences": "training.sentences",
 }
 _MEMBERS = (
     "Bert",

@@ -18,6 +18,18 @@ SUMMARIES = {
         "rtd": "ELECTRA's replaced tokens",
         "distill": "a teacher's predictions",
     },
+    "loss": {
+        "multiple-negatives": "pairs, or triplets, against the other rows",
+        "cosent": "the order of scored pairs",
+        "angle": "likewise, by AnglE's angles",
+        "cosine": "the scores of pairs",
+        "softmax": "the classes of pairs",
+        "contrastive": "pairs labelled 1 or 0",
+        "triplet": "triplets",
+        "margin-mse": "a teacher's margins",
+        "distill-kl": "a teacher's scores of candidates",
+        "simcse": "texts alone, by their dropout",
+    },
     "task": {
         "classification": "one label of several",
         "multilabel": "any of several labels",

@@ -19,6 +19,8 @@ DROPOUT = RUN - (1 << 64)
 ROWS = BEFORE_DENSE = 1
 # Of the dropouts before an adapter's factors.
 ADAPTER = 0x2545F4914F6CDD1D
+# Of the parts of a batch of sentences that run one after another, and of the layers drawn.
+SENTENCES, LAYERS = 0x369DEA0F31A53F85, 0x4F4FFF8E27B2A5C3
 # Of ELECTRA's pretraining.
 SAMPLING, DISCRIMINATOR = 0x5851F42D4C957F2D, 0x14057B7EF767814F
 

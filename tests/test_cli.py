@@ -30,6 +30,7 @@ COMMANDS = (
         "pretrain",
         "adapt",
         "finetune",
+        "sentences",
         "evaluate",
         "predict",
         "fill",

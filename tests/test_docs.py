@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,10 @@ def furnish(page: str) -> None:
     write_model(Path("path/to/all-MiniLM-L6-v2"), BertModel)
     if page == "docs/drop-in.md":
         write_esm(Path("path/to/esm"))
+    scored = [(a, b, str(n % 6)) for n, ((a, _), (b, _)) in enumerate(pairwise(rows))]
+    for name in ("scored.tsv", "scored-dev.tsv"):
+        write_table(Path(name), scored, ("sentence1", "sentence2", "score"))  # type: ignore[arg-type]
+    write_table(Path("pairs.tsv"), [row[:2] for row in scored], ("anchor", "positive"))
     for name, text in LABELLED.get(page, {}).items():
         for part in ("train", "dev"):
             Path(f"{part}{name}").write_text(text, encoding="utf-8")

@@ -38,6 +38,11 @@ pair_column_option = option(
 @text_column_option
 @pair_column_option
 @option("--label-column", help="Default: label.")
+@option(
+    "--kind",
+    help="Of a sentence encoder, what is measured: similarity, triplets, retrieval, reranking, "
+    "probe or clustering. Default: by the data.",
+)
 @task_options_option
 @device_option
 @precision_option
@@ -51,6 +56,7 @@ def evaluate(
     text_column: str | None,
     pair_column: str | None,
     label_column: str | None,
+    kind: str | None,
     task_options: tuple[str, ...],
     device: str | None,
     precision: str,
@@ -58,6 +64,8 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Score a fine-tuned model, a folder or a Hub id, on labelled data, with bootstrap intervals.
+
+    A sentence encoder is measured by what the data are; its guide lists it.
 
     \b
     Example:
@@ -70,6 +78,23 @@ def evaluate(
     if out is not None:
         check_new(out)
     source = resolve(model, revision)
+    if kind is not None or (source.folder / "modules.json").exists():
+        from bertfast.training.sentence_evaluation import evaluate_sentences, shown_scores
+
+        found = evaluate_sentences(
+            source.folder,
+            data,
+            [name for name in (text_column, pair_column) if name is not None],
+            label_column,
+            kind=kind,
+            device=device,
+            precision=precision,
+        )
+        say_weights(source)
+        print(json.dumps(found) if as_json else shown_scores(found))
+        if out is not None:
+            write_evaluation(found, out)
+        return
     scores = run_evaluate(
         source.folder,
         data,

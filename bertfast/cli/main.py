@@ -13,6 +13,7 @@ from bertfast.errors import BertfastError
 
 from .infer import embed, evaluate, fill, predict
 from .machine import bench, doctor, profile, tune
+from .sentences import sentences
 from .share import merge, push
 from .train import adapt, demo, finetune, plot, pretrain, tokenizer
 
@@ -42,7 +43,20 @@ def app(ctx: click.Context) -> None:
 
 
 for command in (
-    *(doctor, tune, tokenizer, pretrain, adapt, finetune, evaluate, predict, fill, embed, demo),
+    *(
+        doctor,
+        tune,
+        tokenizer,
+        pretrain,
+        adapt,
+        finetune,
+        sentences,
+        evaluate,
+        predict,
+        fill,
+        embed,
+        demo,
+    ),
     *(bench, profile, plot, merge, push),
 ):
     app.add_command(command)

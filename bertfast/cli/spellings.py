@@ -37,5 +37,13 @@ FINETUNE = {
     "metric-for-best-model": "metric-for-best",
     "label-smoothing-factor": "label-smoothing",
 }
+SENTENCES = {
+    "train-file": "train",
+    "validation-file": "dev",
+    "max-seq-length": "max-length",
+    "early-stopping-patience": "early-stopping",
+    "mini-batch-size": "mini-batch",
+    "matryoshka-dims": "matryoshka",
+}
 EVALUATE = {"validation-file": "data", "test-file": "data"}
 EMBED = {"per-device-eval-batch-size": "batch-size"}

@@ -194,7 +194,7 @@ def pretrain(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
     from bertfast.training.pretrain import pretrain as run_pretrain
 
     options = _pretraining(values, warmup_ratio)
-    result = _until_stopped(lambda: run_pretrain(**options, resume=resume))
+    result = until_stopped(lambda: run_pretrain(**options, resume=resume))
     print(f"{result.out}: step {result.steps}, loss {result.last.get('loss', float('nan')):.4f}")
 
 
@@ -246,7 +246,7 @@ def adapt(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
     from bertfast.training.adapt import adapt as run_adapt
 
     options = _pretraining(values, warmup_ratio)
-    result, start = _until_stopped(lambda: run_adapt(**options, resume=resume))
+    result, start = until_stopped(lambda: run_adapt(**options, resume=resume))
     best = result.best
     print(
         f"{result.out}: held-out loss {start:.4f} -> {best['valid_loss']:.4f} (step {best['step']})"
@@ -358,7 +358,7 @@ def finetune(resume: bool, **values: Any) -> None:
     from bertfast.training.finetune import finetune as run_finetune
 
     options = {field.name: values[field.name] for field in fields(FinetuneConfig)}
-    result = _until_stopped(lambda: run_finetune(**options, resume=resume))
+    result = until_stopped(lambda: run_finetune(**options, resume=resume))
     task = TASKS[result.task]
     said = ", ".join(task.said(result.scores))
     print(f"{result.out}: dev {said} (epoch {result.best_epoch:g})")
@@ -413,7 +413,7 @@ def plot(runs: tuple[Path, ...], out: Path) -> None:
     print(out)
 
 
-def _until_stopped(run: Callable[[], T]) -> T:
+def until_stopped(run: Callable[[], T]) -> T:
     """What the run returns; where a signal stops it, says how it goes on."""
     from bertfast.training.trainer import Interrupted
 

@@ -117,7 +117,7 @@ def _example(
                 "--pair-column and --label-column name them; a table needs a header line)"
             )
     words = [
-        None if name is None else _cell(row[name], path, line, name, "a text is advice")
+        None if name is None else cell(row[name], path, line, name, "a text is advice")
         for name in columns[:2]
     ]
     label: str | tuple[str, ...] | None = None
@@ -182,7 +182,7 @@ def is_task_file(path: Path) -> bool:
     return is_json(path) or suffix_of(path) in TABLE_SUFFIXES or is_columnar(path)
 
 
-def _cell(value: Any, path: Path, line: int, column: str, advice: str) -> str:
+def cell(value: Any, path: Path, line: int, column: str, advice: str) -> str:
     """A cell as text; null is an empty one, and a number of JSON is as it is written.
 
     Raises:
@@ -206,9 +206,9 @@ def _cell(value: Any, path: Path, line: int, column: str, advice: str) -> str:
 
 def _label(value: Any, path: Path, line: int, column: str, lists: bool) -> str | tuple[str, ...]:
     if not (lists and isinstance(value, list)):
-        return _cell(value, path, line, column, ONE_A_ROW).strip()
+        return cell(value, path, line, column, ONE_A_ROW).strip()
     advice = "a list holds labels, each a word or a number"
-    return tuple(_cell(item, path, line, column, advice).strip() for item in value)
+    return tuple(cell(item, path, line, column, advice).strip() for item in value)
 
 
 def _table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:

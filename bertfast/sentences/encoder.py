@@ -4,10 +4,10 @@ encoder's. Reimers and Gurevych, "Sentence-BERT", 2019.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -29,14 +29,15 @@ from bertfast.resolve import resolve
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer
 
 from .folder import Folder, read_folder, read_steps, write_folder
-from .modules import Dense
+from .modules import Dense, positive_or_none
+from .quantization import check_precision, quantize
+from .search import SIMILARITIES, similarity_matrix
 
 # Tokens of a batch: on a CPU as many as keep a layer's tensors in the caches, on a GPU as many as
 # fill it.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 TEXTS = 16384  # tokenized at once
 MANY = 16384  # tokens from which on it pays to bring the weights into another form first
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
 class Tokenized(NamedTuple):
@@ -153,9 +154,23 @@ class SentenceEncoder(nn.Module):
         else:
             encoded = self.encoder.encode(*inputs, seed=seed, read_first=False)
             x = pool(*_past(encoded.last, encoded.batch.cu_seqlens, skip), self.pooling)
+        return encoded.of_sequences(self._stepped(x))
+
+    def layer_vectors(
+        self, batch: PackedBatch, *, seed: int | Tensor | None = None
+    ) -> list[Tensor]:
+        """(sequences, width) of a packed batch from the embeddings' output and from each layer's,
+        the last of which `forward` gives; with gradients.
+        """
+        encoded = self.encoder.encode(batch, seed=seed, read_first=False)
+        pooled = (pool(x, encoded.batch.cu_seqlens, self.pooling) for x in encoded.states)
+        return [encoded.of_sequences(self._stepped(x)) for x in pooled]
+
+    def _stepped(self, x: Tensor) -> Tensor:
+        """What the modules past the pooling make of its vectors."""
         for step in self.steps:
             x = step(x)
-        return encoded.of_sequences(x)
+        return x
 
     def encode(
         self,
@@ -166,7 +181,14 @@ class SentenceEncoder(nn.Module):
         prompt: str | None = None,
         prompt_name: str | None = None,
         show_progress: bool = False,
-    ) -> NDArray[np.float32]:
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        convert_to_tensor: bool = False,
+        out: NDArray[np.float32] | None = None,
+        normalize_embeddings: bool | None = None,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = True,
+    ) -> Any:
         """The vectors of texts, (texts, width) float32 in their order; (width,) of a text by
         itself.
 
@@ -183,16 +205,98 @@ class SentenceEncoder(nn.Module):
             prompt_name: the one of ``prompts`` to put there; None is the default prompt, if there
                 is one.
             show_progress: on standard error.
+            precision: float32, or int8, uint8, binary or ubinary, as `quantize` makes them.
+            truncate_dim: how many numbers of a vector are kept; None is the encoder's own.
+            convert_to_tensor: give a tensor on the encoder's device.
+            out: (texts, width) array to write to and to return, as a memory-mapped one; no more
+                texts than `TEXTS` are held as tokens at a time.
+            normalize_embeddings, show_progress_bar: ``normalize`` and ``show_progress`` under the
+                names of sentence-transformers.
+            convert_to_numpy: False gives a list of tensors, as sentence-transformers does.
 
         Raises:
-            BertfastError: something else than texts, a batch size below 1, or an unknown prompt.
+            BertfastError: something else than texts, a batch size below 1, an unknown prompt or
+                precision, or an ``out`` of another shape.
         """
+        check_precision(precision)
+        if truncate_dim is not None:
+            positive_or_none(truncate_dim, "truncate_dim")
         single = isinstance(texts, str)
-        tokens = self.tokenize([texts] if isinstance(texts, str) else texts, prompt, prompt_name)
-        vectors = self.encode_tokens(
-            tokens, batch_size=batch_size, normalize=normalize, show_progress=show_progress
-        )
-        return vectors[0] if single else vectors
+        rows = [texts] if isinstance(texts, str) else texts
+        if not hasattr(rows, "__len__"):
+            rows = list(rows)
+        width = min(self.width, truncate_dim or self.truncate_dim or self.width)
+        if out is not None and (out.shape != (len(rows), width) or out.dtype != np.float32):
+            raise BertfastError(
+                f"out is {out.dtype} of shape {out.shape}; it must be float32 of "
+                f"{(len(rows), width)}"
+            )
+        vectors = np.empty((len(rows), width), dtype=np.float32) if out is None else out
+        shown = show_progress if show_progress_bar is None else show_progress_bar
+        progress = LiveBar(len(rows), label="embed") if shown and len(rows) else None
+        with progress or nullcontext():
+            for start in range(0, len(rows), TEXTS):
+                part = slice(start, start + TEXTS)
+                self._encode_tokens(
+                    self.tokenize(list(rows[part]), prompt, prompt_name),
+                    vectors[part],
+                    batch_size,
+                    normalize if normalize_embeddings is None else normalize_embeddings,
+                    None
+                    if progress is None
+                    else lambda done, s=start: progress.advance(s + done, ""),
+                )
+        found: Any = vectors if precision == "float32" else quantize(vectors, precision)
+        if convert_to_tensor or not convert_to_numpy:
+            found = torch.from_numpy(found).to(next(self.encoder.parameters()).device)
+        if single:
+            return found[0]
+        return found if convert_to_tensor or convert_to_numpy else list(found)
+
+    def encode_query(self, texts: str | Sequence[str], **options: Any) -> Any:
+        """`encode` with the prompt "query", where there is one and no other is asked for."""
+        return self._encode_as(("query",), texts, options)
+
+    def encode_document(self, texts: str | Sequence[str], **options: Any) -> Any:
+        """`encode` with the first prompt that there is of "document", "passage" and "corpus", where
+        no other is asked for.
+        """
+        return self._encode_as(("document", "passage", "corpus"), texts, options)
+
+    def _encode_as(
+        self, names: Sequence[str], texts: str | Sequence[str], options: dict[str, Any]
+    ) -> Any:
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            options["prompt_name"] = next((name for name in names if name in self.prompts), None)
+        return self.encode(texts, **options)
+
+    def similarity(self, a: Any, b: Any) -> Tensor:
+        """(rows of a, rows of b): how like vectors of `encode` are, by ``similarity_fn_name``, or
+        the cosine where that is None.
+        """
+        a, b = (torch.as_tensor(x).float() for x in (a, b))
+        a, b = (x[None] if x.dim() == 1 else x for x in (a, b))
+        return similarity_matrix(a, b, self.similarity_fn_name or "cosine")
+
+    @property
+    def max_seq_length(self) -> int:
+        """``max_length`` under the name of sentence-transformers."""
+        return self.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, tokens: int) -> None:
+        self.max_length = tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return next(self.encoder.parameters()).device
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Numbers of a vector of `encode`."""
+        return min(self.width, self.truncate_dim or self.width)
+
+    get_embedding_dimension = get_sentence_embedding_dimension
 
     def tokenize(
         self, texts: Sequence[str], prompt: str | None = None, prompt_name: str | None = None
@@ -236,37 +340,51 @@ class SentenceEncoder(nn.Module):
         show_progress: bool = False,
     ) -> NDArray[np.float32]:
         """`encode` past `tokenize`."""
+        width = min(self.width, self.truncate_dim or self.width)
+        vectors = np.empty((len(tokens.rows), width), dtype=np.float32)
+        progress = LiveBar(len(vectors), label="embed") if show_progress and len(vectors) else None
+        with progress or nullcontext():
+            self._encode_tokens(
+                tokens,
+                vectors,
+                batch_size,
+                normalize,
+                None if progress is None else lambda done: progress.advance(done, ""),
+            )
+        return vectors
+
+    def _encode_tokens(
+        self,
+        tokens: Tokenized,
+        vectors: NDArray[np.float32],
+        batch_size: int | None,
+        normalize: bool,
+        tell: Callable[[int], None] | None,
+    ) -> None:
+        """Writes the vectors of tokens, and tells how many are done after each batch."""
         if batch_size is not None and batch_size < 1:
             raise BertfastError(f"batch_size is {batch_size}; it must be at least 1")
-        rows, device = tokens.rows, next(self.encoder.parameters()).device
+        rows, device, width = tokens.rows, self.device, vectors.shape[1]
         budget = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
-        width = min(self.width, self.truncate_dim or self.width)
-        vectors = np.empty((len(rows), width), dtype=np.float32)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         longest_first = np.argsort(-lengths, kind="stable")
         was_training, done = self.training, 0
         self.eval()
         try:
             many = lengths.sum() >= MANY
-            progress = LiveBar(len(rows), label="embed") if show_progress else nullcontext()
-            with (
-                torch.inference_mode(),
-                constant_weights() if many else nullcontext(),
-                progress as bar,
-            ):
+            with torch.inference_mode(), constant_weights() if many else nullcontext():
                 for run in runs_of_tokens(lengths[longest_first].tolist(), budget, batch_size):
                     chosen = longest_first[run]
-                    batch = _packed([rows[row] for row in chosen]).to(device)
-                    out = self(batch, skip=tokens.skip)[:, :width]
+                    batch = pack_rows([rows[row] for row in chosen]).to(device)
+                    made = self(batch, skip=tokens.skip)[:, :width]
                     vectors[chosen] = (
-                        (F.normalize(out, dim=-1) if normalize else out).float().cpu().numpy()
+                        (F.normalize(made, dim=-1) if normalize else made).float().cpu().numpy()
                     )
                     done += len(chosen)
-                    if bar is not None:
-                        bar.advance(done, "")
+                    if tell is not None:
+                        tell(done)
         finally:
             self.train(was_training)
-        return vectors
 
     def _prompt(self, prompt: str | None, name: str | None) -> str:
         if prompt is not None:
@@ -364,7 +482,7 @@ def _past(x: Tensor, cu_seqlens: Tensor, skip: int) -> tuple[Tensor, Tensor]:
     return x[: len(token)][kept], F.pad(lengths.cumsum(0), (1, 0)).to(cu_seqlens.dtype)
 
 
-def _packed(rows: Sequence[NDArray[np.int32]]) -> PackedBatch:
+def pack_rows(rows: Sequence[NDArray[np.int32]]) -> PackedBatch:
     """`PackedBatch.from_sequences` of arrays, whose ids never are Python's numbers."""
     lengths = np.array([len(row) for row in rows])
     ends = lengths.cumsum()

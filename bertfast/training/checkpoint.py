@@ -361,3 +361,20 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+@contextmanager
+def hidden_run(target: Path) -> Iterator[Path]:
+    """The hidden folder of the checkpoints of a run that leaves ``target`` alone; it goes with
+    success, and where it holds none.
+    """
+    run = target.with_name(f".{target.name}.run")
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(run):
+            yield run
+    except BaseException:
+        if not checkpoints(run):
+            shutil.rmtree(run, ignore_errors=True)
+        raise
+    shutil.rmtree(run, ignore_errors=True)

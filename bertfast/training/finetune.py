@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +43,7 @@ from bertfast.tasks.registry import DEFAULT, KEPT, named_options
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer, save_tokenizer
 
 from . import card
-from .checkpoint import checkpoint_folder, checkpoints, load_checkpoint, locked
+from .checkpoint import checkpoint_folder, hidden_run, load_checkpoint
 from .evaluate import measure
 from .layers import decayed_rates, divide_logits, freeze_layers
 from .losses import ClassLoss, class_weights
@@ -428,7 +427,7 @@ def _one(config: FinetuneConfig, resume: bool) -> FinetuneResult:
     inputs = _inputs(config, source.folder)
     start = f"random weights, the shape of {source}" if config.from_scratch else str(source)
     print(f"bertfast: starts from {start}", file=sys.stderr)
-    with whole_folder(target) as folder, _work(target) as work:
+    with whole_folder(target) as folder, hidden_run(target) as work:
         with Report(config.report_to, target, asdict(config), events=work) as report:
             history, best, seconds = _train(
                 config,
@@ -610,21 +609,6 @@ def _finish(
         said = found["calibration"]
         said |= {"temperature": temperature or 1.0, "ece_before": before or said["ece"]}
     return task, found
-
-
-@contextmanager
-def _work(target: Path) -> Iterator[Path]:
-    """The hidden folder of the run's checkpoints; it goes with success, and where it holds none."""
-    work = target.with_name(f".{target.name}.run")
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(work):
-            yield work
-    except BaseException:
-        if not checkpoints(work):
-            shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def _summary(
@@ -873,7 +857,7 @@ def _train(
         {
             "epoch": _epoch(scores["step"], batches.per_epoch),
             **({} if config.evaluate_every is None else {"step": scores["step"]}),
-            "train_loss": _mean_loss(lines, start, scores["step"]),
+            "train_loss": mean_loss(lines, start, scores["step"]),
             **{name: scores[name] for name in scores if name != "step"},
         }
         for start, scores in zip([0, *steps], trainer.evaluations, strict=False)
@@ -889,7 +873,7 @@ def _epoch(step: int, per_epoch: int) -> float:
     return step // per_epoch if step % per_epoch == 0 else round(step / per_epoch, 4)
 
 
-def _mean_loss(lines: list[dict[str, Any]], start: int, end: int) -> float:
+def mean_loss(lines: list[dict[str, Any]], start: int, end: int) -> float:
     """The mean loss of the updates past ``start`` up to ``end``, at both of which lines end."""
     total, before = 0.0, start
     for line in lines:
