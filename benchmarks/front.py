@@ -69,8 +69,9 @@ def _numbers(record: dict[str, Any]) -> Iterator[str]:
 
 
 def write_front(records: list[dict[str, Any]]) -> None:
-    """Puts the plot and the numbers between the README's marks; where no record has them all, as
-    after a run that was stopped, what is there stays.
+    """Puts the plot and the numbers between the README's marks.
+
+    Where no record has them all, as after a run that was stopped, what is there stays.
     """
     if not _whole(records):
         return

@@ -1,6 +1,8 @@
 """``python -m benchmarks.half``: what bfloat16 and float16 cost over float32 on a CPU that does not
-multiply them: a dense layer, forward and backward, by rows; short and many texts embedded; a
-training step without its optimizer.
+multiply them.
+
+It times a dense layer, forward and backward, by rows. It also times the embedding of short and of
+many texts, and a training step without its optimizer.
 
 Libraries read once what the CPU has, so each kind of CPU is a process of its own, emulated by the
 variables that they obey.

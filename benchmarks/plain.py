@@ -1,5 +1,6 @@
-"""The cases of ``test_*.py`` without pytest, which a machine with PyTorch, Triton and NumPy alone
-has not got: a function and the values of its `parametrize` marks.
+"""The cases of ``test_*.py`` without pytest: a function and the values of its `parametrize` marks.
+
+A machine with PyTorch, Triton and NumPy alone has no pytest.
 """
 
 from __future__ import annotations

@@ -86,8 +86,9 @@ class Results:
         self.longest[kind] = max(seconds, self.longest.get(kind, 0.0))
 
     def add(self, case: dict[str, Any]) -> None:
-        """Takes a case in, then measures the rates that it is set beside; in a record that is
-        updated, in the place of the same one's earlier figures.
+        """Takes a case in, then measures the rates that it is set beside.
+
+        In a record that is updated, it takes the place of the same case's earlier figures.
         """
         cases = self.record["cases"]
         if self.settings.update:

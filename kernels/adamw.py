@@ -5,9 +5,9 @@ For each float32 weight w with gradient g, first moment m and second moment v, a
     g = gradient_scale g;   m = beta1 m + (1 - beta1) g;   v = beta2 v + (1 - beta2) g^2
     w = (1 - lr weight_decay) w - lr / (1 - beta1^step) m / (sqrt(v / (1 - beta2^step)) + eps)
 
-Gradients may be in lower precision than the weights, and a bfloat16 copy of the new weights is
-written in the same pass: training in bfloat16 with float32 masters then reads each gradient once
-and casts nothing. Clipping is the ``gradient_scale``, so it costs no pass either.
+Gradients may be in lower precision than the weights. The same pass writes a bfloat16 copy of the
+new weights, where one is wanted. Training in bfloat16 with float32 masters then reads each gradient
+once and casts nothing. Clipping is the ``gradient_scale``, so it costs no pass either.
 
 Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2.
 """
@@ -303,8 +303,9 @@ def adamw(
         gradients: of the weights' shapes and of one dtype, float32 or lower.
         copies: contiguous, of the weights' shapes and of one lower dtype; empty for none.
         lr: the learning rate.
-        step: how many steps this makes, from 1. As a tensor on the weights' device, like lr and
-            gradient_scale, it is not read by the host, so that a CUDA graph can replay the call.
+        step: how many steps this makes, from 1. A tensor on the weights' device is not read by the
+            host, and neither are lr and gradient_scale as tensors. A CUDA graph can then replay the
+            call.
         betas: decay rates of the moments, in [0, 1).
         eps: added to the root of the second moment.
         weight_decay: decoupled; of all weights, or of each.

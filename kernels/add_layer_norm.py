@@ -3,10 +3,10 @@ mean(s)) / sqrt(var(s) + eps) * weight + bias``.
 
 x, residual, s and out (..., hidden); mean and variance over the last dimension. Post-norm blocks
 (BERT) read ``out`` alone; pre-norm blocks carry ``s`` on as well. RMSNorm leaves out the mean and
-the bias. Eager mode reads and writes the tokens once for each of the three parts; here the forward
-reads x and the residual and writes the result, and the backward makes ``s`` again from the same
-two, counting the dropout. x_bias is that of the dense layer before: its gradient is the column sum
-of dx, which the backward has in registers beside the sums for weight and bias.
+the bias. Eager mode reads and writes the tokens once for each of the three parts. Here the forward
+reads x and the residual and writes the result. The backward makes ``s`` again from the same two,
+and counts the dropout again. x_bias is that of the dense layer before. Its gradient is the column
+sum of dx, which the backward has in registers beside the sums for weight and bias.
 
 Sources: Ba et al., "Layer Normalization", section 3; Zhang and Sennrich, "Root Mean Square Layer
 Normalization", section 3; Xiong et al., "On Layer Normalization in the Transformer Architecture",
@@ -166,8 +166,8 @@ def _norm_backward_kernel(
     PIECES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """dx and dresidual of ROWS rows in as many as the programs have, and this program's part of the
-    sums for the weight, the bias and x's bias.
+    """dx and dresidual of a share of the rows, and this program's part of three column sums: for
+    the weight, the bias and x's bias. A program takes ROWS rows at a time.
     """
     seed = tl.load(seed_ptr)
     column, inside, dweight, dbias, dx_bias = (), (), (), (), ()

@@ -3,13 +3,13 @@
 
 x (..., features), out like it; gated, x (..., 2 * features) and out (..., features). GELU is ``x
 Phi(x)`` with the normal distribution's Phi, or its tanh approximation. One pass reads x and writes
-the result; the backward reads x again, so nothing but x is kept, and the bias's gradient comes out
-of the same pass.
+the result. The backward reads x again, so nothing but x is kept, and the same pass makes the bias's
+gradient.
 
 The Triton kernels are bound by arithmetic before they are by memory, and libdevice's erf is long.
-They take the tail of Phi as an exponential times a polynomial, fitted here: x Phi(x) and its slope
-are within 3e-7 of the exact ones, and where x Phi(x) nears zero from below, within 1 part in 2,000
-of its size, where 1 + erf has cancelled to nothing. The C++ kernels fit Phi itself.
+They take the tail of Phi as an exponential times a polynomial, fitted here. The value x Phi(x) and
+its slope are within 3e-7 of the exact ones. Where x Phi(x) nears zero from below, it is within 1
+part in 2,000 of its size. There 1 + erf has cancelled to nothing. The C++ kernels fit Phi itself.
 
 Sources: Hendrycks and Gimpel, "Gaussian Error Linear Units", section 2; Shazeer, "GLU Variants
 Improve Transformer", section 2.

@@ -100,7 +100,8 @@ def register_fake(op: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     """A decorator that makes a function the fake kernel of a custom op.
 
     A call with any tensor on the meta device goes to the fake kernel, which makes memory that
-    nothing fills: unless all its tensors are on one device, it raises ValueError.
+    nothing fills. So the fake kernel raises ValueError unless all tensors of such a call are on one
+    device.
     """
 
     def register(fake: Callable[..., Any]) -> Callable[..., Any]:

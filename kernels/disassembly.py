@@ -1,9 +1,10 @@
 """Instructions of a compiled kernel by pipe, and the loop that it spends its time in, from the text
 of ``nvdisasm``.
 
-A loop is a natural one (Aho et al., "Compilers", section 9.6): the blocks from which a back edge is
-reached without passing its target, which dominates them. Both sides of a branch inside count, as do
-instructions whose predicate is false: each takes an issue slot of some warp.
+A loop is a natural one (Aho et al., "Compilers", section 9.6), found by a back edge, whose target
+dominates its source. It consists of the blocks from which that edge is reached without passing its
+target. Both sides of a branch inside count, as do instructions whose predicate is false: each takes
+an issue slot of some warp.
 
 Sources: NVIDIA, "CUDA Binary Utilities", instruction set reference; NVIDIA, "Nsight Compute,
 Profiling Guide", pipelines.

@@ -1,8 +1,8 @@
 """Which backend runs an op, and why another could not.
 
-A table, not a class tree: `reasons_against` lists why a backend cannot serve a call; the first
-backend of `BACKENDS` with no reason against it takes the call, unless one is forced by
-``BERTFAST_BACKEND`` or `use_backend`.
+A table, not a class tree: `reasons_against` lists why a backend cannot serve a call. The first
+backend of `BACKENDS` with no reason against it takes the call. ``BERTFAST_BACKEND`` or
+`use_backend` forces one.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ segment[segment_ids]))``.
 
 ids (tokens,), tables (size, hidden), out (tokens, hidden); position, segment and the norm's bias
 are each optional. One pass gathers the rows, adds them and normalises the sum. The backward makes
-the sum again and writes its gradient once, (tokens, hidden); a table's gradient is the sum of those
+the sum again and writes its gradient once, (tokens, hidden). A table's gradient is the sum of those
 rows by id, in the order of the tokens:
 
 - word: tokens are sorted by id, and one program adds up a group, or RUN tokens of a large one;
@@ -181,8 +181,9 @@ def _embed_backward_kernel(
     PIECES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The gradient of the sums of ROWS tokens in as many as the programs have, and this program's
-    part of the sums for the weight, the bias and the SEGMENTS rows of the segment table.
+    """The gradient of the sums for a share of the tokens, and this program's part of the column
+    sums. These are for the weight, the bias and the SEGMENTS rows of the segment table. A program
+    takes ROWS tokens at a time.
     """
     seed = tl.load(seed_ptr)
     column, inside, dweight, dbias, dsegment = (), (), (), (), ()
@@ -248,8 +249,10 @@ def _sum_runs_kernel(
     RUN: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """runs[i] = the sum of the rows of one id from sorted place i to the end of its block of RUN
-    places, where i starts such a run; out[id], if the id has no other.
+    """The sums of the rows of one id within each block of RUN sorted places.
+
+    Where a run of an id starts at sorted place i, its sum up to the end of the block goes to
+    runs[i]. If the id has no other run, the sum goes to out[id].
     """
     place = tl.program_id(0)
     own = tl.load(ids_ptr + place)
@@ -822,8 +825,8 @@ def embed(
             for any ids.
         sparse_grad: the word table's gradient is a sparse tensor of the rows that occur. Autograd
             adds it in place to a dense gradient of the same table (from a tied output layer), which
-            spares a pass over the vocabulary; alone it is what ``sparse=True`` of
-            `torch.nn.functional.embedding` gives, which few optimizers take.
+            spares a pass over the vocabulary. Alone it stays sparse, as ``sparse=True`` of
+            `torch.nn.functional.embedding` gives it, and few optimizers take it.
 
     Returns:
         (tokens, hidden), contiguous, of word's dtype.

@@ -203,8 +203,8 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
 
     Args:
         x: (tokens, hidden), floating point, any strides.
-        index: (masked,) int64, each in [0, tokens) and no two alike, or -1 for no row (a zero row,
-            no gradient), with which an index is padded to a fixed size.
+        index: (masked,) int64, each in [0, tokens) and no two alike. An index is padded to a fixed
+            size with -1, which is no row (a zero row, no gradient).
 
     Returns:
         (masked, hidden), of x's dtype.

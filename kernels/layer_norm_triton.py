@@ -1,10 +1,10 @@
 """LayerNorm and RMSNorm of whole rows inside Triton kernels, and the sums over rows that their
 backward leaves.
 
-A tile has a power of two of columns and a row mostly has not: a tile of 1,024 columns would spend a
-quarter of its work, Philox included, on nothing where a row has 768. So a row is held in PIECES
-tiles side by side, of COLUMNS columns each (`row_pieces`), as a tuple. A warp then has a row, or
-several, to itself, and its sums cross no other warp.
+A tile has a power of two of columns and a row mostly has not. Where a row has 768, a tile of 1,024
+would spend a quarter of its work, Philox included, on nothing. So a row is held in PIECES tiles
+side by side, of COLUMNS columns each (`row_pieces`), as a tuple. A warp then has a row, or several,
+to itself, and its sums cross no other warp.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ WARP_COLUMNS = 256  # 32 threads with 16 bytes of half precision each
 
 @triton.jit
 def load_columns(ptr, column, inside, ROWS: tl.constexpr):
-    """A piece of a vector over the columns, for each of ROWS rows, as a tile of tokens is loaded:
-    so it takes no way through shared memory.
+    """A piece of a vector over the columns, repeated for each of ROWS rows.
+
+    It is loaded as a tile of tokens is, so it takes no way through shared memory.
     """
     place = tl.broadcast_to(column[None, :], (ROWS, column.shape[0]))
     real = tl.broadcast_to(inside[None, :], (ROWS, column.shape[0]))
@@ -92,8 +93,9 @@ SUM_TILE = {"ROWS": 32, "COLUMNS": 32}
 
 
 def sum_partials(partial: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum of partial (programs, ...) float32 over its programs, in a fixed order, as ``dtype``:
-    one launch where a sum, a copy and a cast would be three.
+    """The sum of partial (programs, ...) float32 over its programs, in a fixed order, as ``dtype``.
+
+    It is one launch, where a sum, a copy and a cast would be three.
     """
     count, *shape = partial.shape
     out = partial.new_empty(shape, dtype=dtype)

@@ -1,5 +1,6 @@
-"""Dense layers: x Wᵀ + b, on a CPU by the library and in the dtype that are the fastest there; and
-several layers of one input as one product.
+"""Dense layers, x Wᵀ + b, and several layers of one input as one product.
+
+On a CPU they go to the library and the dtype that are the fastest there.
 
 `products` says which; the rest (other devices and dtypes, small products) is left to
 `torch.nn.functional.linear`. `torch.compile` is given plain PyTorch to trace, widened in plain
@@ -126,12 +127,12 @@ class _Routes(TorchFunctionMode):
 
 @contextmanager
 def widened_products(like: Tensor | None) -> Iterator[None]:
-    """Within it PyTorch's own products of a dtype that this CPU does not multiply are widened too:
-    those of layers that are not ours, of a head or an adapter.
+    """Widens PyTorch's own products too, where this CPU does not multiply their dtype. Those are of
+    layers that are not ours, of a head or an adapter.
 
     Args:
-        like: an input or a parameter of such layers, None where there is none: on another device,
-            or of a dtype that the CPU multiplies, nothing changes.
+        like: an input or a parameter of such layers, None where there is none. Nothing changes on
+            another device, or for a dtype that the CPU multiplies.
     """
     if _is_traced() or like is None or not like.is_cpu or _routed.get():
         yield

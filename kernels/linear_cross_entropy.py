@@ -7,9 +7,9 @@ logsumexp l and smoothing s,
     loss_m = (1 - s) (l - logits[m, label]) + s (l - mean(logits[m])) + z_loss l²
 
 A block of rows goes through the library's matrix product. One pass of Triton or C++ over its logits
-then makes the loss and, when a gradient will be wanted, turns them into their gradient in place,
-from which two more products follow: three of the vocabulary's size a step, and none in the
-backward. They pay for it with logits that are rounded to the dtype of hidden.
+then makes the loss. When a gradient will be wanted, it also turns them into their gradient in
+place. From that, two more products follow. So a step has three products of the vocabulary's size,
+and none in the backward. They pay for it with logits that are rounded to the dtype of hidden.
 
 Sources: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", section 4; Hsu et
 al., "Liger Kernel", section 3.2 (gradients in the forward); Szegedy et al., "Rethinking the

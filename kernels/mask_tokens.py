@@ -3,8 +3,8 @@
 input_ids (tokens,) int64, special (tokens,) bool. Token t takes the words w0, w1, w2 of its Philox
 counter (`philox.py`):
 
-- it is chosen where w0 / 2^32 < rate and it is not special; of a whole word, all tokens share the
-w0 of the word's first token;
+- it is chosen where w0 / 2^32 < rate and it is not special. All tokens of a whole word share the w0
+of the word's first token;
 - a chosen one becomes [MASK] where w1 / 2^32 < mask_share, a random id where it is below mask_share
 + random_share, and else stays;
 - the random id is ``first_random_id + w2 * (vocab_size - first_random_id) / 2^32``, rounded down.
@@ -201,8 +201,8 @@ def mask_tokens(
         rate: of the tokens chosen, in [0, 1]: 0 is none, 1 all.
         mask_share: of the chosen tokens that become [MASK].
         random_share: of the chosen tokens that become a random id; the rest stay.
-        word_ids: (tokens,) int64, for whole-word masking: consecutive tokens of the same id are one
-            word and chosen together, and one below 0 is of no word and never chosen (Hugging Face's
+        word_ids: (tokens,) int64, for whole-word masking. Consecutive tokens of the same id are one
+            word and chosen together. A token below 0 is of no word and never chosen (Hugging Face's
             ``word_ids()`` with -1 for None). None: each token by itself.
         cu_seqlens: (sequences + 1,) int32 boundaries, across which no word goes. None: words end
             where the id changes.
@@ -219,7 +219,7 @@ def mask_tokens(
 
     Raises:
         TypeError: a wrong dtype, or a seed that is no integer.
-        ValueError: wrong shapes or devices, shares or ids out of range; on the CPU also values out
+        ValueError: wrong shapes or devices, shares or ids out of range. On the CPU also values out
             of range in the tensors (on a GPU they are not read).
     """
     check_integers("input_ids", input_ids, ("tokens",), torch.int64)

@@ -1,5 +1,6 @@
-"""Attention in the padded form, for what no packed batch needs: tokens that were left out of a
-sequence, and tokens that no other may see.
+"""Attention in the padded form, for what no packed batch needs.
+
+It serves tokens that were left out of a sequence, and tokens that no other may see.
 
 Differentiable through autograd, for any floating dtype; half precision is computed in float32,
 float64 stays float64.

@@ -2,8 +2,8 @@
 with zeros at the padding.
 
 padded (sequences, positions, ...), rows (tokens,) int64, packed (tokens, ...), of any dtype. Each
-is the other's backward, and both are the gather and the scatter of `gather_rows.py`: as no two
-tokens share a place, neither adds and neither needs atomics.
+is the other's backward, and both are the gather and the scatter of `gather_rows.py`. No two tokens
+share a place, so neither adds and neither needs atomics.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def pack(padded: Tensor, rows: Tensor) -> Tensor:
     Args:
         padded: (sequences, positions, ...), any dtype and strides; floating point has a gradient.
         rows: (tokens,) int64, where each token stands in the flattened (sequences * positions)
-            batch, no two alike, or -1 for slack (zeros, no gradient), with which a batch is filled
-            up to a fixed size.
+            batch, no two alike. A batch is filled up to a fixed size with -1, which is slack
+            (zeros, no gradient).
 
     Returns:
         (tokens, ...), of padded's dtype.

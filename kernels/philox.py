@@ -1,20 +1,20 @@
 """Philox-4x32, the counter-based generator behind every dropout and every mask.
 
-Randomness is counted, not drawn: the bits of element ``e`` are a function of ``(seed, e)`` alone,
-so that Triton, C++ and this file give the same mask, the backward recomputes it instead of storing
-it, and a resumed run repeats it.
+Randomness is counted, not drawn: the bits of element ``e`` are a function of ``(seed, e)`` alone.
+So Triton, C++ and this file give the same mask. The backward recomputes it instead of storing it,
+and a resumed run repeats it.
 
-One counter gives four 32-bit words, used as eight 16-bit lanes: the element with index ``e`` along
-the fast axis takes counter ``e // 8`` and lane ``e % 8``, low half of word ``lane // 2`` when the
-lane is even, high half when it is odd. An element is dropped when its lane is below ``threshold =
+One counter gives four 32-bit words, used as eight 16-bit lanes. The element with index ``e`` along
+the fast axis takes counter ``e // 8`` and lane ``e % 8``. An even lane is the low half of word
+``lane // 2``, an odd one the high half. An element is dropped when its lane is below ``threshold =
 round(p * 65536)``. That is ten rounds.
 
-Attention's probabilities outnumber all else, and take seven rounds and lanes of 8 bits. One
-counter gives the sixteen lanes of four queries and four keys: those at positions ``q``, ``q + 8``,
-``q + 16`` and ``q + 24`` of their sequence, and likewise ``k``. The counter is (``k``, the row of
-``q`` in the batch, the head, 0); word ``a`` and byte ``b`` are of query ``q + 8a`` and key ``k +
-8b``. So an NVIDIA tensor core's thread, which holds such rows and columns of a tile or of its
-transpose, makes the lanes of its own elements and moves none.
+Attention's probabilities outnumber all else, and take seven rounds and lanes of 8 bits. One counter
+gives the sixteen lanes of four queries and four keys. The queries are at positions ``q``, ``q +
+8``, ``q + 16`` and ``q + 24`` of their sequence, and the keys likewise from ``k``. The counter is
+(``k``, the row of ``q`` in the batch, the head, 0). Word ``a`` and byte ``b`` are of query ``q +
+8a`` and key ``k + 8b``. A thread of an NVIDIA tensor core holds such rows and columns of a tile or
+of its transpose. So it makes the lanes of its own elements and moves none.
 
 Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 3. They find
 that Philox-4x32 passes every test of BigCrush from seven rounds on, and advise ten for a margin.
@@ -113,8 +113,10 @@ def dropout_threshold(p: float) -> int:
 
 
 def attention_threshold(p: float) -> int:
-    """``p`` on the grid of 1/256 that attention's lanes resolve; from 1/256 to 255/256 unless it is
-    0, so that no dropout is left out and none drops everything.
+    """``p`` on the grid of 1/256 that attention's lanes resolve.
+
+    Unless it is 0 it becomes 1/256 to 255/256, so that no dropout is left out and none drops
+    everything.
 
     Raises:
         ValueError: ``p`` is not in [0, 1).

@@ -1,8 +1,8 @@
 """Addresses of many tensors in one table on their device, so that one launch works on them all.
 
 A table is made again only when an address changes, and sent from pinned memory, for which the host
-does not wait. While a CUDA graph is captured no memory may be taken: what its table needs was laid
-by when the same tensors, or others of their sizes, were worked on before, and is kept for good,
+does not wait. While a CUDA graph is captured no memory may be taken. What its table needs was laid
+by earlier, when the same tensors, or others of their sizes, were worked on. It is kept for good,
 since every replay reads it.
 """
 

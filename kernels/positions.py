@@ -1,9 +1,11 @@
 """Relative positions in the scores of `attention`: a bucket for each distance i - j of a query and
 a key, and tables over the buckets.
 
-ALiBi (Press et al., "Train Short, Test Long", 2022), T5's bias (Raffel et al., "Exploring the
-Limits of Transfer Learning with a Unified Text-to-Text Transformer", section 2.1) and DeBERTa's
-disentangled terms (He et al., "DeBERTa", section 3.1) differ only in these.
+These alone tell three methods apart: ALiBi, T5's bias and DeBERTa's disentangled terms.
+
+Sources: Press et al., "Train Short, Test Long", 2022; Raffel et al., "Exploring the Limits of
+Transfer Learning with a Unified Text-to-Text Transformer", section 2.1; He et al., "DeBERTa",
+section 3.1.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ class RelativePositions:
     key_scores[j, head, b]``. A table that is None adds nothing; each that is given gets its
     gradient.
 
-    The tables have q's dtype. DeBERTa's are products that the caller makes, of q with the
-    positions' keys and of k with the positions' queries, already scaled; autograd takes their
-    gradients on to both factors.
+    The tables have q's dtype. DeBERTa's are products that the caller makes, already scaled: of q
+    with the positions' keys, and of k with the positions' queries. Autograd takes their gradients
+    on to both factors.
 
     Attributes:
         buckets: (2 * max_seqlen - 1,) int32, each in [0, buckets of the tables).
@@ -118,8 +120,11 @@ def alibi(slopes: Tensor, max_seqlen: int) -> RelativePositions:
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """(heads,) float32, the paper's slopes: 2^(-8 h / heads) for h = 1 ... heads where that is a
-    power of two; else those of the power below, and then every other one of the power above."""
+    """The paper's slopes, (heads,) float32: 2^(-8 h / heads) for h = 1 ... heads, where heads is a
+    power of two.
+
+    Else they are those of the power below, and then every other one of the power above.
+    """
     if heads < 1:
         raise ValueError(f"heads is {heads}; it must be at least 1")
     power = 1 << (heads.bit_length() - 1)
@@ -133,9 +138,8 @@ def t5_buckets(max_seqlen: int, num_buckets: int = 32, max_distance: int = 128) 
     """T5's buckets for both directions, `RelativePositions.buckets` of a ``(heads, num_buckets)``
     bias.
 
-    Half of the buckets are for keys after the query; of each half, half are single distances and
-    half widen with the logarithm up to ``max_distance``, beyond which everything falls into the
-    last.
+    Half of the buckets are for keys after the query. Of each half, half are single distances, and
+    half widen with the logarithm up to ``max_distance``. Everything beyond falls into the last.
     """
     half, exact = num_buckets // 2, num_buckets // 4
     if exact < 1 or max_distance <= exact:

@@ -1,12 +1,12 @@
 """Matrix products on a CPU: the one place that says which library multiplies, and in which dtype.
 
-- **float32** is PyTorch's, which goes to MKL. MKL takes AVX-512 on Intel's CPUs alone and half as
-  wide instructions on everyone else's. oneDNN, which comes with PyTorch too, takes what there is:
-  on a Zen 5 its products are 2.2 times as fast. There it multiplies.
-- **bfloat16 and float16** are PyTorch's where the CPU multiplies them (`NATIVE`). Elsewhere
-  PyTorch has one slow loop for them, several times slower than float32. There the factors stay in
-  their dtype in memory and are widened to float32 on the way, a panel at a time, or where there are
-  few rows in registers; the result is rounded once.
+- **float32** is PyTorch's, which goes to MKL. MKL takes AVX-512 on Intel's CPUs alone, and half as
+  wide instructions on everyone else's. oneDNN, which comes with PyTorch too, takes what there is.
+  On a Zen 5 its products are 2.2 times as fast. There it multiplies.
+- **bfloat16 and float16** are PyTorch's where the CPU multiplies them (`NATIVE`). Elsewhere PyTorch
+  has one slow loop for them, several times slower than float32. There the factors stay in their
+  dtype in memory and are widened to float32 on the way, a panel at a time. Few rows are widened in
+  registers. The result is rounded once.
 
 Both sum in float32; no library is nearer to float64 by more than a few of float32's roundings.
 """

@@ -3,13 +3,13 @@ bertfast.kernels.resources``.
 
 Every kernel that computes is compiled ahead of time for sm_80, sm_90 and sm_100, with no GPU, at
 the block sizes it is launched with. The report gives registers, spills and shared memory from the
-binary, the tensor-core instructions from its PTX, and from the disassembly the instructions of its
+binary, and the tensor-core instructions from its PTX. The disassembly gives the instructions of the
 inner loop by pipe, with the clocks that they take at the least (`throughput.py`).
 
 Instructions are those that a scheduler issues for a piece of work, so that tiles, warps and
-unrolling of any number compare: of a warp in a round of the loop, times the warps over the
-multiprocessor's four schedulers, over the pieces that the program's warps do meanwhile. The piece
-is
+unrolling of any number compare. They are those of a warp in a round of the loop. They are
+multiplied by the warps over the multiprocessor's four schedulers, and divided by the pieces that
+the program's warps do meanwhile. The piece is
 
 - of attention, a tile of 64 queries and 64 keys of one head;
 - of the loss, a product of 64 x 64 x 64;
@@ -324,8 +324,10 @@ def require_compiler() -> None:
 
 
 def _form(launch: Launch) -> tuple[Any, ...]:
-    """What a launch is compiled for, so that equal ones share a binary: the function, and as pairs
-    its signature and constants, the places of aligned arguments, and the launch options.
+    """What a launch is compiled for, so that equal ones share a binary.
+
+    It is the function, and as pairs its signature and constants, the places of aligned arguments,
+    and the launch options.
     """
     function = launch.kernel
     signature: dict[str, Any] = {}
@@ -426,9 +428,9 @@ def _of_products(
         warps: of a program.
         piece: multiply-adds that a program needs for one tile.
         wanted: multiply-adds of the piece of work.
-        loaded: bytes that a program loads for one tile. They tell how many a round of an unrolled
-            loop makes: products alone do not, for warps may repeat one another's, nor bytes alone,
-            for those of the rows' sums come on top.
+        loaded: bytes that a program loads for one tile. They tell how many tiles a round of an
+            unrolled loop makes. Products alone do not, for warps may repeat one another's. Bytes
+            alone do not either, for those of the rows' sums come on top.
     """
     found = []
     for instructions in product_loops(code):

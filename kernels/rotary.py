@@ -1,14 +1,14 @@
 """Rotary position embedding of queries and keys: ``out = x cos + rotate_half(x) sin``, rotate_half
 being (first, second) -> (-second, first).
 
-q and k (tokens, heads, head_dim), their halves along head_dim being the pairs' first and second
-elements; cos and sin (positions, head_dim // 2) at each token's position. One pass reads queries
-and keys where the fused projection has left them and writes both, the products in float32 and
-rounded once. A rotation's gradient is the rotation back, so the backward is the same pass with
+q and k are (tokens, heads, head_dim). Their halves along head_dim are the pairs' first and second
+elements. cos and sin are (positions, head_dim // 2), read at each token's position. One pass reads
+queries and keys where the fused projection has left them and writes both, the products in float32
+and rounded once. A rotation's gradient is the rotation back, so the backward is the same pass with
 ``-sin`` and keeps nothing of q and k.
 
 Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.2
-and equation 34, with the halves for pairs in place of neighbours, as GPT-NeoX's and ModernBERT's
+and equation 34. Halves stand for pairs in place of neighbours, as GPT-NeoX's and ModernBERT's
 checkpoints have it.
 """
 

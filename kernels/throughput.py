@@ -1,14 +1,15 @@
-"""The least clocks that a kernel's instructions take on a multiprocessor, by pipe: a bound from
-their counts, which knows of no latency, no bank conflict and no memory.
+"""The least clocks that a kernel's instructions take on a multiprocessor, by pipe.
+
+They are a bound from the counts, which knows of no latency, no bank conflict and no memory.
 
 A multiprocessor has four schedulers. Each issues an instruction a clock, and has a quarter of each
-pipe. An instruction of a warp is 32 results, so on a pipe of ``width`` results a clock and
+pipe. An instruction of a warp is 32 results. On a pipe of ``width`` results a clock and
 multiprocessor it takes ``4 * 32 / width`` clocks of a scheduler's share.
 
 Source of the widths: NVIDIA, "CUDA C++ Programming Guide", throughput of native arithmetic
-instructions; for loads and stores NVIDIA, "A100" and "H100 Tensor Core GPU Architecture", 32 units
-a multiprocessor, of 4 bytes each; for tensor cores the same papers' dense bfloat16 peak, and of
-sm_100 the B200's data sheet, over multiprocessors and clock.
+instructions. Loads and stores are from NVIDIA, "A100" and "H100 Tensor Core GPU Architecture": 32
+units a multiprocessor, of 4 bytes each. Tensor cores are from the dense bfloat16 peak over
+multiprocessors and clock. That peak is in the same papers, and of sm_100 in the B200's data sheet.
 """
 
 from __future__ import annotations
@@ -106,8 +107,10 @@ def bound(
 
 
 def multiply_adds(instructions: Iterable[Instruction], warps: int) -> int:
-    """Those of the tensor instructions of a program of so many warps, which run the same code; on
-    sm_100 one thread starts a product of the whole program, whose shape is in a descriptor.
+    """The multiply-adds of the tensor instructions of a program of so many warps.
+
+    All warps run the same code. On sm_100 one thread starts a product of the whole program, whose
+    shape is in a descriptor.
     """
     total = 0
     registers: dict[str, int] = {}

@@ -1,5 +1,6 @@
-"""Triton where it is installed, and a stand-in that lets the op files import where it is not: on
-a machine without a GPU, or one of macOS or Windows.
+"""Triton where it is installed, and a stand-in elsewhere that lets the op files import.
+
+Triton is missing on a machine without a GPU, or one of macOS or Windows.
 """
 
 from __future__ import annotations

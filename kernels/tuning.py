@@ -1,16 +1,16 @@
 """Tile sizes, warps and stages of the Triton kernels: shipped for each generation of GPUs, and what
 `bertfast tune` measured on this one.
 
-A kernel is launched with the options of the user's cache file, where it has any for this GPU, this
-Triton and this source of the kernel, and else with the shipped ones (``configs/sm_*.json``) of the
-GPU's generation. Nothing is searched for when an op is called. The shipped ones are of a model, of
-bytes in flight and of the compiler's registers: no GPU has measured them. They spill no register,
-as `python -m bertfast.kernels.resources` reports, but for up to 16 bytes in float32 with relative
-positions.
+A kernel is launched with the options that the user's cache file has for this GPU, this Triton and
+this source of the kernel. Where it has none, the kernel takes those shipped for the GPU's
+generation (``configs/sm_*.json``). Nothing is searched for when an op is called. The shipped ones
+are of a model, of bytes in flight and of the compiler's registers: no GPU has measured them. They
+spill no register, as `python -m bertfast.kernels.resources` reports, but for up to 16 bytes in
+float32 with relative positions.
 
-Options stand under a precision, "half" (bfloat16 and float16) or "float", and the size that the
-kernel pads to a power of two: a head's or a row's. The cache file is ``$BERTFAST_CACHE``, or
-``~/.cache/bertfast/tuning.json``:
+Options stand under a precision and a size. The precision is "half" (bfloat16 and float16) or
+"float". The size is the one that the kernel pads to a power of two: a head's or a row's. The cache
+file is ``$BERTFAST_CACHE``, or ``~/.cache/bertfast/tuning.json``:
 
     {"NVIDIA H200, Triton 3.7.1": {"attention.forward": {"source": "5e0c...", "options": {"half 64":
     {"BLOCK_M": 128, ...}}}}}

@@ -1,5 +1,7 @@
-"""``python -m benchmarks gpu``: four parts, each of a few minutes, that show on a GPU machine with
-PyTorch, Triton and NumPy alone what the kernels do there.
+"""``python -m benchmarks gpu``: four parts, each of a few minutes, that show what the kernels do on
+a GPU.
+
+The machine needs PyTorch, Triton and NumPy alone.
 
 `parts` runs them, each in processes of its own (`worker`), and each leaves a `journal` in one
 folder; `records` makes of the folder what the page shows.

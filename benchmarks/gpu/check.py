@@ -1,8 +1,9 @@
 """Part 1: does every kernel compute what it should, here and at real shapes?
 
-The ops and a training step of every member, with Triton and with the reference, on the device; the
-step of every member and objective as a CUDA graph; memory errors, by compute-sanitizer; the
-kernels' tests, where pytest is there. A check that fails is written down and stops nothing.
+On the device it checks the ops and a training step of every member, with Triton and with the
+reference. It also checks the step of every member and objective as a CUDA graph. Then come memory
+errors, by compute-sanitizer, and the kernels' tests, where pytest is there. A check that fails is
+written down and stops nothing.
 """
 
 from __future__ import annotations

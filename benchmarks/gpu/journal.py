@@ -1,8 +1,8 @@
 """The file that a part writes a line to whenever it knows something more, so that it outlives what
 kills the part.
 
-Each line is an object of JSON, whose "what" says which: "machine", "begin" and "end" of an item,
-"check", "case", "side", "rates", "profile", "cost", "tuned", and "part" when the part has ended.
+Each line is an object of JSON. Its "what" is "machine", "begin" and "end" of an item, "check",
+"case", "side", "rates", "profile", "cost", "tuned", or "part" when the part has ended.
 """
 
 from __future__ import annotations

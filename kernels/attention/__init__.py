@@ -3,11 +3,11 @@ sequence by itself.
 
 q, k, v and out (tokens, heads, head_dim): a packed batch, where sequence b is rows
 ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``. No padding is computed, and the score matrix never
-stands in memory: it is made tile by tile with an online softmax, and made again in the backward
-from the saved log-sum-exp, with the dropout mask counted instead of stored.
+stands in memory. An online softmax makes it tile by tile. The backward makes it again from the
+saved log-sum-exp, and counts the dropout mask instead of reading a stored one.
 
 The terms of relative positions are read from small tables as each tile is made (see
-`positions.py`); with a window, tiles of keys that no query of the tile sees are skipped. A call
+`positions.py`). With a window, tiles of keys that no query of the tile sees are skipped. A call
 that asks for neither runs the same code as if there were neither.
 
 | file | holds |

@@ -1,5 +1,6 @@
-"""The backward of sequences of any length, in two passes over the scores: dQ of each block of
-queries, then dK and dV of each block of keys.
+"""The backward of sequences of any length, in two passes over the scores.
+
+The first makes dQ of each block of queries, the second dK and dV of each block of keys.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ def _row_sums_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """What the other kernels take off by rows, (2, heads, tokens): the log-sum-exp in log2, and D,
-    the row sums of dO ∘ O, by the share that dropout keeps, as they take dP not scaled up.
+    """What the other kernels take off by rows, (2, heads, tokens): the log-sum-exp in log2, and D.
+
+    D, the row sums of dO ∘ O, is multiplied by the share that dropout keeps, for those kernels take
+    dP not scaled up.
     """
     first_query, head, start, length = listed_block(cu_ptr, list_ptr, BLOCK_M)
     if (first_query >= length) | (length <= above):
@@ -305,8 +308,10 @@ def _key_gradient_step(
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """dK and dV, not scaled, after a block of queries; where it is WHOLE, there are all of them,
-    they see every key, and nothing is added to the scores.
+    """dK and dV, not scaled, after a block of queries.
+
+    WHOLE says three things: the block has all of its queries, they see every key, and nothing is
+    added to the scores.
     """
     BLOCK_N: tl.constexpr = k_j.shape[0]
     BLOCK_D: tl.constexpr = k_j.shape[1]

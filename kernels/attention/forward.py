@@ -108,8 +108,9 @@ def _softmax_step(
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """m, l and O after a block of keys; where it is WHOLE, every query sees all of them and nothing
-    is added to the scores.
+    """m, l and O after a block of keys.
+
+    WHOLE says that every query sees all keys of the block, and that nothing is added to the scores.
     """
     BLOCK_M: tl.constexpr = q_i.shape[0]
     BLOCK_D: tl.constexpr = q_i.shape[1]

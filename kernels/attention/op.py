@@ -215,9 +215,10 @@ def _named_tables(positions: RelativePositions | None) -> dict[str, Tensor | Non
 def _empty_gradients(
     q: Tensor, tables: tuple[Tensor | None, ...], wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Room for the gradients of q, k and v, side by side as one product of their projections takes
-    them, (tokens, 3, heads, head_dim), and of the tables; of no elements for a table whose gradient
-    is not wanted.
+    """Room for the gradients of q, k and v, (tokens, 3, heads, head_dim), and of the tables.
+
+    Those of q, k and v lie side by side, as one product of their projections takes them. A table
+    whose gradient is not wanted gets no elements.
     """
     tokens, heads, head_dim = q.shape
     dqkv = q.new_empty(tokens, 3, heads, head_dim)
@@ -299,9 +300,9 @@ def attention(
     """Bidirectional attention within each sequence of a packed batch.
 
     Args:
-        q, k, v: (tokens, heads, head_dim), one floating dtype, any strides (no copy where a head's
-            elements are adjacent, as in slices of one fused projection). head_dim 16, 32, 48, 64,
-            80, 96 or 128; any on the reference backend.
+        q, k, v: (tokens, heads, head_dim), one floating dtype, any strides. Nothing is copied where
+            a head's elements are adjacent, as in slices of one fused projection. The GPU and C++
+            backends take head_dim 16, 32, 48, 64, 80, 96 or 128, the reference backend any.
         cu_seqlens: (sequences + 1,) int32, from 0 and never falling. Tokens past the last boundary
             are slack: they give zeros and take no gradient. A sequence may be empty.
         max_seqlen: at least the longest sequence's length.
@@ -309,15 +310,15 @@ def attention(
         dropout_p: of the probabilities, in [0, 1), rounded to a multiple of 1/256: 0.1 is 26/256.
             Above 0 it is at least 1/256 and at most 255/256. Kept probabilities are scaled by one
             over the share that is kept after the rounding.
-        seed: of the dropout, an int of 64 bits or an int64 tensor of one element; the bit of a
-            score is a function of the seed, the row in the batch where its sequence begins, the
-            head, and the positions of query and key in their sequence. It comes from
-            Philox-4x32-7 (Salmon et al., SC 2011).
+        seed: of the dropout, an int of 64 bits or an int64 tensor of one element. A score's bit
+            follows from the seed, the row where its sequence begins, and the head. It also follows
+            from the positions of query and key in their sequence. It comes from Philox-4x32-7
+            (Salmon et al., SC 2011).
         window: a query at position i sees the keys from i - window to i + window alone; None is all
             of its sequence.
         positions: what the relative positions add to the scores; each of its tables gets a
             gradient. On a GPU that gradient, and it alone, takes a scratch of (tokens, heads,
-            max_seqlen) in q's dtype, and the values of its buckets are trusted.
+            max_seqlen) in q's dtype. The values of its buckets are trusted there.
 
     Returns:
         (tokens, heads, head_dim), contiguous, of q's dtype; sums are kept in float32.

@@ -30,12 +30,12 @@ def _table_gradient_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """For a block of tokens, the sums of their rows of ds over the distances of each bucket, and
-    those sums added up over the block.
+    """The sums of the ds rows of a block of tokens over each bucket's distances, and their total
+    over the block.
 
-    ``order`` holds the distances (as places in the buckets) sorted by bucket, those of b from
-    ``bounds[b]`` on, so that each sum takes what it adds and nothing else. SIGN is 1 where a row of
-    ds is a query's, -1 where it is a key's.
+    ``order`` holds the distances (as places in the buckets) sorted by bucket. Those of b begin at
+    ``bounds[b]``, so that each sum takes what it adds and nothing else. SIGN is 1 where a row of ds
+    is a query's, -1 where it is a key's.
     """
     block, head, start, length = sequence_block(cu_ptr, blocks)
     first = block * BLOCK_T

@@ -1,9 +1,9 @@
 """The list of a batch's blocks, made on the device, the longest sequences first.
 
-A grid of the longest sequence's blocks for every sequence would be empty for the most part: at real
-lengths up to 512 three fifths of its programs find nothing to do. The list has an entry for each
-block that there is. Its size is bounded by what the host knows, the tokens and the sequences, so
-that nothing waits for the device; entries past the last block lead to no token. The longest
+A grid of the longest sequence's blocks for every sequence would be empty for the most part. At real
+lengths up to 512 three fifths of its programs would find nothing to do. The list has an entry for
+each block that there is. What the host knows, the tokens and the sequences, bounds its size, so
+that nothing waits for the device. Entries past the last block lead to no token. The longest
 sequences come first, so that the last programs to run are short ones.
 """
 

@@ -1,9 +1,9 @@
 """What attention's kernels share: their arguments, rows of a head, and the tile of scores and
 probabilities.
 
-A program computes one head of one block of a sequence, which it finds in a list (`tile_list.py`)
-or, where there is none, in a grid of (blocks * sequences, heads), the blocks being those of the
-longest sequence. A program past its sequence's end leaves at once.
+A program computes one head of one block of a sequence. It finds the block in a list
+(`tile_list.py`). Where there is none, the grid is (blocks * sequences, heads), with the blocks of
+the longest sequence. A program past its sequence's end leaves at once.
 
 A kernel's tiles are whole but for the last ones of a sequence, and only these are masked.
 """
@@ -36,8 +36,8 @@ class Rows(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """A probability is dropped where its lane is below the threshold, else scaled up: not one by
-    one, but all that they add up to. keep_share is one over keep_scale.
+    """A probability is dropped where its lane is below the threshold, else scaled up. The scale is
+    applied to the sums of the kept ones, not to each. keep_share is one over keep_scale.
     """
 
     threshold: Any
@@ -69,8 +69,9 @@ def sequence_block(cu_ptr, blocks, AGAIN: tl.constexpr = False):
     """In a grid of (blocks * sequences, heads): this program's block and head, and the first row
     and the length of its sequence.
 
-    After a loop they are read AGAIN: what is made of them there, such as the mask of the rows to
-    store, would else be made before the loop, and kept through it in registers or on the stack.
+    After a loop they are read AGAIN. The compiler would else make what depends on them, such as the
+    mask of the rows to store, before the loop. It would keep that through the loop in registers or
+    on the stack.
     """
     start, length = _bounds(cu_ptr, tl.program_id(0) // blocks, AGAIN)
     return tl.program_id(0) % blocks, tl.program_id(1), start, length
@@ -79,7 +80,7 @@ def sequence_block(cu_ptr, blocks, AGAIN: tl.constexpr = False):
 @triton.jit
 def listed_block(cu_ptr, tiles_ptr, BLOCK: tl.constexpr, AGAIN: tl.constexpr = False):
     """In a grid of `tile_grid`: the first position of this program's block in its sequence, the
-    head, and the first row and the length of the sequence. AGAIN as in `sequence_block`.
+    head, and the sequence's first row and length. AGAIN as in `sequence_block`.
     """
     entry = tiles_ptr + tl.program_id(0) * BLOCK // TILE * 2
     first = tl.load(entry + 1, volatile=AGAIN) + tl.program_id(0) * BLOCK % TILE
@@ -213,8 +214,10 @@ def kept(seed_ptr, dropout, start, head, first_query, i, first_key, j):
 
 @triton.jit
 def drop(x, keep, scale):
-    """``x`` where it is kept, and zero elsewhere: one that the compiler does not know for zero, or
-    it would choose among rounded halves, which it first takes out of their pairs.
+    """``x`` where it is kept, and zero elsewhere.
+
+    The compiler must not know that this is zero. It would then choose among rounded halves, and
+    first take them out of their pairs.
     """
     return tl.where(keep, x, scale * 0.0)
 
