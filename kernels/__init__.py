@@ -12,7 +12,7 @@ registration and its public function. `reference.py` says in plain PyTorch what 
 if __name__ == "bertfast.kernels":
     from .adamw import adamw, gradient_norm
     from .add_layer_norm import add_layer_norm
-    from .attention import attention
+    from .attention import attention, attention_blocks
     from .bias_gelu import bias_gelu
     from .dispatch import BackendError, use_backend
     from .dropout import dropout
@@ -33,6 +33,7 @@ if __name__ == "bertfast.kernels":
         "alibi",
         "alibi_slopes",
         "attention",
+        "attention_blocks",
         "bias_gelu",
         "deberta_buckets",
         "dropout",

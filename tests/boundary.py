@@ -198,6 +198,7 @@ OPS = (
     "add_layer_norm_backward",
     "attention",
     "attention_backward",
+    "attention_blocks",
     "bias_gelu",
     "bias_gelu_backward",
     "dropout",
@@ -212,6 +213,13 @@ OPS = (
     "scatter_rows",
     "sum_rows",
 )
+# C++ has no use for them.
+GPU_OPS = ("attention_blocks",)
+
+
+def ops_of(backend: str) -> tuple[str, ...]:
+    """The private ops that a backend serves."""
+    return tuple(name for name in OPS if backend == "triton" or name not in GPU_OPS)
 
 
 def op_call(name: str, dtype: torch.dtype, backend: str) -> Call:
@@ -237,9 +245,13 @@ def op_call(name: str, dtype: torch.dtype, backend: str) -> Call:
         tensors |= {"residual": x.neg()}
         options = {"seed": seed, "threshold": 6554, "rms": False}
         return {**tensors, "weight": weight, **moments, **options, **last}
+    if name == "attention_blocks":
+        tensors = _attention(dtype)
+        scalars = {"max_seqlen": ATTENTION_SCALARS["max_seqlen"]}
+        return {key: tensors[key] for key in ("q", "cu_seqlens")} | scalars | last
     if name in ("attention", "attention_backward"):
         tensors = _attention(dtype)
-        options = {**ATTENTION_SCALARS, "seed": seed, **last}
+        options = {**ATTENTION_SCALARS, "seed": seed, "blocks": None, **last}
         if name == "attention":
             return {**tensors, **options}
         out = {"dout": tensors["q"].neg(), "out": tensors["q"].neg(), "lse": _normal(HEADS, TOKENS)}
@@ -615,7 +627,9 @@ def main() -> int:
     elif part == "faults":
         found = faults()
     else:
-        found = explore(OPS, lambda name, dtype: op_call(name, dtype, part), call_op, examples)
+        found = explore(
+            ops_of(part), lambda name, dtype: op_call(name, dtype, part), call_op, examples
+        )
     print(json.dumps(found))
     return 0
 

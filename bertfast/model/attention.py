@@ -47,6 +47,8 @@ class Sequences:
         width: above every column.
         visible: (tokens,) bool, where padding was kept among the tokens: false for it; None where
             it was not.
+        blocks: what `kernels.attention_blocks` made of them, for every layer's attention; None
+            where no layer asked yet, or the backend reads none.
     """
 
     cu_seqlens: Tensor
@@ -56,6 +58,7 @@ class Sequences:
     columns: Tensor | None = None
     width: int = 0
     visible: Tensor | None = None
+    blocks: Tensor | None = None
 
     @cached_property
     def rows(self) -> Tensor:
@@ -347,6 +350,8 @@ def attend(
             blind=member.hides_padding,
         )
         return context.flatten(1), x
+    if sequences.blocks is None:
+        sequences.blocks = kernels.attention_blocks(q, sequences.cu_seqlens, sequences.max_seqlen)
     context = kernels.attention(
         q,
         k,
@@ -358,6 +363,7 @@ def attend(
         seed=0 if seed is None else seed,
         window=window,
         positions=positions,
+        blocks=sequences.blocks,
     )
     return context.flatten(1), x
 

@@ -38,6 +38,6 @@ section 3.1 and appendix B; Dao, "FlashAttention-2", section 3.1; Beltagy et al.
 section 3.1 (the window); Milakov and Gimelshein, "Online normalizer calculation for softmax".
 """
 
-from .op import attention
+from .op import attention, attention_blocks
 
-__all__ = ["attention"]
+__all__ = ["attention", "attention_blocks"]

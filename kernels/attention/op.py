@@ -29,7 +29,7 @@ from ..threads import num_threads
 from .backward_one_pass import launch_one_pass, one_pass_options
 from .backward_two_passes import launch_two_passes
 from .forward import launch_forward
-from .tile_list import tile_list
+from .tile_list import list_size, tile_list
 
 
 @torch.library.custom_op("bertfast::attention", mutates_args=())
@@ -39,6 +39,7 @@ def _attention(
     v: Tensor,
     cu_seqlens: Tensor,
     seed: Tensor,
+    blocks: Tensor | None,
     buckets: Tensor | None,
     bias: Tensor | None,
     query_scores: Tensor | None,
@@ -72,10 +73,12 @@ def _attention(
             threads=num_threads(),
         )
     else:
-        _check_launch(backend, q, k, v, cu_seqlens, seed, max_seqlen, threshold, positions)
-        listed = tile_list(cu_seqlens, tokens, max_seqlen)
+        _check_launch(backend, q, k, v, cu_seqlens, seed, max_seqlen, threshold, positions, blocks)
+        if blocks is None:
+            blocks = tile_list(cu_seqlens, tokens, max_seqlen)
+        blocks = blocks.contiguous()
         launch_forward(
-            q, k, v, cu_seqlens, listed, seed, max_seqlen, scale, threshold, window, positions,
+            q, k, v, cu_seqlens, blocks, seed, max_seqlen, scale, threshold, window, positions,
             out, lse,
         )  # fmt: skip
     return out, lse
@@ -91,6 +94,7 @@ def _attention_backward(
     lse: Tensor,
     cu_seqlens: Tensor,
     seed: Tensor,
+    blocks: Tensor | None,
     buckets: Tensor | None,
     bias: Tensor | None,
     query_scores: Tensor | None,
@@ -138,7 +142,7 @@ def _attention_backward(
         }
         written["lse"] = (lse, torch.float32, (q.shape[1], q.shape[0]))
         _check_launch(
-            backend, q, k, v, cu_seqlens, seed, max_seqlen, threshold, positions, **written
+            backend, q, k, v, cu_seqlens, seed, max_seqlen, threshold, positions, blocks, **written
         )
         for table in tables:
             table.zero_()
@@ -156,9 +160,11 @@ def _attention_backward(
             )  # fmt: skip
         served = lengths[-1]["BLOCK_N"] if lengths else 0
         if served < max_seqlen:
-            listed = tile_list(cu_seqlens, q.shape[0], max_seqlen)
+            if blocks is None:
+                blocks = tile_list(cu_seqlens, q.shape[0], max_seqlen)
+            blocks = blocks.contiguous()
             launch_two_passes(
-                dout, q, k, v, out, lse, cu_seqlens, listed, seed, max_seqlen, scale, threshold,
+                dout, q, k, v, out, lse, cu_seqlens, blocks, seed, max_seqlen, scale, threshold,
                 window, positions, (*dqkv.unbind(1), *tables), served,
             )  # fmt: skip
     return gradients
@@ -174,9 +180,11 @@ def _check_launch(
     max_seqlen: int,
     threshold: int,
     positions: RelativePositions | None,
+    blocks: Tensor | None,
     **others: Wanted,
 ) -> None:
     boundaries = (cu_seqlens, torch.int32, (cu_seqlens.numel(),))
+    others["blocks"] = (blocks, torch.int32, (list_size(cu_seqlens, q.shape[0], max_seqlen), 2))
     like_q = {name: (x, q.dtype, q.shape) for name, x in (("k", k), ("v", v))}
     check_launch("attention", backend, q, **like_q, cu_seqlens=boundaries, **others)
     check_dropout(threshold, seed, q, ATTENTION_LANE_RANGE)
@@ -236,6 +244,7 @@ def _(
     v,
     cu_seqlens,
     seed,
+    blocks,
     buckets,
     bias,
     query_scores,
@@ -251,27 +260,27 @@ def _(
 
 @register_fake(_attention_backward)
 def _(
-    dout, q, k, v, out, lse, cu_seqlens, seed, buckets, bias, query_scores, key_scores, wanted,
-    max_seqlen, scale, threshold, window, backend,
+    dout, q, k, v, out, lse, cu_seqlens, seed, blocks, buckets, bias, query_scores, key_scores,
+    wanted, max_seqlen, scale, threshold, window, backend,
 ):  # fmt: skip
     return _empty_gradients(q, (bias, query_scores, key_scores), wanted)
 
 
 def _setup(ctx, inputs, output) -> None:
-    q, k, v, cu_seqlens, seed, buckets, *tables = inputs[:9]
-    ctx.constants = inputs[9:]
-    ctx.save_for_backward(q, k, v, *output, cu_seqlens, seed, buckets, *tables)
+    q, k, v, cu_seqlens, seed, blocks, buckets, *tables = inputs[:10]
+    ctx.constants = inputs[10:]
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens, seed, blocks, buckets, *tables)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dout, _dlse):
     if dout is None:
-        return (None,) * 14
-    wanted = ctx.needs_input_grad[6:9]
+        return (None,) * 15
+    wanted = ctx.needs_input_grad[7:10]
     dqkv, *tables = _attention_backward(dout, *ctx.saved_tensors, wanted, *ctx.constants)
     tables = [gradient if want else None for gradient, want in zip(tables, wanted, strict=True)]
-    return *dqkv.unbind(1), None, None, None, *tables, *(None,) * 5
+    return *dqkv.unbind(1), None, None, None, None, *tables, *(None,) * 5
 
 
 _attention.register_autograd(_backward, setup_context=_setup)
@@ -296,6 +305,7 @@ def attention(
     seed: int | Tensor = 0,
     window: int | None = None,
     positions: RelativePositions | None = None,
+    blocks: Tensor | None = None,
 ) -> Tensor:
     """Bidirectional attention within each sequence of a packed batch.
 
@@ -319,6 +329,8 @@ def attention(
         positions: what the relative positions add to the scores; each of its tables gets a
             gradient. On a GPU that gradient, and it alone, takes a scratch of (tokens, heads,
             max_seqlen) in q's dtype. The values of its buckets are trusted there.
+        blocks: what `attention_blocks` gave for a call of the same boundaries, which spares making
+            it again; its values are trusted.
 
     Returns:
         (tokens, heads, head_dim), contiguous, of q's dtype; sums are kept in float32.
@@ -364,7 +376,51 @@ def attention(
         return reference.attention(
             q, k, v, cu_seqlens, seed, max_seqlen, scale, threshold, window, positions
         )
+    if backend == "cpp":
+        blocks = None
+    elif blocks is not None:
+        check_integers("blocks", blocks, ("blocks", "2"), torch.int32)
+        check_device("blocks", blocks, "q", q)
     tensors = (positions.buckets, *positions.tables) if positions else (None,) * 4
     return _attention(
-        q, k, v, cu_seqlens, seed, *tensors, max_seqlen, scale, threshold, window, backend
+        q, k, v, cu_seqlens, seed, blocks, *tensors, max_seqlen, scale, threshold, window, backend
     )[0]
+
+
+@torch.library.custom_op("bertfast::attention_blocks", mutates_args=())
+def _attention_blocks(q: Tensor, cu_seqlens: Tensor, max_seqlen: int, backend: str) -> Tensor:
+    boundaries = (cu_seqlens, torch.int32, (cu_seqlens.numel(),))
+    check_launch("attention", backend, q, cu_seqlens=boundaries)
+    check_cu_seqlens(cu_seqlens, q.shape[0], max_seqlen)
+    return tile_list(cu_seqlens.contiguous(), q.shape[0], max_seqlen)
+
+
+@register_fake(_attention_blocks)
+def _(q, cu_seqlens, max_seqlen, backend):
+    return cu_seqlens.new_empty(list_size(cu_seqlens, q.shape[0], max_seqlen), 2)
+
+
+def attention_blocks(q: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor | None:
+    """The blocks of a batch's sequences for `attention`, so that all layers share one list.
+
+    Args:
+        q: (tokens, heads, head_dim), as `attention` takes it.
+        cu_seqlens: (sequences + 1,) int32, as `attention` takes it.
+        max_seqlen: at least the longest sequence's length.
+
+    Returns:
+        (blocks, 2) int32; None where the backend that serves ``q`` reads none.
+
+    Raises:
+        TypeError: a dtype that does not fit.
+        ValueError: a shape, device or boundary that does not fit.
+        BackendError: the forced backend cannot serve the call.
+    """
+    check_tensor("q", q, ("tokens", "heads", "head_dim"))
+    check_integers("cu_seqlens", cu_seqlens, ("sequences + 1",), torch.int32)
+    check_device("cu_seqlens", cu_seqlens, "q", q)
+    max_seqlen = as_int("max_seqlen", max_seqlen)
+    backend = dispatch.select("attention", q.device, q.dtype, q.shape[2])
+    if backend in ("cpp", "reference"):
+        return None
+    return _attention_blocks(q.detach(), cu_seqlens, max_seqlen, backend)

@@ -60,7 +60,7 @@ def _classes(cu_ptr, first, sequences, max_tiles, CHUNK: tl.constexpr):
 def tile_list(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> Tensor:
     """(entries, 2) int32: each block's sequence and first position."""
     sequences, max_tiles = cu_seqlens.shape[0] - 1, triton.cdiv(max_seqlen, TILE.value)
-    entries = min(max_tiles * sequences, tokens // TILE.value + sequences)
+    entries = list_size(cu_seqlens, tokens, max_seqlen)
     listed = torch.empty(entries, 2, dtype=torch.int32, device=cu_seqlens.device)
     if entries:
         launch(
@@ -68,6 +68,12 @@ def tile_list(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> Tensor:
             CHUNK=1024,
         )  # fmt: skip
     return listed
+
+
+def list_size(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> int:
+    """Entries of the list: no fewer than the blocks that there can be."""
+    sequences, size = cu_seqlens.shape[0] - 1, TILE.value
+    return min(-(-max_seqlen // size) * sequences, tokens // size + sequences)
 
 
 def tile_grid(listed: Tensor, heads: int, block: int) -> tuple[int, int]:

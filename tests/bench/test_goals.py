@@ -35,7 +35,7 @@ TILES = [
 # Instructions for an element of BERT's, which is not gated.
 GELU = [("_gelu_forward_kernel", 28, 28), ("_gelu_backward_kernel", 36, 36)]
 # Of a step of BERT-base at 15,570 tokens of WikiText's lengths, on an H200.
-LAUNCHES = (450, 460)
+LAUNCHES = (450, 437)
 MILLISECONDS = (20.0, 20.0)
 
 
@@ -83,5 +83,5 @@ def test_the_modelled_step_of_bert_base() -> None:
     found = run("bertfast", "profile", "--model-gpu", "h200", "--tokens", "15570")
     assert found["modelled"] is True
     assert found["vocabulary_products"] == pytest.approx(3)
-    assert found["launches"] <= max(LAUNCHES)
+    assert found["launches"] <= LAUNCHES[1]
     assert found["seconds"] * 1e3 <= max(MILLISECONDS)

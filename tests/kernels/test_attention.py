@@ -424,6 +424,7 @@ def test_the_custom_op_passes_opcheck(dropout_p, tables, window):
             *qkv,
             cu_seqlens,
             seed,
+            None,
             positions.buckets if tables else None,
             *positions.tables,
         )

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from boundary import OPS, WRITTEN, extension_call
+from boundary import OPS, WRITTEN, extension_call, ops_of
 
 from bertfast import kernels
 from bertfast.kernels import dispatch
@@ -47,8 +47,8 @@ def test_calls_that_once_reached_outside_a_tensor_raise(faults):
     ("part", "names", "examples"),
     [
         ("extension", WRITTEN, 60),
-        ("cpp", OPS, 60),
-        pytest.param("triton", OPS, 12, marks=pytest.mark.slow),
+        ("cpp", ops_of("cpp"), 60),
+        pytest.param("triton", ops_of("triton"), 12, marks=pytest.mark.slow),
     ],
 )
 def test_any_wrong_call_raises_or_gives_what_clean_copies_give(part, names, examples):

@@ -176,6 +176,25 @@ def test_the_list_of_many_sequences_takes_more_than_one_round():
     assert all(lengths[sequence] == 200 for sequence, _ in found[:2000])
 
 
+def test_calls_may_share_a_list_of_blocks():
+    q, k, v, dout = (torch.randn(306, 1, 16, device=DEVICE) for _ in range(4))
+    cu_seqlens = boundaries([300, 0, 5])
+    with kernels.use_backend("triton"):
+        blocks = kernels.attention_blocks(q, cu_seqlens, 300)
+        for fault in (blocks[:2], torch.cat([blocks, blocks])):
+            with pytest.raises(ValueError, match="blocks has shape"):
+                kernels.attention(q, k, v, cu_seqlens, 300, blocks=fault)
+        with pytest.raises(TypeError, match="blocks is torch.int64"):
+            kernels.attention(q, k, v, cu_seqlens, 300, blocks=blocks.long())
+    alone = attention_run("triton", [q, k, v], dout, cu_seqlens, 300)
+    shared = attention_run("triton", [q, k, v], dout, cu_seqlens, 300, blocks=blocks.T.clone().T)
+    assert all(torch.equal(x, y) for x, y in zip(alone, shared, strict=True))
+    for backend in ("cpp", "reference"):
+        if not missing_backend(backend):
+            with kernels.use_backend(backend):
+                assert kernels.attention_blocks(q.cpu(), cu_seqlens.cpu(), 300) is None
+
+
 @pytest.mark.parametrize("window", [0, 1, 31, 64, 69])
 @pytest.mark.slow_unless(lambda window: window in (0, 31))
 def test_every_window_matches_float64(window):
@@ -382,7 +401,7 @@ def test_the_custom_ops_pass_opcheck():
         v,
         cu_seqlens,
         seed,
-        *(None,) * 4,
+        *(None,) * 5,
         5,
         0.25,
         attention_threshold(0.2),
@@ -391,8 +410,12 @@ def test_the_custom_ops_pass_opcheck():
     )
     torch.library.opcheck(torch.ops.bertfast.attention.default, arguments)
     positions = random_positions("bqk", 9, 1, 5)
-    placed = (*arguments[:5], positions.buckets, *positions.tables, *arguments[9:12], 2, "triton")
+    blocks = kernels.attention_blocks(q, cu_seqlens, 5)
+    tables = (blocks, positions.buckets, *positions.tables)
+    placed = (*arguments[:5], *tables, *arguments[10:13], 2, "triton")
     torch.library.opcheck(torch.ops.bertfast.attention.default, placed)
+    listing = (q.detach(), cu_seqlens, 5, "triton")
+    torch.library.opcheck(torch.ops.bertfast.attention_blocks.default, listing)
     x = torch.randn(5, 4, device=DEVICE, requires_grad=True)
     torch.library.opcheck(torch.ops.bertfast.dropout.default, (x, seed, 6554, "triton"))
     index = torch.tensor([2, -1], device=DEVICE)
