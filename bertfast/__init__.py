@@ -4,8 +4,8 @@ Names are loaded on first use, so that ``import bertfast`` costs nothing. The mo
 configurations of every member are here under Hugging Face's names: ``bertfast.RobertaForMaskedLM``,
 ``bertfast.AlbertConfig``.
 
-Where Linux does not tell whether others want the processors, the import says how long OpenMP's
-threads may spin (`bertfast.openmp`); their runtime reads it when it starts, with PyTorch.
+Linux can tell whether others want the processors. Where it does not, the import says how long
+OpenMP's threads may spin (`bertfast.openmp`). Their runtime reads it when it starts, with PyTorch.
 """
 
 from importlib import import_module

@@ -1,8 +1,8 @@
 """The configurations of the family: Hugging Face's field names, checked when they are made, with
 the published presets.
 
-`EncoderConfig` holds what every member has. A member's own class adds its fields and its defaults,
-which are those of `transformers`, so that a ``config.json`` that leaves a field out means the same
+`EncoderConfig` holds what every member has. A member's own class adds its fields and its defaults.
+They are those of `transformers`, so that a ``config.json`` that leaves a field out means the same
 here.
 """
 

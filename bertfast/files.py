@@ -99,8 +99,8 @@ def read_json(path: str | Path) -> Any:
     """The value in a JSON file of settings.
 
     Raises:
-        BertfastError: as of `read_text`, or it is no JSON, or nested deeper than `DEPTH`, or holds
-            a number of more than `DIGITS` digits or half of a surrogate pair.
+        BertfastError: as of `read_text`, or the file is no JSON, or nested deeper than `DEPTH`. Or
+            it holds a number of more than `DIGITS` digits, or half of a surrogate pair.
     """
     return _parse_json(path, read_text(path))
 

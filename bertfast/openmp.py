@@ -8,10 +8,10 @@ thread spins for a partner that its own spinning keeps from running. Sleeping at
 number of turns between is right both alone and beside others; docs/cpu.md has the measurements.
 
 So the C++ kernels watch Linux's Pressure Stall Information, which says how long tasks were ready
-and had no processor, and switch libgomp between the two (csrc/bindings/spin.cpp). Where there is no
-such file, or another runtime serves, ``import bertfast`` asks for a short spin instead. That a
-runtime reads once, when it starts, so there ``import bertfast`` must come before ``import torch``.
-What the user has set is left as it is.
+and had no processor. By it they switch libgomp between the two (csrc/bindings/spin.cpp). Where
+there is no such file, or another runtime serves, ``import bertfast`` asks for a short spin instead.
+That a runtime reads once, when it starts, so there ``import bertfast`` must come before ``import
+torch``. What the user has set is left as it is.
 """
 
 from __future__ import annotations
@@ -108,8 +108,9 @@ def pressure_file(environment: Mapping[str, str]) -> str:
 
 
 def variables_to_set(environment: Mapping[str, str], pressure: str = "") -> dict[str, str]:
-    """The variables to set beside those of ``environment``, none that the user's own decide;
-    libgomp's only where there is no ``pressure`` file to switch it by.
+    """The variables to set beside those of ``environment``, none that the user's own decide.
+
+    libgomp's are set only where there is no ``pressure`` file to switch it by.
     """
     found = {}
     # The vendor is asked last: Linux takes a while to say it where there are many cores.
@@ -169,7 +170,7 @@ def switches() -> bool:
 def report() -> dict[str, Any]:
     """How this process waits, as plain JSON values: what is in force, who set it, what to do.
 
-    What the runtime read is taken from the environment as `prepare` left it: a variable that was
+    What the runtime read is taken from the environment as `prepare` left it. A variable that was
     changed between the runtime's start and ``import bertfast`` cannot be told.
     """
     name, environment = runtime(), PREPARED.environment

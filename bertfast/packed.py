@@ -2,8 +2,8 @@
 padded form and back.
 
 Dimensions: ``tokens`` over the whole batch, ``sequences``, ``masked`` positions to predict. Each
-may be padded to a fixed budget: slack tokens stand past ``cu_seqlens[-1]``, slack sequences are
-empty and the last, slack positions are -1 with the label -100.
+may be padded to a fixed budget. Slack tokens stand past ``cu_seqlens[-1]``, slack sequences are
+empty and the last, and slack positions are -1 with the label -100.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Budget(NamedTuple):
         """Up to the next sizes of a grid as coarse as a thirty-second of them, so that a run's
         batches have few shapes.
 
-        On a CPU the library of matrix products prepares each shape anew, and keeps what it prepared
+        On a CPU the library of matrix products prepares each shape anew. It keeps what it prepared
         for about a thousand of them: gigabytes, where no two batches are of a size.
         """
         return Budget(
@@ -82,8 +82,8 @@ class PackedBatch:
         max_seqlen: at least the longest sequence's length.
         masked_positions: (masked,) int64 rows of the tokens to predict, no two alike, -1 for slack.
         masked_labels: (masked,) int64 ids to predict there, -100 for slack.
-        pair_labels: (sequences,) int64, of next-sentence or of sentence-order prediction: 0 where
-            the second segment follows the first, 1 where it is random, or where the two are
+        pair_labels: (sequences,) int64, of next-sentence or of sentence-order prediction. It is 0
+            where the second segment follows the first, 1 where it is random, or where the two are
             swapped.
         labels: (sequences,) class ids (int64) or targets (float).
         token_labels: (tokens,) int64 class ids, -100 where there is none.
@@ -201,8 +201,9 @@ class PackedBatch:
         return all(have <= most for have, most in zip(self.sizes, budget, strict=True))
 
     def pad_to(self, tokens: int, sequences: int, masked: int, max_seqlen: int) -> PackedBatch:
-        """This batch with slack up to these sizes, so that all batches of a run have one shape;
-        losses, counts and gradients stay what they are.
+        """This batch with slack up to these sizes, so that all batches of a run have one shape.
+
+        Losses, counts and gradients stay what they are.
 
         Slack labels of sequences are -100. No value is read, so that a GPU's queue is not stalled.
 

@@ -76,8 +76,8 @@ def resolve(
         tokenizer_only: leave the weights and settings of the model out.
 
     Raises:
-        BertfastError: there is neither such a folder nor such an id, the Hub cannot be reached and
-            the cache does not have it, or it has no weights as safetensors.
+        BertfastError: there is neither such a folder nor such an id, or it has no weights as
+            safetensors. Or the Hub cannot be reached and the cache does not have it.
     """
     if Path(model).is_dir():
         if revision is not None:

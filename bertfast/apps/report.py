@@ -147,8 +147,9 @@ print([word for word in gap(text) if word["word"] == "[MASK]"])</pre>
 
 
 def in_words(facts: dict[str, Any]) -> str:
-    """What the curve says: the last method's lead or lag at the fewest labels and at the most, and
-    every number of labels at which another is ahead of it.
+    """What the curve says: the last method's lead or lag at the fewest labels and at the most.
+
+    It also names every number of labels at which another method is ahead of it.
     """
     by_place = {(row["labels"], row["name"]): row["accuracy"] for row in facts["labels"]}
     numbers = sorted({labels for labels, _ in by_place})

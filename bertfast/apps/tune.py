@@ -54,8 +54,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Found:
-    """The best options, the seconds that they and the shipped ones take, how many candidates could
-    not be used, and how many were left out by their costs.
+    """The best options, and the seconds that they and the shipped ones take.
+
+    Two counts go with them: candidates that could not be used, and candidates that were left out by
+    their costs.
     """
 
     options: tuning.Options
@@ -257,8 +259,10 @@ def search(
 
 
 def affordable(grid: list[dict[str, int]], costs: Sequence[Cost]) -> list[dict[str, int]]:
-    """The candidates that are worth a measurement: they can be launched, spill no more than the one
-    that spills least, and are not slow by the model.
+    """The candidates that are worth a measurement.
+
+    They can be launched, spill no more than the one that spills least, and are not slow by the
+    model.
     """
     fine = [cost for cost in costs if not cost.error]
     spills = min((cost.spills for cost in fine), default=0)

@@ -1,10 +1,9 @@
 """``bertfast bench --beside``: a training step alone, beside a second training, and beside a busy
 loop, under each way for OpenMP's threads to wait.
 
-A runtime reads how to wait when it starts, so each training is a process of its own
-(``python -m bertfast.bench.beside``): it makes its model, then steps for as long as it is told, and
-is halted meanwhile. All ways take their turn in every round, so that a drift of the machine meets
-them alike.
+A runtime reads how to wait when it starts. So each training is a process of its own (``python -m
+bertfast.bench.beside``). It makes its model, then steps for as long as it is told. In between it is
+halted. All ways take their turn in every round, so that a drift of the machine meets them alike.
 """
 
 from __future__ import annotations

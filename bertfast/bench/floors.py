@@ -1,11 +1,13 @@
-"""What an op cannot do without, as a function of its shapes: the FLOPs of its result and the bytes
-that it must read and write.
+"""What an op cannot do without, as a function of its shapes.
+
+That is the FLOPs of its result and the bytes that it must read and write.
 
 Forward and backward together. A multiply-add is two FLOPs; a recomputation counts for nothing. A
-tensor counts as often as it must pass between memory and the caches if the op is one fused pass
-forward and one backward: what fits in registers is free, and an input that the backward needs again
-is read again. Of the memory-bound ops the FLOPs are the operations as `kernels/reference.py` writes
-them, a transcendental function counted as one; they place an op in a roofline and decide nothing.
+tensor counts as often as it must pass between memory and the caches. The op is taken to be one
+fused pass forward and one backward. What fits in registers is free. An input that the backward
+needs again is read again. Of the memory-bound ops the FLOPs are the operations as
+`kernels/reference.py` writes them, with a transcendental function counted as one. They place an op
+in a roofline and decide nothing.
 """
 
 from __future__ import annotations
@@ -201,8 +203,9 @@ def step_ops(
 
 
 def inference(config: EncoderConfig, lengths: Lengths, itemsize: int) -> Floor:
-    """The products of a forward of the encoder alone, every row of its last block too: four of the
-    attention and two of the feed-forward a layer.
+    """The products of a forward of the encoder alone, for every row of its last block too.
+
+    Each layer has four products of the attention and two of the feed-forward.
     """
     tokens, hidden, inner, layers = (
         lengths.tokens,

@@ -1,8 +1,8 @@
 """The batches that are measured: lengths of real paragraphs, and full-length sequences.
 
 ``wikitext_lengths.json`` holds how often each length occurs among the paragraphs of WikiText-2's
-validation file, headings left out, in tokens of bert-base-uncased's vocabulary with [CLS] and
-[SEP], cut at 512. It was made by
+validation file, without its headings. Lengths count tokens of bert-base-uncased's vocabulary with
+[CLS] and [SEP], and are cut at 512. It was made by
 
     python -m bertfast.bench.lengths valid.txt vocab.txt
 

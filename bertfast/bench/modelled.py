@@ -6,10 +6,10 @@ Each takes the longest of
 
 - its bytes, each tensor once and one that is updated in place twice, at the share of the memory's
   bandwidth that a copy reaches;
-- its instructions, for a kernel of ours: compiled ahead of time and counted in the disassembly
-  (`kernels/resources.py`), at the clocks of the pipe that they fill;
-- its multiply-adds, for a matrix product: whole waves of tiles at the best rate that products
-  reach, each wave with its first loads before it and its stores after it;
+- its instructions, for a kernel of ours. The kernel is compiled ahead of time, its instructions are
+  counted in the disassembly (`kernels/resources.py`), and each takes the clocks of its pipe;
+- its multiply-adds, for a matrix product. Whole waves of tiles run at the best rate that products
+  reach. Each wave has its first loads before it and its stores after it;
 - the rounds of its loop, for a kernel that waits for memory in each, and then runs a warp's
   instructions.
 
@@ -253,11 +253,13 @@ def model(setup: Setup, gpu: str) -> dict[str, Any]:
         gpu: a name in `GPUS`.
 
     Returns:
-        "gpu", "model", "batch", "dtype"; "seconds" of the step; "launches"; "matrix_share", the
-        useful FLOPs at the GPU's matrix rate over the step; "vocabulary_products", how often the
-        masked rows meet the vocabulary in PyTorch's products; "counted_once", kernels with a loop
-        of whose rounds but one is counted; and "parts": by name launches, seconds, what bounds
-        them, and their share.
+        "gpu", "model", "batch" and "dtype", "seconds" of the step, "launches", and these:
+
+        - "matrix_share": the useful FLOPs at the GPU's matrix rate over the step;
+        - "vocabulary_products": how often the masked rows meet the vocabulary in PyTorch's
+          products;
+        - "counted_once": kernels with a loop of which one round alone is counted;
+        - "parts": by name launches, seconds, what bounds them, and their share.
 
     Raises:
         BertfastError: no such GPU, or the kernels cannot be compiled here.
@@ -360,8 +362,9 @@ class Clock:
         return node.launches * START + found[bound], bound
 
     def _product(self, x: Product, itemsize: int) -> float:
-        """Whole waves of the tiles, and of the parts of the inner dimension, that take the least
-        time; a wave waits for its first loads, and writes its tiles at once.
+        """The least time of any tiles and any split of the inner dimension, in whole waves.
+
+        A wave waits for its first loads, and writes its tiles at once.
         """
         gpu = self.gpu
         rate = self.rate(itemsize) / gpu.multiprocessors
@@ -394,10 +397,12 @@ class Clock:
 def work_of(
     launch: Launch, compiled: resources.Compiled, lengths: Lengths, capability: int
 ) -> tuple[dict[str, float], float]:
-    """The clocks of one multiprocessor that did a launch alone, by pipe, and those that each
-    program's loop takes by itself, where it waits for memory in each round.
+    """The clocks of one multiprocessor that did a launch alone, by pipe, and the clocks of waiting.
 
-    What lies outside of the loops is run once by every program, and so is a loop of a kernel that
+    The latter are what each program's loop takes by itself, where it waits for memory in each
+    round.
+
+    What lies outside of the loops is run once by every program. So is a loop of a kernel that
     neither `tiles` nor `ELEMENTS` nor `LOADED` knows.
     """
     name, programs, waiting = launch.kernel.__name__, math.prod(launch.grid), 0.0

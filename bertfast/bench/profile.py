@@ -55,9 +55,10 @@ def profile(setup: Setup, trace: Path | None = None) -> dict[str, Any]:
         trace: file for the Chrome trace (chrome://tracing, ui.perfetto.dev); None for none.
 
     Returns:
-        The machine, its rates, a step's seconds without the profiler and with it, and "ops": by
-        name, the seconds of a step on the device with it, their share, the floor in seconds (None
-        where nothing need be done), and the floor's share of them.
+        The machine, its rates, a step's seconds without the profiler and with it, and "ops". That
+        holds, by name, the seconds of a step on the device with the profiler, their share, and the
+        floor in seconds. The floor is None where nothing need be done. Last comes the floor's share
+        of those seconds.
 
     Raises:
         BertfastError: the trace cannot be written.

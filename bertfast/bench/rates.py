@@ -50,8 +50,8 @@ def matrix_rate(device: str, dtype: torch.dtype, quick: bool = False) -> float:
     """FLOP/s of the fastest of `PRODUCTS`, a multiply-add counted as two; by whichever of PyTorch's
     libraries is faster. On a GPU it is what `sustained` finds.
 
-    It takes about `SECONDS`: a library whose small product is half as fast as another's, or that
-    would be late with one large product, is not asked for it.
+    It takes about `SECONDS`. A library whose small product is half as fast as another's is not
+    asked for a large product. Neither is one that would be late with it.
     """
     if device == "cuda":
         return max(sustained(shape, dtype, quick)[0] for shape in PRODUCTS["cuda"])

@@ -1,12 +1,12 @@
 """How sides are timed against one another.
 
 All sides of a case run in turn, round after round, in one process, so that a drift of the machine
-meets them alike; ratios are taken within a round. A sample is as many calls as fill a few
+meets them alike. Ratios are taken within a round. A sample is as many calls as fill a few
 milliseconds.
 
-On a GPU every side is recorded once as a CUDA graph, and a sample is the time between two events
-around its replays: the GPU's time, not that of the host that launches kernel by kernel. What cannot
-be recorded is launched, and its figures say so and why.
+On a GPU every side is recorded once as a CUDA graph. A sample is the time between two events around
+its replays. That is the GPU's time, not that of the host that launches kernel by kernel. What
+cannot be recorded is launched, and its figures say so and why.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class Side:
 
     Attributes:
         name: as the tables show it.
-        kind: "ours" (what a user of bertfast gets), "backend" (another backend of ours), "peer",
-            "forward" (a peer's forward alone), or "floor" (work that nobody can skip).
+        kind: "ours" (what a user of bertfast gets) or "backend" (another backend of ours). Of
+            others it is "peer" or "forward" (a peer's forward alone). "floor" is work that nobody
+            can skip.
         run: does the work once; may return the seconds of a part of it.
         probe: what the work computes, dropouts left out, to compare with the other sides; None
             where there is nothing to compare (a floor).
@@ -150,8 +151,9 @@ def _usable_generator() -> Iterator[None]:
 def _samples(
     side: Side, make: Callable[[], Callable[[], Any]], device: str, quick: bool
 ) -> tuple[Samples, float]:
-    """Empty samples of some work of the side, with as many calls to a sample as last long enough;
-    and about how many seconds one takes.
+    """Empty samples of some work of the side, and about how many seconds one takes.
+
+    A sample has as many calls as last long enough.
     """
     samples = Samples(side.kind)
     if device == "cuda" and side.timed is None:

@@ -88,8 +88,10 @@ class Command(click.Command):
         return super().invoke(ctx)
 
     def _rewrite(self, args: list[str]) -> list[str]:
-        """The arguments with each of several values under its option's name, the model where its
-        place is, and the call for help behind what it may depend on.
+        """The arguments in the order that click reads.
+
+        Each of several values gets its option's name, and the model goes to its place. The call for
+        help goes behind what it may depend on.
         """
         end = args.index("--") if "--" in args else len(args)
         many = {

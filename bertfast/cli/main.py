@@ -104,9 +104,9 @@ def _run(args: list[str]) -> int:
 def _die_of_interrupt() -> None:
     """Ends by the signal itself, as a shell expects of what Ctrl-C stopped (it reads 130).
 
-    ``sys.exit(130)`` would do so only at times: where the interrupt met code that runs from a
-    string (a dataclass in the making), the interpreter ends by the signal whatever code it is
-    given.
+    ``sys.exit(130)`` would do so only at times. The interrupt may meet code that runs from a
+    string, such as a dataclass in the making. The interpreter then ends by the signal, whatever
+    code it is given.
     """
     sys.stdout.flush()
     signal.signal(signal.SIGINT, signal.SIG_DFL)

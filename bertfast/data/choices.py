@@ -62,7 +62,9 @@ def has_choices(path: Path) -> bool:
 
 def find_columns(path: str | Path, columns: Columns, trained: Columns = NONE) -> Columns:
     """The columns of the text before each choice, of a question in front of it, and of the right
-    choice: those given, or else those trained with, or else the usual ones.
+    choice.
+
+    They are those given, or else those trained with, or else the usual ones.
 
     The choices stand in one of `CHOICES`, or in columns with numbers: ``ending0``, ``ending1``.
     """
@@ -89,7 +91,7 @@ def read_choices(path: str | Path, columns: Columns, labels: bool = True) -> lis
 
     Raises:
         BertfastError: the file cannot be used, a question has fewer than two choices, or the right
-            one is none of them: file and row are named.
+            one is none of them. The message names file and row.
     """
     path = Path(path)
     found = []

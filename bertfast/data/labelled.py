@@ -26,8 +26,9 @@ MAX_FIELD = 2**31 - 1  # characters of a CSV field; a larger limit overflows C's
 
 @dataclass(frozen=True)
 class Example:
-    """One row: its line in the file, the text, the second text of a pair, and the label as written;
-    a JSON list of labels is a tuple.
+    """One row: its line in the file, the text, the second text of a pair, and the label as written.
+
+    A JSON list of labels is a tuple.
     """
 
     line: int
@@ -57,12 +58,13 @@ def stream_task(
     require_labels: bool = True,
     lists: bool = False,
 ) -> Iterator[Example]:
-    """The rows, one after another, of a file whose name ends in .tsv, .csv or .jsonl (or .json),
-    gzip or Zstandard of it too, of a Parquet or an Arrow file, or of a folder that `datasets`
-    saved.
+    """The rows, one after another, of a file or of a folder that `datasets` saved.
 
-    A blank line is a row of empty texts where no labels are required, so that predictions match
-    lines; where they are, it holds no example and is passed over.
+    The file is .tsv, .csv or .jsonl (or .json) by its name, with gzip or Zstandard too, or a
+    Parquet or an Arrow file.
+
+    Where no labels are required, a blank line is a row of empty texts, so that predictions match
+    lines. Where they are, it holds no example and is passed over.
 
     Args:
         path: of the file; TSV is split at tabs and its quotes are text, CSV is quoted as usual.
@@ -176,8 +178,10 @@ def find_columns(path: str | Path, columns: Columns, trained: Columns = NONE) ->
 
 
 def is_task_file(path: Path) -> bool:
-    """Whether the name says that the file has columns: .tsv, .csv or JSON lines, compressed too,
-    Parquet or Arrow; or it is a folder, as `datasets` saves one.
+    """Whether the name says that the file has columns, or the path is a folder as `datasets` saves
+    one.
+
+    Files with columns are .tsv, .csv or JSON lines, compressed too, and Parquet or Arrow.
     """
     return is_json(path) or suffix_of(path) in TABLE_SUFFIXES or is_columnar(path)
 

@@ -1,8 +1,8 @@
 """Which labels name classes: words, or whole numbers of few values.
 
 Labels that look like something else are refused with a reason, since a classifier trained on them
-would be of no use: regression targets, several labels in one cell, ids, missing values, one label
-in two spellings.
+would be of no use. These are regression targets, several labels in one cell, ids, missing values,
+and one label in two spellings.
 """
 
 from __future__ import annotations

@@ -62,8 +62,9 @@ def entities(tags: Sequence[str]) -> list[Entity]:
 
 
 def spans(tags: Sequence[str]) -> list[Entity]:
-    """The entities of BIO tags that a model gave: an I with none of its type before it begins one
-    too, as in the pipelines of `transformers`.
+    """The entities of BIO tags that a model gave.
+
+    An I with none of its type before it begins one too, as in the pipelines of `transformers`.
     """
     return entities(_from_iob1(tags))
 

@@ -18,8 +18,9 @@ class Window(NamedTuple):
     end: int
 
     def context(self, place: int, tokens: int) -> float:
-        """How many tokens the shorter side of a place has, in a text of so many tokens; a side that
-        the text itself ends counts as endless.
+        """How many tokens the shorter side of a place has, in a text of so many tokens.
+
+        A side that the text itself ends counts as endless.
         """
         left = place - self.start if self.start else math.inf
         right = self.end - 1 - place if self.end < tokens else math.inf
@@ -27,8 +28,10 @@ class Window(NamedTuple):
 
 
 def windows(tokens: int, room: int, overlap: int) -> list[Window]:
-    """Windows over ``tokens`` tokens, of ``room`` at most, each but the last sharing ``overlap``
-    with the next; the last shares more, so that it is as long as the others.
+    """Windows over ``tokens`` tokens, of ``room`` at most.
+
+    Each but the last shares ``overlap`` with the next. The last shares more, so that it is as long
+    as the others.
 
     ``overlap`` is half of ``room`` at most.
 

@@ -1,5 +1,7 @@
-"""Live models of `transformers` on our encoder: the forward of each base model of the family is
-exchanged in place, its parameters are used as they are.
+"""Live models of `transformers` on our encoder.
+
+The forward of each base model of the family is exchanged in place, and its parameters are used as
+they are.
 
 Nothing is registered with the modules, so parameters, names and checkpoints stay what they were. A
 call that our encoder cannot serve goes to the original forward, and the first of its kind says so.
@@ -78,16 +80,17 @@ def accelerate(model: Any) -> Any:
     inference and training; returns the model.
 
     Served are BERT (MiniLM too), RoBERTa, XLM-RoBERTa, CamemBERT, MPNet, ALBERT, DistilBERT,
-    ELECTRA, DeBERTa v2 and v3 and ModernBERT, wherever their base models stand below ``model``: in
-    one with a task head, a `peft.PeftModel`, a `sentence_transformers.SentenceTransformer`.
-    Parameters, their names and what `save_pretrained` writes stay as they are, so an optimizer that
-    holds the parameters keeps working. `restore` undoes it.
+    ELECTRA, DeBERTa v2 and v3 and ModernBERT. Their base models may stand anywhere below ``model``.
+    So it may have a task head, or be a `peft.PeftModel` or a
+    `sentence_transformers.SentenceTransformer`. Parameters, their names and what `save_pretrained`
+    writes stay as they are, so an optimizer that holds the parameters keeps working. `restore`
+    undoes it.
 
     Outputs are those of the original but at padding, where they are zeros, unless a head or its
-    loss reads them. A call that cannot be served (attention weights are wanted, masks between pairs
-    of tokens, caches, hooks on inner modules, ...) runs the original, which a warning says once.
-    Dropout in training has the rates of the model's `torch.nn.Dropout` modules and other random
-    bits than the original.
+    loss reads them. A call that cannot be served runs the original, which a warning says once. The
+    reason may be attention weights that are wanted, masks between pairs of tokens, caches, hooks on
+    inner modules and the like. Dropout in training has the rates of the model's `torch.nn.Dropout`
+    modules and other random bits than the original.
 
     Args:
         model: any `torch.nn.Module`, or an object that holds one, or several, in its attributes:

@@ -5,7 +5,7 @@ transformers calls an attention function for each layer with padded (sequences, 
 head_dim) tensors. Here the real tokens alone are packed, attended by `kernels.attention` and put
 back, with zeros at the padding. What that cannot serve is left to transformers' own
 ``scaled_dot_product_attention``, call by call, and said once with the reason. As with that function
-the mask has the last word: a sliding window is read off the mask, not from the arguments that flash
+the mask has the last word. A sliding window is read off the mask, not from the arguments that flash
 attention takes.
 
 Sources: "Attention Interface" and "Attention Mask Interface" in transformers' documentation.
@@ -75,9 +75,9 @@ def attention(
         module: the layer's attention module.
         query, key, value: (sequences, heads, positions, head_dim); key and value may have fewer
             heads, each of which serves a group of the query's.
-        attention_mask: None; or (sequences, positions), nonzero for a real token; or (sequences or
-            1, heads or 1, positions or 1, positions), boolean (True is seen) or added to the
-            scores.
+        attention_mask: None, or one of two masks. A mask (sequences, positions) is nonzero for a
+            real token. A mask (sequences or 1, heads or 1, positions or 1, positions) is boolean
+            (True is seen), or added to the scores.
         dropout: of the probabilities; the seed is drawn from torch's generator.
         scaling: of the scores; None is ``head_dim ** -0.5``.
         is_causal: None is ``module.is_causal``; of no effect where there is a mask.
@@ -139,10 +139,10 @@ def attention_mask(**arguments: Any) -> Tensor | None:
     for it.
 
     Of a padding mask alone this is a view, (sequences, 1, positions, positions) with no step
-    between the queries, so that it takes no memory and `attention` knows it without reading it;
-    None where all tokens are real. Every other mask is the one made for sdpa; and a model that adds
-    the mask to its scores itself, calling no attention interface whatever was asked for, has the
-    one to add.
+    between the queries. So it takes no memory, and `attention` knows it without reading it. It is
+    None where all tokens are real. Every other mask is the one made for sdpa. Some models add the
+    mask to their scores themselves and call no attention interface, whatever was asked for. Such a
+    model gets the mask to add.
     """
     from transformers import masking_utils
 

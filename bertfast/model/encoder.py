@@ -183,7 +183,7 @@ class Encoder:
             read_first: whether `Encoded.first` is wanted.
             read_masked: whether `Encoded.predicted` is wanted, of a `PackedBatch`.
             every_row: False where the heads read the first tokens' rows and those at the masked
-                positions alone; the last block then computes no other past its attention.
+                positions alone. The last block then computes no other past its attention.
             tied: an output layer reads `Encoded.table`.
             keep_padding: compute the outputs at padding too, as Hugging Face's models do, where
                 something reads them. Slow: attention then runs in plain PyTorch.
@@ -247,7 +247,7 @@ class Encoder:
         """The input and the output of each block, (tokens, hidden).
 
         With ``rows``, indexes as `kernels.gather_rows` takes them, the last output has those rows
-        alone, one index's after another's: past the attention no token meets another, so the others
+        alone, one index's after another's. Past the attention no token meets another, so the others
         are not computed.
         """
         config = self.config
@@ -388,8 +388,9 @@ class Encoder:
         inputs_embeds: Tensor | None,
         keep_padding: bool,
     ) -> tuple[PackedBatch, Budget, Padding | None, Tensor | None, Sequences]:
-        """The packed batch, its sizes as it was given, how it was padded, the word embeddings that
-        stand in for ids, and where the tokens stand.
+        """The packed batch, its sizes as it was given, and how it was padded.
+
+        The word embeddings that stand in for ids, and where the tokens stand, come last.
 
         Here every batch takes the grid of sizes, whichever loop made it.
         """

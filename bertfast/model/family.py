@@ -1,9 +1,9 @@
 """What each member of the family is made of: one table, a row a member.
 
-A row names the modules of the member's encoder and heads in the order in which they are made, and
-where each stands in Hugging Face's tree. That serves our models, `accelerate` and the checkpoints
-alike. What a member's forward does otherwise is said here too; the code that does it asks for the
-way, never for the member.
+A row names the modules of the member's encoder and heads in the order in which they are made. It
+also says where each stands in Hugging Face's tree. That serves our models, `accelerate` and the
+checkpoints alike. What a member's forward does otherwise is said here too; the code that does it
+asks for the way, never for the member.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ class Member:
         layer_path: a layer's path, from its number and the configuration.
         lm: the masked-LM head.
         lm_otherwise: a field and the masked-LM head where that field is false; None for one alone.
-        sequence, token, span, choice: the heads for whole inputs, for each token, for the first
-            and last token of an answer, and for multiple choice (None is as for whole inputs).
+        sequence, token, span, choice: the heads for whole inputs, for each token, for the first and
+            last token of an answer, and for multiple choice. None is as for whole inputs.
         other_heads: paths of heads that one class alone has, and of those that were published and
             are used no more.
         positions: what attention knows of positions, a name in `attention.POSITIONS`.
@@ -181,9 +181,9 @@ class Member:
         gated: the feed-forward multiplies the half that is activated with the other half.
         projects_first: embeddings are projected before their LayerNorm, not past it.
         hides_padding: padding that is kept is zeros past the embeddings, and sees nothing.
-        float_labels: the loss of a classifier whose configuration names no problem, for labels
-            that are no class each: "each" for a binary one of each, "distribution" for their
-            cross-entropy.
+        float_labels: the loss for labels that are no class each, of a classifier whose
+            configuration names no problem. It is "each" for a binary one of each, "distribution"
+            for their cross-entropy.
         deviations: of initial weights, by the end of a module's path, where initializer_range is
             not meant.
         output: the class of what the base model in `transformers` returns.

@@ -1,5 +1,7 @@
-"""What is done with a model's linear layers and norms: the fused op where the module is PyTorch's
-own, and the module itself where someone has put another in its place.
+"""What is done with a model's linear layers and norms.
+
+Where the module is PyTorch's own, that is the fused op. Where someone has put another in its place,
+it is the module itself.
 """
 
 from __future__ import annotations
@@ -183,8 +185,11 @@ def norm_of_rows(
     rows: Sequence[Tensor] | None,
     x_bias: Tensor | None,
 ) -> Tensor:
-    """`norm` of tokens that several indexes gave, ``rows``, one's after another's: the bits dropped
-    of one's do not depend on how many tokens, or how much slack, another has."""
+    """`norm` of tokens that several indexes gave, ``rows``, one's after another's.
+
+    The bits dropped of one index's rows do not depend on how many tokens, or how much slack,
+    another has.
+    """
     if seed is None or rows is None or len(rows) == 1:
         return norm(module, x, residual, dropout_p, seed, x_bias=x_bias)
     sizes = [len(index) for index in rows]

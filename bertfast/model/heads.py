@@ -151,10 +151,11 @@ class DiscriminatorHead:
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: EncoderConfig) -> Tensor:
-    """What ``config.problem_type`` says; where that is None: squared error for one label,
-    cross-entropy for integer labels, and for float labels (sequences, labels) binary cross-entropy
-    of each. DeBERTa tells the last two by their number, and has cross-entropy against float ones
-    (`Member.float_labels`).
+    """The loss that ``config.problem_type`` says.
+
+    Where that is None, it is squared error for one label, and cross-entropy for integer labels. For
+    float labels (sequences, labels) it is binary cross-entropy of each. DeBERTa tells the last two
+    by their number, and has cross-entropy against float ones (`Member.float_labels`).
 
     Raises:
         BertfastError: labels of another shape.

@@ -437,8 +437,10 @@ def member_class(config: c.EncoderConfig, head: str) -> type[PreTrainedModel]:
 
 
 def load(model: str | Path, *, revision: str | None = None, **options: Any) -> PreTrainedModel:
-    """The model in a Hugging Face folder or on the Hub, of the class that its config.json names
-    (the bare encoder where it names none); arguments as of `PreTrainedModel.from_pretrained`.
+    """The model in a Hugging Face folder or on the Hub, of the class that its config.json names.
+
+    Where it names none, that is the bare encoder. Arguments are as of
+    `PreTrainedModel.from_pretrained`.
 
     Raises:
         BertfastError: the folder cannot be read, the Hub cannot be reached, or the architecture

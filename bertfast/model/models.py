@@ -1,11 +1,11 @@
 """The encoder and its heads as models, written once; `members.py` names them for each member of the
 family.
 
-Every model takes either a `PackedBatch` as its first argument, and then its outputs are packed and
-its labels come from the batch, or padded tensors under Hugging Face's argument names, and then its
-outputs have Hugging Face's shapes. Two differences from Hugging Face's models show with padded
-input: outputs at padding are zeros, and what reads the first token takes the first real one where
-they take column 0 (another token only under left padding).
+Every model takes either of two inputs. With a `PackedBatch` as its first argument, its outputs are
+packed and its labels come from the batch. With padded tensors under Hugging Face's argument names,
+its outputs have Hugging Face's shapes. Two differences from Hugging Face's models show with padded
+input. Outputs at padding are zeros. What reads the first token takes the first real one where they
+take column 0 (another token only under left padding).
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class PreTrainedModel(nn.Module):
                 starts from random values, and a warning says so.
 
         Raises:
-            BertfastError: the folder cannot be read, the Hub cannot be reached, a weight is
+            BertfastError: the folder cannot be read, or the Hub cannot be reached. A weight is
                 missing, unknown or of another shape, or an override is no field: each is named.
         """
         folder = resolve(model, revision).folder
@@ -412,9 +412,9 @@ class ForMaskedLM(MaskedLMModel):
 
         From a `PackedBatch` with masked positions come the loss and the counts, and no logits are
         made. From one without, logits (tokens, vocab). From padded input, logits (sequences,
-        positions, vocab) unless ``return_logits`` is False, which spares the vocabulary-sized work
-        beyond the masked positions, and with ``labels`` (sequences, positions; -100 where nothing
-        is predicted; at padding they count for nothing) the mean loss.
+        positions, vocab), unless ``return_logits`` is False, which spares the vocabulary-sized work
+        beyond the masked positions. With ``labels`` (sequences, positions), it has the mean loss
+        too. There -100 is where nothing is predicted, and labels at padding count for nothing.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         encoded = self._encode(*inputs, output_hidden_states=output_hidden_states, seed=seed)
@@ -568,9 +568,12 @@ class ReplacedTokenPreTraining(_HeadModel):
         *,
         seed: int | Tensor | None = None,
     ) -> ElectraForPreTrainingOutput:
-        """Logits (sequences, positions), and with ``labels`` like them (1 replaced, 0 original), or
-        ``token_labels`` of the `PackedBatch`, the mean binary cross-entropy over the real tokens;
-        arguments as of `EncoderModel.forward`."""
+        """Logits (sequences, positions), and with labels the mean binary cross-entropy over the
+        real tokens.
+
+        The labels are ``labels``, shaped like the logits (1 replaced, 0 original), or
+        ``token_labels`` of the `PackedBatch`. Other arguments are as of `EncoderModel.forward`.
+        """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         encoded = self.base.encode(*inputs, seed=seed)
         _no_labels_beside(input_ids, labels)
@@ -736,9 +739,12 @@ class ForTokenClassification(_HeadModel):
         *,
         seed: int | Tensor | None = None,
     ) -> TokenClassifierOutput:
-        """Logits (sequences, positions, labels), and with ``labels`` (sequences, positions), -100
-        where there is none, or ``token_labels`` of the `PackedBatch` the mean cross-entropy; labels
-        at padding count for nothing. Other arguments as of `EncoderModel.forward`."""
+        """Logits (sequences, positions, labels), and with labels the mean cross-entropy.
+
+        The labels are ``labels`` (sequences, positions), -100 where there is none, or
+        ``token_labels`` of the `PackedBatch`. Labels at padding count for nothing. Other arguments
+        as of `EncoderModel.forward`.
+        """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         encoded = self.base.encode(*inputs, seed=seed)
         _no_labels_beside(input_ids, labels)
@@ -777,8 +783,8 @@ class ForQuestionAnswering(_HeadModel):
         cross-entropies.
 
         A place outside the input counts for nothing. From a `PackedBatch` the softmax is over a
-        sequence's tokens. From padded input it is over its padding too, as in `transformers`, which
-        makes the loss depend on how the batch was padded, and slow; without labels the logits at
+        sequence's tokens. From padded input it is over its padding too, as in `transformers`. That
+        makes the loss slow, and dependent on how the batch was padded. Without labels the logits at
         padding are the lowest finite number. Other arguments as of `EncoderModel.forward`.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)

@@ -20,7 +20,7 @@ def pool(x: Tensor, cu_seqlens: Tensor, modes: Sequence[str]) -> Tensor:
     the other; zeros for an empty sequence.
 
     The mean over the root of the length is that of Arora et al., "A Simple but Tough-to-Beat
-    Baseline", 2017; in the weighted one a token weighs as much as its place, counted from 1
+    Baseline", 2017. In the weighted one a token weighs as much as its place, counted from 1
     (Muennighoff, "SGPT", 2022, equation 4). Sums are float32, and no value is read on the way.
     """
     starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
@@ -55,8 +55,9 @@ def mean_pooled(x: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def _of_bags(x: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
-    """The sum or the largest of each sequence's rows: those of a table whose every row is in one
-    bag, slack in a last one that is left out.
+    """The sum or the largest of each sequence's rows, as of the bags of a table.
+
+    Every row is in one bag. Slack is in a last one, which is left out.
 
     On a CPU an order of magnitude faster than `torch.segment_reduce`, and without the atomic sums
     that `index_add` has on a GPU.

@@ -1,8 +1,9 @@
 """Distillation's losses. Sanh et al., "DistilBERT", section 3, and the released ``distiller.py``.
 
-The student learns from the teacher's softened distribution at the masked positions
-(``--restrict_ce_to_mask`` in the released code, whose default takes every token), from the masked
-words themselves, and from the direction of the teacher's last hidden states.
+The student learns from the teacher's softened distribution at the masked positions, and from the
+masked words themselves. It also learns from the direction of the teacher's last hidden states. The
+masked positions are ``--restrict_ce_to_mask`` in the released code, whose default takes every
+token.
 """
 
 from __future__ import annotations

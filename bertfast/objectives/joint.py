@@ -1,8 +1,8 @@
 """Pretraining of two models at once: ELECTRA's generator and discriminator, DistilBERT's student
 under its teacher.
 
-Each is a module that the trainer steps like any other: called with a packed batch
-and a seed, it returns the loss with its parts.
+Each is a module that the trainer steps like any other. Called with a packed batch and a seed, it
+returns the loss with its parts.
 """
 
 from __future__ import annotations

@@ -44,16 +44,15 @@ def mask_tokens(
     or other shares.
 
     In each sequence 15 % of the tokens that are not special may be chosen, rounded, at least one
-    where there is one. Words are taken in the order of their first tokens' first Philox words, and
-    one that the rest of the budget cannot hold is passed over, so that words of several tokens can
-    leave some of it unused. What becomes of a chosen token its other Philox words say, as in
+    where there is one. Words are taken in the order of their first tokens' first Philox words. One
+    that the rest of the budget cannot hold is passed over, so words of several tokens can leave
+    some of it unused. What becomes of a chosen token its other Philox words say, as in
     `kernels.mask_tokens`.
 
-    Of spans, the words in that order are where spans start, unless a span before has covered them;
-    a span's length in words is geometric with p = 0.2 given that it is 10 at most (3.8 in the
-    mean), and it ends early at a special token, the sequence's end, or a word that the budget
-    cannot hold. Of the chosen tokens that adjoin, all become [MASK], or all random words, or all
-    stay.
+    Of spans, the words in that order are where spans start, unless a span before has covered them.
+    A span's length in words is geometric with p = 0.2, given that it is 10 at most (3.8 in the
+    mean). It ends early at a special token, the sequence's end, or a word that the budget cannot
+    hold. Of the chosen tokens that adjoin, all become [MASK], or all random words, or all stay.
 
     Args:
         ids: (tokens,) int64 of the packed sequences, on any device, as the other tensors are.
@@ -122,9 +121,9 @@ def _span_starts(order: Tensor, run: Tensor, length: Tensor) -> Tensor:
     """(words,) int64: the word that starts the span which covers each word first, if all spans were
     taken.
 
-    order (words,): the words as spans are drawn at them; run (words,): alike for words that one
-    span can cover; length (words,) of the span at each word, which is drawn unless a span before
-    has covered the word.
+    The three are (words,). ``order`` has the words as spans are drawn at them. ``run`` is alike for
+    words that one span can cover. ``length`` is that of the span at each word. A span is drawn
+    there unless one before has covered the word.
     """
     rank = order.argsort()
     distance = torch.arange(MAX_SPAN, device=order.device)[:, None]
@@ -146,9 +145,9 @@ def _take(order: Tensor, sequence: Tensor, sizes: Tensor, leader: Tensor, budget
     """(words,) bool: the words chosen when spans are taken in order, each up to the first word that
     its sequence's budget cannot hold.
 
-    sequence, sizes (in tokens) and leader (the word that starts the span) are of each word; order
-    puts sequences one after another and keeps a span together. A round takes spans until one is
-    cut, and sorts out those whose first word no longer fits.
+    sequence, sizes (in tokens) and leader (the word that starts the span) are of each word.
+    ``order`` puts sequences one after another and keeps a span together. A round takes spans until
+    one is cut, and sorts out those whose first word no longer fits.
     """
     sequence, leader = sequence[order], leader[order]
     size, least = sizes[order], sizes[leader]

@@ -19,7 +19,9 @@ IS_NEXT, IS_RANDOM = 0, 1  # Hugging Face's labels
 @dataclass(frozen=True)
 class Spans:
     """Examples as token spans of a store: segment A, segment B (empty where there is none) and the
-    label of the pair: whether B is random, or whether the two are swapped (`sop`).
+    label of the pair.
+
+    The label says whether B is random, or whether the two are swapped (`sop`).
 
     Each array is (examples,) int64.
     """
@@ -52,9 +54,9 @@ def sentence_pairs(
 ) -> Spans:
     """One pass over the corpus in pairs of segments of ``max_tokens`` tokens together at most.
 
-    Sentences of a document gather until the target length; they are split at a random place, and
-    for half of the pairs the second segment is replaced by one from another document, the sentences
-    not used going back.
+    Sentences of a document gather until the target length, and are split at a random place. For
+    half of the pairs, one from another document replaces the second segment. The sentences not used
+    go back.
 
     Args:
         sentences: (sentences + 1,) offsets into the tokens.

@@ -1,8 +1,8 @@
 """Replaced-token detection. Clark et al., "ELECTRA", section 2 and appendix A, and the released
 ``pretrain_helpers.py``.
 
-A small generator is trained as a masked language model; each masked token is replaced by one that
-is sampled from it, and the discriminator learns to tell of every token whether it is the original
+A small generator is trained as a masked language model, and each masked token is replaced by one
+that is sampled from it. The discriminator learns to tell of every token whether it is the original
 one.
 """
 
@@ -32,8 +32,8 @@ def sample_tokens(
     never stand in memory whole.
 
     One uniform number a row finds the id where the running sum of the probabilities first reaches
-    it: what the released code's Gumbel noise on every logit gives in distribution, for a
-    vocabulary's part of the random bits.
+    it. The released code's Gumbel noise on every logit gives the same distribution. The noise takes
+    a random number for each word of the vocabulary, and this takes one.
 
     Args:
         rows: (masked, hidden), floating point.
@@ -77,8 +77,9 @@ def discriminator_inputs(batch: PackedBatch, sampled: Tensor) -> tuple[Tensor, T
         sampled: (masked,) int64 ids for these positions.
 
     Returns:
-        (tokens,) int64 ids, the original ones but for the sampled; and (tokens,) int64 labels: 1
-        where the id is not the original one, 0 where it is, sampled or not, and -100 for slack.
+        Ids (tokens,) int64, the original ones but for the sampled, and labels (tokens,) int64. A
+        label is 1 where the id is not the original one, and 0 where it is, sampled or not. It is
+        -100 for slack.
     """
     assert batch.masked_positions is not None
     assert batch.masked_labels is not None

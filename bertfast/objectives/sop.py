@@ -27,9 +27,9 @@ def ordered_pairs(
     wrong order.
 
     Sentences gather as for next-sentence pairs and are split at a random place. A last sentence
-    that would stand alone joins the run before it; a document of one sentence is split within it,
+    that would stand alone joins the run before it. A document of one sentence is split within it,
     and one of a single token makes no pair. What is too long loses tokens at either end of its
-    longer segment, by chance, so that where a segment is cut does not tell the order.
+    longer segment, by chance. So where a segment is cut does not tell the order.
 
     Args:
         sentences: (sentences + 1,) offsets into the tokens.

@@ -241,8 +241,10 @@ class QuestionAnswering(Task):
         examples: Sequence[Any],
         config: EncoderConfig,
     ) -> list[dict[str, Any]]:
-        """``answer``, "" for none, its ``start`` and ``end`` in characters of the context, which
-        are null then, and its ``score``, a probability; and the ``n_best``, each likewise.
+        """``answer``, its ``start`` and ``end`` in characters of the context, its ``score`` (a
+        probability), and the ``n_best``, each likewise.
+
+        No answer is "", with ``start`` and ``end`` null.
         """
         found = self._found(outputs, inputs, examples)
         threshold = self.kept.get(THRESHOLD)
@@ -302,8 +304,8 @@ def candidates(
     """The likeliest spans of a question's windows.
 
     Their order is that of the sums of their logits, over all windows. A probability is the product
-    of those of a start and of an end, each a softmax over the tokens of every window, the first
-    ones included: with one window that is the score of the pipeline of `transformers`.
+    of those of a start and of an end. Each is a softmax over the tokens of every window, the first
+    ones included. With one window that is the score of the pipeline of `transformers`.
 
     Args:
         logits: (tokens + 1, 2) of each window, the first token's before those of the context.

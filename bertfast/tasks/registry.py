@@ -102,9 +102,10 @@ class Task:
         return list(labelled.read_task(path, *columns, require_labels=labels, lists=True))
 
     def stream(self, path: str | Path, columns: Columns) -> Iterator[Any]:
-        """The examples of a file that predictions are wanted of, one after another, so that a file
-        may be of any length; a task with a `read` of its own has it whole in memory, unless it has
-        a `stream` too.
+        """The examples of a file that predictions are wanted of, one after another.
+
+        So a file may be of any length. A task with a `read` of its own has it whole in memory,
+        unless it has a `stream` too.
 
         Raises:
             BertfastError: the file cannot be used; it is named with the row.
@@ -207,10 +208,12 @@ class Task:
         examples: Sequence[Any],
         config: EncoderConfig,
     ) -> Scorer | None:
-        """Each of `scores` as a function of how often each example counts, (draws, examples), from
-        what the model said of their inputs: what bootstrap intervals are made of. More scores than
-        those of `scores` may be in it. `mean_of`, `sums_of` and the others of `bertfast.scoring`
-        make one; None gives the task no intervals, and it has a `score` of its own then.
+        """Each of `scores` as a function of how often each example counts, (draws, examples).
+
+        It follows from what the model said of the examples' inputs, and bootstrap intervals are
+        made of it. More scores than those of `scores` may be in it. `mean_of`, `sums_of` and the
+        others of `bertfast.scoring` make one; None gives the task no intervals, and it has a
+        `score` of its own then.
         """
         return None
 

@@ -249,9 +249,10 @@ class TokenClassification(Task):
         examples: Sequence[Any],
         config: EncoderConfig,
     ) -> list[dict[str, Any]]:
-        """``words`` and their ``tags``; of entities also ``entities``: each one's ``label``, its
-        ``text``, its ``start`` and ``end`` in characters, and its ``score``, the mean probability
-        of its words' tags.
+        """``words`` and their ``tags``, and of entities also ``entities``.
+
+        Each entity has its ``label``, its ``text``, its ``start`` and ``end`` in characters, and
+        its ``score``, the mean probability of its words' tags.
         """
         made = []
         of_entities = tagging.is_bio(config.label2id)
@@ -337,8 +338,10 @@ def score(predicted: Sequence[Sequence[str]], right: Sequence[Sequence[str]]) ->
 
 
 def measures(sums: Array) -> dict[str, Array]:
-    """Strict precision, recall and F1 of entities, over all of them (micro), as in seqeval with its
-    strict mode and IOB2; and the share of words with the right tag. What is over nothing is 0.
+    """Strict precision, recall and F1 of entities, and the share of words with the right tag.
+
+    The first three are over all entities (micro), as in seqeval with its strict mode and IOB2. What
+    is over nothing is 0.
 
     Args:
         sums: (draws, 5), of what `count` counts.

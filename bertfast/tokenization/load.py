@@ -49,9 +49,10 @@ BERT_SETTINGS = {
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of any member's folder, the same ids as `transformers`.
 
-    From ``tokenizer.json``; or else BERT's ``vocab.txt`` (lower-casing, unless the folder's
-    tokenizer_config.json says otherwise), RoBERTa's ``vocab.json`` and ``merges.txt``, or a
-    SentencePiece model, which is read through `transformers`.
+    It comes from ``tokenizer.json``, or else from a member's own files. Those are BERT's
+    ``vocab.txt``, RoBERTa's ``vocab.json`` and ``merges.txt``, or a SentencePiece model, which is
+    read through `transformers`. BERT's is lower-casing, unless the folder's tokenizer_config.json
+    says otherwise.
 
     Raises:
         BertfastError: the folder has none of these, the file cannot be read, or it is a
@@ -228,8 +229,8 @@ def check_tokenizer_fits(
     """Raises BertfastError if the tokenizer can give an id that the model's word embeddings do not
     have.
 
-    Says on standard error if a word of the tokenizer has the id that the model keeps for padding:
-    that row is not trained, and a RoBERTa in `transformers` counts no position there. It is no
+    Says on standard error if a word of the tokenizer has the id that the model keeps for padding.
+    That row is not trained, and a RoBERTa in `transformers` counts no position there. It is no
     error, since such a checkpoint still gives the numbers that it gives. Another special token may
     have that id, as in the published multilingual MiniLMs.
     """

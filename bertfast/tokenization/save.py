@@ -38,7 +38,7 @@ def save_tokenizer(
 
     BERT's kind is written as BertTokenizer and MPNet's as MPNetTokenizer, with vocab.txt, RoBERTa's
     as RobertaTokenizer, with vocab.json and merges.txt. Every other one is a
-    PreTrainedTokenizerFast, which takes tokenizer.json as it stands: the members' own classes clean
+    PreTrainedTokenizerFast, which takes tokenizer.json as it stands. The members' own classes clean
     text each in their way, and not alike in 4.x and 5.x.
 
     Args:

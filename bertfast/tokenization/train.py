@@ -140,8 +140,8 @@ def train_unigram(texts: Iterable[str], vocab_size: int, lowercase: bool = True)
 def _in_order(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
     """A trained Unigram's pieces with scores that a rerun learns too.
 
-    The trainer sums in a hash table's order, so that scores differ in their last bits, and
-    characters which no kept piece is get the lowest scores, a ten-thousandth apart, in that order
+    The trainer sums in a hash table's order, so that scores differ in their last bits. Characters
+    that are no kept piece get the lowest scores. Those are a ten-thousandth apart, in that order
     too. Scores are rounded here, and single characters near the lowest one all get that.
     """
     head, rest = pieces[: len(SPECIAL_TOKENS)], pieces[len(SPECIAL_TOKENS) :]

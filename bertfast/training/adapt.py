@@ -29,9 +29,9 @@ def adapt(
         model: folder or Hub id.
         data: files of text.
         out: folder of the run, as `pretrain` makes it.
-        options: as of `pretrain`. The objective is masked-token prediction unless it says
-            otherwise (for ELECTRA replaced tokens), and a twentieth of the documents is held out
-            unless ``valid`` or ``valid_split`` does.
+        options: as of `pretrain`. The objective is masked-token prediction unless it says otherwise
+            (for ELECTRA replaced tokens). A twentieth of the documents is held out unless ``valid``
+            or ``valid_split`` says otherwise.
 
     Returns:
         The run, and the held-out loss at its start.

@@ -232,8 +232,10 @@ The last logged numbers, on the training text:
 
 
 def base_model(model: str) -> str:
-    """The name of the model that training started from: its id on the Hub, where the path is one or
-    lies in the Hub's cache, or else its folder's name.
+    """The name of the model that training started from.
+
+    It is its id on the Hub, where the path is one or lies in the Hub's cache, or else its folder's
+    name.
     """
     path = Path(model)
     for part in path.parts:

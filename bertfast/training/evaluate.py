@@ -34,9 +34,9 @@ def evaluate(
     `Predictor`.
 
     Returns:
-        task, each of its scores (of a classifier accuracy, macro_f1, micro_f1 and mcc), intervals,
-        examples, truncated (how many inputs were cut), max_length (at how many tokens), and what
-        `Task.report` gives.
+        The task, each of its scores (of a classifier accuracy, macro_f1, micro_f1 and mcc),
+        intervals and examples. Then truncated (how many inputs were cut), max_length (at how many
+        tokens), and what `Task.report` gives.
 
     Raises:
         BertfastError: no fine-tuned model there, a file that cannot be used, or a label that

@@ -1,10 +1,10 @@
 """A whole training step as one CUDA graph.
 
-The launches of a step's kernels, some two thousand for BERT-base, are recorded once and then sent
-to the GPU by one call, so that short steps no longer wait for the host. Every shape and address is
-then fixed: batches are padded to a budget (`PackedBatch.pad_to`) and copied into place, what
+The launches of a step's kernels, some two thousand for BERT-base, are recorded once. One call then
+sends them to the GPU, so that short steps no longer wait for the host. Every shape and address is
+then fixed. Batches are padded to a budget (`PackedBatch.pad_to`) and copied into place. What
 changes from step to step (batch, dropout seed, learning rate, the optimizer's age) is read from the
-device, and gradients and activations live in the graph's own memory.
+device. Gradients and activations live in the graph's own memory.
 
 Source: PyTorch's notes on CUDA semantics, "CUDA Graphs", whole-network capture.
 """

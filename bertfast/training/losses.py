@@ -106,8 +106,8 @@ def class_weights(
 
     Args:
         wanted: `BALANCED` gives each class the same weight in all, as in scikit-learn: rows /
-            (classes x its rows); of several labels a row, the rows without it / those with it. Or
-            a JSON file with a number for each label.
+            (classes x its rows). With several labels a row, it is the rows without it / those with
+            it. Or a JSON file with a number for each label.
         label2id: the classes.
         targets: of the training rows; see `ClassLoss`.
         several: whether a row has several labels.

@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Lets this process keep the large blocks that it frees, for the next step; returns whether the
     C library can.
 
-    By default glibc gives blocks above 32 MiB back to the system at once, and each step would have
+    By default glibc gives blocks above 32 MiB back to the system at once. Each step would then have
     a vocabulary-sized gradient's pages mapped and zeroed anew. The process holds on to its peak in
     exchange.
     """

@@ -77,9 +77,10 @@ def finished(
     inputs: Mapping[str, str],
     resume: bool,
 ) -> Iterator[tuple[Runs, Path]]:
-    """Makes the runs of `configs_of`, each in a hidden folder beside the result's, where a resume
-    finds them; gives the runs and the folder of the chosen one. The hidden folder goes with
-    success.
+    """Makes the runs of `configs_of`, and gives the runs and the folder of the chosen one.
+
+    Each is in a hidden folder beside the result's, where a resume finds it. The hidden folder goes
+    with success.
 
     Args:
         config: of all.
@@ -89,8 +90,8 @@ def finished(
         resume: go on from the runs that are there.
 
     Raises:
-        BertfastError: a run cannot be made, the loss of every run became NaN, or there are runs
-            already and ``resume`` is False or the inputs are others.
+        BertfastError: a run cannot be made, or the loss of every run became NaN. Or there are runs
+            already, and ``resume`` is False or the inputs are others.
     """
     target = Path(config.out).absolute()
     work = target.with_name(f".{target.name}.runs")

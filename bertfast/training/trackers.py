@@ -124,7 +124,8 @@ TRACKERS = {
 
 
 def tracker_names(given: str | Iterable[str]) -> tuple[str, ...]:
-    """The trackers that ``report_to`` names: a name, names with commas between, or a list of such;
+    """The trackers that ``report_to`` names: a name, names with commas between, or a list of such.
+
     "none" is no tracker, "all" is each that is installed.
 
     Raises:

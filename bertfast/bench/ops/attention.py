@@ -36,7 +36,7 @@ def case(setup: Setup, *, dropout_p: float = 0.0, cudnn_backward: bool = False) 
 
     Args:
         cudnn_backward: on a GPU, against cuDNN's forward and backward alone, which is for a process
-            of its own; otherwise cuDNN's forward alone is among the peers.
+            of its own. Otherwise cuDNN's forward alone is among the peers.
     """
     lengths, device = setup.lengths, setup.device
     heads, head_dim = setup.config.num_attention_heads, setup.config.head_dim
