@@ -36,9 +36,9 @@ COMMANDS = (
         "fill",
         "embed",
         "demo",
-        "bench",
+        "serve",
     ),
-    *("profile", "plot", "merge", "push"),
+    *("app", "bench", "profile", "plot", "merge", "push"),
 )
 BERTFAST = [sys.executable, "-m", "bertfast"]
 ENVIRONMENT = {

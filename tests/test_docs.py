@@ -238,6 +238,15 @@ def run_line(
         words = words[pipe + 1 :]
     expanded = [found for word in words for found in (sorted(glob.glob(word)) or [word])]
     match expanded:
+        case ["bertfast", "serve" | "app", *_]:  # which end when they are told to
+            done = run_cli(monkeypatch, capfd, *expanded[1:], "--print-config")
+            assert done.code == 0, f"{where}: {line}\n{done.err}"
+        case ["curl", *arguments]:
+            answer = curl(arguments)
+            assert answer.status_code == 200, f"{where}: {line}\n{answer.text}"
+        case ["docker", *_]:
+            assert (REPOSITORY / "Dockerfile").exists()
+            assert (REPOSITORY / "compose.yaml").exists()
         case ["bertfast", *arguments]:
             done = run_cli(monkeypatch, capfd, *arguments)
             assert done.code == 0, f"{where}: {line}\n{done.err}"
@@ -254,6 +263,18 @@ def run_line(
             assert set(filter(None, extras.split(","))) <= set(project["optional-dependencies"])
         case _:
             pytest.fail(f"{where}: no test knows how to run {line!r}")
+
+
+def curl(arguments: list[str]) -> Any:
+    """The answer of a server of two small models to ``curl ADDRESS [-d BODY]``."""
+    servers = pytest.importorskip("servers", reason="the server is an extra")
+    place = arguments.index("-d") if "-d" in arguments else None
+    body = None if place is None else arguments[place + 1]
+    address = next(word for word in arguments if word.startswith("http://"))
+    path = "/" + address.partition("://")[2].partition("/")[2]
+    folders = [Path("path/to/all-MiniLM-L6-v2"), Path("path/to/model")]
+    with servers.client_of(servers.local_server(folders)) as client:
+        return client.get(path) if body is None else client.post(path, content=body)
 
 
 def test_the_readme_fits_two_screens_and_says_how_to_try_it() -> None:

@@ -17,7 +17,7 @@ TIERS = (  # deepest first; modules of one layer do not import one another
     ("data", "sentences"),
     ("tasks",),
     ("training",),
-    ("apps", "bench", "registration"),
+    ("apps", "bench", "registration", "serving"),
     ("cli",),
     ("__main__", "__init__"),
 )

@@ -5,17 +5,25 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from bertfast.errors import BertfastError
 
+IMPORTED = "bertfast.imports"  # in a context's meta: what was imported
 
-def _import_all(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+
+def _import_all(ctx: click.Context, _: click.Parameter, names: tuple[str, ...]) -> None:
+    import_all(names)
+    ctx.meta[IMPORTED] = names
+
+
+def import_all(names: Iterable[str]) -> None:
+    """`import_one` of each, as another process does that a command starts."""
     for name in names:
         import_one(name)
-    return names
 
 
 def import_one(name: str) -> None:

@@ -14,6 +14,8 @@ from bertfast.errors import BertfastError
 from .infer import embed, evaluate, fill, predict
 from .machine import bench, doctor, profile, tune
 from .sentences import sentences
+from .serve import app as page
+from .serve import serve
 from .share import merge, push
 from .train import adapt, demo, finetune, plot, pretrain, tokenizer
 
@@ -57,7 +59,7 @@ for command in (
         embed,
         demo,
     ),
-    *(bench, profile, plot, merge, push),
+    *(serve, page, bench, profile, plot, merge, push),
 ):
     app.add_command(command)
 

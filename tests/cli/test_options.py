@@ -20,7 +20,10 @@ from support import REPOSITORY
 
 COMMANDS = {name: command for name, command in app.commands.items() if isinstance(command, Command)}
 DATA = ["--data", "a.txt", "--tokenizer", "tok", "--out", "run"]
-RUN_MODEL = ("evaluate", "predict", "fill", "embed", "pretrain", "finetune", "bench", "profile")
+RUN_MODEL = (
+    *("evaluate", "predict", "fill", "embed", "serve", "app"),
+    *("pretrain", "finetune", "bench", "profile"),
+)
 
 
 def parsed(command: str, *args: str) -> dict[str, Any]:

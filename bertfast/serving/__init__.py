@@ -1,0 +1,1 @@
+"""A server for trained models, and its page: `bertfast serve` and `bertfast app`."""
