@@ -28,7 +28,7 @@ PAGES = [
 ]
 RUN = ("python", "sh")
 # A page whose blocks take minutes even so.
-SLOW = ("docs/cpu.md", "docs/results.md")
+SLOW = ("docs/cpu.md", "docs/guides/measuring.md", "docs/results.md")
 # What a page's blocks take as given, beside the files that every page has.
 GIVEN = {
     "docs/guides/adapters.md": ("run",),

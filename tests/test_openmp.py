@@ -216,6 +216,7 @@ def test_where_pressure_is_told_nothing_is_set_and_the_order_of_imports_is_free(
 
 @needs_pressure
 @pytest.mark.parametrize("name", [openmp.SPINS, openmp.POLICY])
+@pytest.mark.slow
 def test_what_the_user_has_set_keeps_the_watch_away(name: str) -> None:
     run = "import bertfast.kernels, torch; bertfast.kernels.dropout(torch.ones(99), 0.1, seed=7)"
     state = "; print(bertfast.kernels.dispatch._C.spin_state()['watching'])"
@@ -275,6 +276,7 @@ assert _C.spin_state() == {"watching": True, "sleeping": False, "switches": 2}
 
 
 @needs_pressure
+@pytest.mark.slow
 def test_threads_sleep_while_others_want_the_processors_and_spin_again_after(
     tmp_path: Path,
 ) -> None:

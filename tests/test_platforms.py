@@ -75,6 +75,7 @@ def test_every_module_and_public_name_imports(place: str) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow_unless(lambda place: place == "without triton")
 def test_doctor_runs(place: str) -> None:
     done = command(place, "doctor")
     assert done.returncode == 0, done.stderr
@@ -119,6 +120,7 @@ def test_core_dependencies_bring_neither_triton_nor_cuda() -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow_unless(lambda place: place == "without triton")
 def test_a_model_is_pretrained_resumed_fine_tuned_and_used(place: str, tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     write_table(tmp_path / "train.tsv", sentences(24))

@@ -81,6 +81,7 @@ def suite(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
 
+@pytest.mark.slow
 def test_equal_outcomes_are_counted_and_pass(source):
     result = suite("--source", source, "--models", "bert", "--with", "patches:leave")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -109,6 +110,7 @@ def test_what_fails_accelerated_alone_is_listed_with_the_first_line_of_why(sourc
         (("--source", None, "--models", "bert", "-k", "no_such_test"), "no test ran"),
     ],
 )
+@pytest.mark.slow
 def test_nothing_to_run_is_one_line(source, arguments, message):
     result = suite(*(source if argument is None else argument for argument in arguments))
     assert result.returncode == 2

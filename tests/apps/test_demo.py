@@ -22,6 +22,8 @@ from bertfast.packed import IGNORE_INDEX
 from bertfast.tokenization import load_tokenizer
 
 FEW, ALL = 64, demo.ALL
+# The fixture runs the whole demo, if a short one.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

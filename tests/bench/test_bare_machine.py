@@ -33,6 +33,7 @@ PathFinder.find_spec = staticmethod(found)
 """
 
 
+@pytest.mark.slow
 def test_figures_need_nothing_but_pytorch_triton_and_numpy(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(HIDING)
     command = [sys.executable, "-m", "benchmarks", "gpu", "--quick", "--part", "3"]

@@ -175,6 +175,7 @@ def test_the_page_of_figures_is_what_the_committed_json_gives() -> None:
     assert page.PAGE.read_text(encoding="utf-8") == page.page_text(page.load_results())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_keeps_its_cases_and_fails() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks", "cpu", "--quick", "--only", "test_dropout"],

@@ -436,6 +436,7 @@ def test_every_head_size_equals_transformers(backend, config_class, hidden, head
 @pytest.mark.parametrize(
     "config_class", [DebertaV2Config, ModernBertConfig, MPNetConfig], ids=lambda c: c.model_type
 )
+@pytest.mark.slow
 def test_tritons_kernels_equal_transformers(config_class):
     compare("triton", *pair(member_class(small(config_class), "ForMaskedLM")), "packed")
 

@@ -137,6 +137,7 @@ def test_slack_changes_no_output_and_no_gradient(backend, training):
 
 @pytest.mark.parametrize("cls", [BertForMaskedLM, BertForPreTraining])
 @pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
+@pytest.mark.slow_unless(lambda backend: backend != "triton")
 def test_a_batch_padded_to_a_budget_gives_the_same_losses_counts_and_gradients(backend, cls):
     lengths = (5, 1, 7)
     model, batch = built(cls).train(), pretraining_batch(lengths)

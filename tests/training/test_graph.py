@@ -301,7 +301,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU checks it itself")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("cls", MODELS)
-@pytest.mark.slow_unless(lambda precision: precision == "bf16")
+@pytest.mark.slow_unless(lambda precision, cls: precision == "bf16" and cls == MODELS[0])
 def test_a_step_neither_reads_values_on_the_host_nor_brings_any(
     cls: type, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +378,7 @@ STEPPED = [
 @pytest.mark.parametrize(
     ("config", "build"), STEPPED, ids=lambda x: getattr(x, "__name__", type(x).__name__)
 )
+@pytest.mark.slow_unless(lambda config, build: type(config) is BertConfig and build is masked_lm)
 def test_no_member_copies_from_the_host_once_a_step_has_warmed_up(
     config: Any, build: Callable[[Any], torch.nn.Module], meta_as_gpu: torch.device
 ) -> None:

@@ -28,6 +28,7 @@ def faults(how: str) -> int:
     return int(printed)
 
 
+@pytest.mark.slow
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     assert faults("keep") < 1000
     assert faults("keep") < faults("give back") / 2
