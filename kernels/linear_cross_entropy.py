@@ -63,7 +63,7 @@ def row_blocks(hidden: Tensor, vocab: int, element_size: int) -> list[slice]:
 
 # --- Triton ---
 
-# Elements that rows of logits begin at multiples of: without it neither the kernel nor the products
+# Elements that rows of logits begin at multiples of. Without it neither the kernel nor the products
 # could load 16 bytes at once (NVIDIA, "cuBLAS", tensor core usage).
 ROW_ALIGNMENT = 64
 SCALE_BLOCK = 2048  # elements of a program
@@ -226,7 +226,7 @@ def _rows(
     stride = -(-vocab // alignment) * alignment
     blocks = row_blocks(hidden, stride, hidden.element_size())
     buffer = hidden.new_empty(blocks[0].stop if blocks else 0, stride, dtype=wide)[:, :vocab]
-    # The product adds to what the blocks before gave: in bfloat16 that is rounded once a block, for
+    # The product adds to what the blocks before gave. In bfloat16 that is rounded once a block, for
     # a second tensor of the table's size in float32 would be larger than all else here.
     dweight = weight.new_empty(0)
     if wanted and len(blocks) != 1:
@@ -447,8 +447,8 @@ def _backward(ctx, dloss, *_):
         return (None,) * 10
     *inputs, dhidden, dweight, dbias = ctx.saved_tensors
     backend = ctx.options[-1]
-    # A real tensor, not a traced one; the host does not read a GPU's, and on the meta device, where
-    # a GPU's launches are recorded, there is nothing to read.
+    # A real tensor, not a traced one. The host does not read a GPU's. On the meta device, where a
+    # GPU's launches are recorded, there is nothing to read.
     real = type(dloss) is Tensor and (backend == "triton" or not dloss.is_meta)
     if not ctx.gradients_now:
         dhidden, dweight, dbias = _linear_cross_entropy_backward(dloss, *inputs, *ctx.options)

@@ -84,8 +84,8 @@ ALIGNED = {
     "k_h",
     "stride",
 }
-# The memory-bound kernels at BERT-base's width, with dropout, bias and every table: the op of each,
-# its constants at a launch, and under which name `tuning` has the others.
+# The memory-bound kernels at BERT-base's width, with dropout, bias and every table. Each has its
+# op, its constants at a launch, and the name under which `tuning` has the others.
 WIDTH = 1024
 ROW = {"DROPOUT": True, "ALIGNED": True, "PIECES": 3, "COLUMNS": 256}
 NORM = ROW | {"X_BIAS": True, "RESIDUAL": True, "PRENORM": True, "RMS": False}

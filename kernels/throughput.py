@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from .disassembly import Instruction, count_pipes
 
 SCHEDULERS, WARP = 4, 32
-# Results a clock and multiprocessor, by capability. "IMAD" is the half of the FMA pipe, on sm_80
-# the whole of it, that multiplies integers and widens float16.
+# Results a clock and multiprocessor, by capability. The pipe "IMAD" is the half of the FMA pipe, on
+# sm_80 the whole of it, that multiplies integers and widens float16.
 WIDTHS = {
     80: {"FMA": 64, "IMAD": 64, "ALU": 64, "MUFU": 16, "FP64": 32, "load/store": 32},
     90: {"FMA": 128, "IMAD": 64, "ALU": 64, "MUFU": 16, "FP64": 64, "load/store": 32},

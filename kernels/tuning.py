@@ -36,7 +36,7 @@ from .triton_compat import triton
 Options = Mapping[str, int]
 FOLDER = Path(__file__).parent
 # A generation's first chip stands for it. Of others the oldest is taken, which asks least of a
-# chip: some newer ones have no more shared memory (NVIDIA, "CUDA C++ Programming Guide", technical
+# chip. Some newer ones have no more shared memory (NVIDIA, "CUDA C++ Programming Guide", technical
 # specifications).
 GENERATIONS = {8: 80, 9: 90, 10: 100}
 OLDEST = 80

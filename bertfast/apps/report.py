@@ -107,7 +107,7 @@ is chance. With {corpus["test"]:,} gaps the 95 % interval of one accuracy is
 "[MASK] the"). Of word 1-2-grams and 2-grams alone, with C of 1 and 10, it takes the best on
 {corpus["dev"]} development gaps. Both encoders have the same shape, settings, labels and number of
 updates.</p>
-<p class=quiet>What the comparison does not say: the hidden word is what pretraining predicts, so
+<p class=quiet>What the comparison does not say: the hidden word is what pretraining predicts. So
 its text holds answers of this very kind, without anyone's labels. The encoder can use them, and
 TF-IDF cannot. No document is on two sides. Gaps with the same words around them are made once.
 Every preposition is equally frequent.</p>

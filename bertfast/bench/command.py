@@ -204,7 +204,7 @@ def show(case: dict[str, Any]) -> None:
     if noisy:
         console.print(
             f"too noisy to conclude: the quartiles of {escape(', '.join(noisy))} lie more than "
-            f"{NOISE_BOUND:.0%} of the median apart; stop what else runs here, "
+            f"{NOISE_BOUND:.0%} of the median apart. Stop what else runs here, "
             "or give it more --seconds"
         )
     for name, why in case["missing"].items():

@@ -27,9 +27,9 @@ class Gpu:
 
 
 # Sizes and clocks: NVIDIA, data sheets of A100 80GB SXM, H100 SXM, H200 SXM and B200, and "H100
-# Tensor Core GPU Architecture". Rates: Bekman, "Machine Learning Engineering", maximum achievable
-# matmul FLOPS, of A100 and H100; an H200 has the same processors as an H100, and of a B200 the same
-# share is taken.
+# Tensor Core GPU Architecture". Rates of A100 and H100: Bekman, "Machine Learning Engineering",
+# maximum achievable matmul FLOPS. An H200 has the same processors as an H100, and of a B200 the
+# same share is taken.
 GPUS = {
     "a100": Gpu("A100 80GB SXM", 80, 108, 1.410e9, 271.2e12, 2.039e12),
     "h100": Gpu("H100 SXM", 90, 132, 1.830e9, 794.5e12, 3.35e12),
@@ -39,7 +39,8 @@ GPUS = {
 # Clocks of a load from memory: Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU
 # Architecture via Microbenchmarking", table of latencies.
 LATENCY = 480
-# Assumed, and not measured here: the share of the bandwidth that a copy reaches; seconds from a
-# launch's start to its first bytes and from its last ones to its end; seconds between two nodes of
-# a graph; clocks from one instruction of a warp to its next, where no other warp fills them.
+# Assumed, and not measured here. COPY_SHARE is the share of the bandwidth that a copy reaches.
+# START is the seconds from a launch's start to its first bytes and from its last ones to its end.
+# GAP is the seconds between two nodes of a graph. ALONE is the clocks from one instruction of a
+# warp to its next, where no other warp fills them.
 COPY_SHARE, START, GAP, ALONE = 0.9, 1e-6, 1e-6, 2

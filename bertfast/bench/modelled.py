@@ -57,9 +57,9 @@ FREE = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "set_"),
     *("_unsafe_view", "_reshape_alias", "resize_", "lift_fresh", "is_same_size"),
 }
-# Ops that launch several kernels on a GPU: a radix sort has a histogram, a scan and a pass for each
-# byte of its keys; a scan has two; norms of a list of tensors one for some hundred, and one to join
-# them.
+# Ops that launch several kernels on a GPU. A radix sort has a histogram, a scan and a pass for each
+# byte of its keys. A scan has two. Norms of a list of tensors have one for some hundred, and one to
+# join them.
 SEVERAL = {"sort": 2, "cumsum": 2, "_foreach_norm": 3}
 
 

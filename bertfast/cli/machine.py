@@ -79,8 +79,8 @@ def tune(op: str | None, dtype: str, head_dim: int, hidden: int) -> None:
 @option(
     "--beside",
     is_flag=True,
-    help="Measure the training step alone, beside a second training and beside a busy loop, under "
-    "each way for OpenMP's threads to wait, say with --shape bert-mini --seconds 6.",
+    help="Measure the training step alone, beside a second training and beside a busy loop. It "
+    "runs under each way for OpenMP's threads to wait. Try --shape bert-mini --seconds 6.",
 )
 @option(
     "--text",

@@ -103,9 +103,9 @@ def read_choices(path: str | Path, columns: Columns, labels: bool = True) -> lis
             if name is not None and name not in row:
                 raise BertfastError(
                     f"{where}: has no column {name!r}; its columns are "
-                    f"{', '.join(map(repr, row))} (--text-column names the text before each "
+                    f"{', '.join(map(repr, row))}. --text-column names the text before each "
                     "choice, --pair-column the question in front of it, --label-column the right "
-                    "choice)"
+                    "choice"
                 )
         assert columns.text is not None
         choices, names = _choices(row, where)
@@ -169,6 +169,6 @@ def _label(value: Any, choices: Sequence[str], names: Sequence[str], where: str)
     if text and list(map(str.strip, choices)).count(text) == 1:
         return [choice.strip() for choice in choices].index(text)
     raise BertfastError(
-        f"{where}: the right choice is {quoted(text)}, and there are {len(choices)}; a number from "
-        f"0 to {len(choices) - 1}, a letter from A on, or the text of one is wanted"
+        f"{where}: the right choice is {quoted(text)}, and there are {len(choices)}. Write a "
+        f"number from 0 to {len(choices) - 1}, a letter from A on, or the text of one"
     )

@@ -162,8 +162,8 @@ def _refuse_numbers(counts: Mapping[str, _Count], source: str | Path) -> bool:
             source,
             counts,
             words[0],
-            f"is a word, and {quoted(numbers[0])} in line {counts[numbers[0]].line} a number; "
-            "leave out rows whose label is missing, and write all labels as words (as 'class 1') "
+            f"is a word, and {quoted(numbers[0])} in line {counts[numbers[0]].line} a number. "
+            "Leave out rows whose label is missing, and write all labels as words (as 'class 1') "
             "or all as whole numbers",
         )
     if decimal:
@@ -173,8 +173,8 @@ def _refuse_numbers(counts: Mapping[str, _Count], source: str | Path) -> bool:
             counts,
             decimal[0],
             f"is no whole number: the labels look like targets of a regression ({len(counts)} "
-            f"different numbers in {rows} rows), which --task regression trains on; classes are "
-            "words or whole numbers (write 1 for 1.0, and leave out rows without a label)",
+            f"different numbers in {rows} rows), which --task regression trains on. Classes are "
+            "words or whole numbers: write 1 for 1.0, and leave out rows without a label",
         )
     return True
 
@@ -219,8 +219,8 @@ def _refuse_too_many(counts: Mapping[str, _Count], source: str | Path, whole: bo
             f"is one of {classes} different whole numbers in {rows} rows: "
             "they look like targets of a regression (--task regression), "
             f"counts or ids. Numbers of more than {FEW_NUMBERS} classes run from 0 or 1 without a "
-            f"gap, over {ROWS_OF_A_NUMBER} rows each on average; else write classes as words (as "
-            "'class 37')",
+            f"gap, over {ROWS_OF_A_NUMBER} rows each on average. Else write classes as words "
+            "(as 'class 37')",
         )
     print(
         f"bertfast: {source}: the whole numbers {numbers[0]} to {numbers[-1]} are trained as "

@@ -113,7 +113,7 @@ def _made(
         )
 
 
-# Nothing is ever dropped: a CUDA graph can neither record a copy from the host, nor go on reading
+# Nothing is ever dropped. A CUDA graph can neither record a copy from the host, nor go on reading
 # what was freed after it was captured.
 _made_once = cache(_made)
 

@@ -118,7 +118,7 @@ class TokenClassification(Task):
             tag, line = list(counts.items())[-1]
             raise BertfastError(
                 f"{source}, line {line}: the tag {quoted(tag)} is one of {len(counts)} different "
-                f"ones of {words} words: they look like words or ids, not like tags; "
+                f"ones of {words} words. They look like words or ids, not like tags: "
                 "--label-column names another column"
             )
         whole = all(tag.isdecimal() for tag in counts)

@@ -35,7 +35,7 @@ def train_wordpiece(
     _require_size(vocab_size)
     texts = list(texts)
     # Continuation characters are numbered as a hash table yields them, and ties between merges go
-    # by number: a first run without merges finds these characters, the second one gets them in
+    # by number. A first run without merges finds these characters. The second one gets them in
     # order, so that a rerun learns the same vocabulary.
     names = MPNET_TOKENS if mpnet else SPECIAL_TOKENS
     pad, unk, cls, sep, mask = names

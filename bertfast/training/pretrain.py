@@ -293,8 +293,8 @@ class _Setup:
         if options.starts_random and self.shape.padding_row != self.shape.pad_token_id:
             raise BertfastError(
                 f"{options.tokenizer}: gives padding the id {self.shape.pad_token_id} and "
-                f"{self.shape.model_type} counts positions past the id {self.shape.padding_row}; "
-                "take its own tokenizer, or train one with bertfast tokenizer --type mpnet"
+                f"{self.shape.model_type} counts positions past the id {self.shape.padding_row}. "
+                "Take its own tokenizer, or train one with bertfast tokenizer --type mpnet"
             )
 
     def load_weights(self, model: PreTrainedModel, subfolder: str = "") -> None:

@@ -77,8 +77,8 @@ def _of_rows(rows: TextRows, kind: str | None) -> Evaluator:
         return (Clustering if kind == "clustering" else Probe)(columns[0], rows.words())
     raise BertfastError(
         f"{rows.path}: its rows have {rows.texts} texts ({', '.join(map(repr, rows.columns))}) and "
-        f"{'no label' if rows.label is None else 'a label'}, which nothing is measured on; a pair "
-        "with or without a number, three texts, or a text with a label is wanted"
+        f"{'no label' if rows.label is None else 'a label'}, which nothing is measured on. Give a "
+        "pair with or without a number, three texts, or a text with a label"
     )
 
 

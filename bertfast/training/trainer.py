@@ -499,7 +499,7 @@ class Trainer:
         if changed:
             raise BertfastError(
                 f"{self.run}: the {' and the '.join(changed)} changed since {folder} was written, "
-                "so the run cannot go on as it was; put back what it was, "
+                "so the run cannot go on as it was. Put back what it was, "
                 "or start a new run with another --out"
             )
         own = {

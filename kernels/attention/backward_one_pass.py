@@ -81,8 +81,8 @@ def _one_pass_kernel(
         zeros = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         s = dot(k_j, tl.trans(q_i), zeros, PRECISION)  # (BLOCK_N, BLOCK_M), not scaled
         # A query past the end meets zeros in q and dout. A key past the end stores nothing, and in
-        # dQ what it gets meets zeros, so it has but to be finite: no logarithm of a probability is
-        # above 1.
+        # dQ what it gets meets zeros, so it has but to be finite. It is: no logarithm of a
+        # probability is above 1.
         p = s * (scale * LOG2_E) - (lse_i * LOG2_E)[None, :]
         p = tl.exp2(tl.minimum(p, 1.0, tl.PropagateNan.ALL))  # (BLOCK_N, BLOCK_M)
         dp = dot(v_j, tl.trans(do_i), zeros, PRECISION)  # (BLOCK_N, BLOCK_M), not scaled up
