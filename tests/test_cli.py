@@ -35,6 +35,8 @@ COMMANDS = (
         "predict",
         "fill",
         "embed",
+        "search",
+        "mine",
         "demo",
         "serve",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from bertfast.resolve import resolve
@@ -224,6 +225,11 @@ def fill(
     required=True,
     help="File to write: a NumPy array (.npy), float32, a row for each line.",
 )
+@option(
+    "--quantize",
+    default="float32",
+    help="Store int8 or uint8 numbers, or the signs alone as binary or ubinary.",
+)
 @option("--batch-size", type=int, help="Texts of a batch at most; default: what suits the machine.")
 @option("--normalize", is_flag=True, help="Make every vector's length 1.")
 @option("--prompt-name", help="One of the model's prompts, to put before each text.")
@@ -234,6 +240,7 @@ def embed(
     model: str,
     file: str,
     out: Path,
+    quantize: str,
     batch_size: int | None,
     normalize: bool,
     prompt_name: str | None,
@@ -254,28 +261,54 @@ def embed(
     import numpy as np
 
     from bertfast.data.readers import read_lines
-    from bertfast.files import write_atomically
     from bertfast.sentences import SentenceEncoder
+    from bertfast.sentences.index import Made, write_index
+    from bertfast.sentences.quantization import check_precision, ranges_of
+    from bertfast.sentences.quantization import quantize as store
     from bertfast.training.precision import find_device, inference_dtype
 
+    check_precision(quantize)
     texts = read_lines(file)
     check_folder_of(out)
     where, dtype = find_device(device), inference_dtype(precision)
     source = resolve(model, revision)
     encoder = SentenceEncoder.from_pretrained(source.folder).to(where, dtype)
-    tokens = encoder.tokenize(texts, prompt_name=prompt_name)
+    encoder.tokenize([], prompt_name=prompt_name)  # refuses an unknown name
     say_weights(source)
-    vectors = encoder.encode_tokens(
-        tokens, batch_size=batch_size, normalize=normalize, show_progress=True
-    )
+    width, cut, ranges = encoder.get_sentence_embedding_dimension(), 0, None
 
     def save(path: Path) -> None:
-        with open(path, "wb") as stream:
-            np.save(stream, vectors)
+        nonlocal cut, ranges
+        shape = (len(texts), width)
+        vectors = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        cut = encoder.encode_into(
+            vectors,
+            texts,
+            batch_size=batch_size,
+            normalize=normalize,
+            prompt_name=prompt_name,
+            show_progress=True,
+        )
+        if quantize != "float32":
+            ranges = ranges_of(vectors) if quantize.endswith("int8") else None
+            made = store(vectors, quantize, ranges)
+            with open(path, "wb") as stream:
+                np.save(stream, made)
 
-    write_atomically(out, save)
-    print(f"{vectors.shape[0]} vectors of {vectors.shape[1]} numbers in {out}")
-    _say_truncated(tokens.cut, encoder.max_length)
+    local = Path(model).absolute() if Path(model).is_dir() else model
+    draft = Made(str(local), revision, None if file == "-" else str(Path(file).absolute()))
+    write_index(
+        out,
+        save,
+        lambda: replace(
+            draft,
+            precision=quantize,
+            width=width,
+            ranges=None if ranges is None else ranges.tolist(),
+        ),
+    )
+    print(f"{len(texts)} vectors of {width} numbers in {out}")
+    _say_truncated(cut, encoder.max_length)
 
 
 def _say_truncated(count: int, limit: int) -> None:

@@ -13,7 +13,7 @@ from bertfast.errors import BertfastError
 
 from .infer import embed, evaluate, fill, predict
 from .machine import bench, doctor, profile, tune
-from .sentences import sentences
+from .sentences import mine, search, sentences
 from .serve import app as page
 from .serve import serve
 from .share import merge, push
@@ -57,6 +57,8 @@ for command in (
         predict,
         fill,
         embed,
+        search,
+        mine,
         demo,
     ),
     *(serve, page, bench, profile, plot, merge, push),

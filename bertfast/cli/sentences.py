@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
+
+from bertfast.errors import BertfastError
+from bertfast.resolve import resolve
 
 from . import spellings
 from .command import (
+    FILE,
     REGISTERED,
     RegistryOption,
     argument,
+    check_folder_of,
     command,
     device_option,
+    json_option,
     option,
+    precision_option,
     revision_option,
+    say_weights,
     training_precision_option,
 )
 from .extensions import import_option
@@ -125,3 +135,143 @@ def sentences(resume: bool, **values: Any) -> None:
         print(f"{result.out}: dev {said} (epoch {result.best_epoch:g})")
     else:
         print(f"{result.out}: loss {last['train_loss']:.4f} (epoch {last['epoch']:g})")
+
+
+@command()
+@argument("index", type=FILE)
+@argument("queries", nargs=-1, required=True)
+@option("--model", help="Folder or Hub id of the encoder. Default: the one that made the index.")
+@option("--texts", type=FILE, help="File of the texts. Default: the one that was embedded.")
+@option("--top", type=int, default=10, help="How many lines for each query.")
+@option(
+    "--engine",
+    default="exact",
+    help="exact, or faiss or usearch, which keep a graph beside the index.",
+)
+@option("--rescore", type=FILE, help="The same vectors in float32, that order what was found.")
+@option("--oversample", type=int, default=4, help="Times --top that are found before ordering.")
+@device_option
+@precision_option
+@json_option
+def search(
+    index: Path,
+    queries: tuple[str, ...],
+    model: str | None,
+    texts: Path | None,
+    top: int,
+    engine: str,
+    rescore: Path | None,
+    oversample: int,
+    device: str | None,
+    precision: str,
+    as_json: bool,
+) -> None:
+    """Print the lines that are most like a query: score, number of the line, and text.
+
+    INDEX is what bertfast embed wrote. QUERIES are texts, or - for a text a line on standard input.
+
+    \b
+    Example:
+        bertfast search vectors.npy "a moving film" --top 5
+    """
+    from bertfast.checks import whole_number
+    from bertfast.data.readers import read_lines
+    from bertfast.escape import one_line
+    from bertfast.sentences import SentenceEncoder
+    from bertfast.sentences.evaluation import similarity_of
+    from bertfast.sentences.index import VectorIndex
+    from bertfast.training.precision import find_device, inference_dtype
+
+    for name, value in (("top", top), ("oversample", oversample)):
+        whole_number(name, value, 1)
+    found = VectorIndex.open(index)
+    finer = None if rescore is None else VectorIndex.open(rescore)
+    name, file = model or found.made.model, texts or found.made.texts
+    if not name:
+        raise BertfastError(f"{index}: nothing beside it says which model made it; give --model")
+    lines = None if file is None else read_lines(file)
+    if lines is not None and len(lines) != len(found):
+        raise BertfastError(
+            f"{file}: has {len(lines)} lines and {index} {len(found)} vectors; give the --texts "
+            "that were embedded"
+        )
+    asked = read_lines("-") if queries == ("-",) else list(queries)
+    source = resolve(name, None if model else found.made.revision)
+    encoder = SentenceEncoder.from_pretrained(source.folder)
+    encoder.to(find_device(device), inference_dtype(precision))
+    say_weights(source)
+    scores, rows = found.search(
+        encoder.encode_query(asked),
+        top,
+        similarity=similarity_of(encoder),
+        engine=engine,
+        rescore=finer,
+        oversample=oversample,
+    )
+    for query, line_scores, line_rows in zip(asked, scores.tolist(), rows.tolist(), strict=True):
+        hits = [
+            {"score": score, "line": row + 1} | ({} if lines is None else {"text": lines[row]})
+            for score, row in zip(line_scores, line_rows, strict=True)
+        ]
+        if as_json:
+            print(json.dumps({"query": query, "hits": hits}, ensure_ascii=False))
+            continue
+        if len(asked) > 1:
+            print(one_line(query))
+        for hit in hits:
+            print(f"{hit['score']:.4f}\t{hit['line']}\t{one_line(hit.get('text', ''))}")
+
+
+@command()
+@argument("model")
+@argument("file")
+@option("--out", type=FILE, required=True, help="File of JSON lines to write.")
+@option("--kind", default="negatives", help="negatives, paraphrases or duplicates.")
+@option(
+    "--text-column",
+    "text_columns",
+    multiple=True,
+    metavar="NAME...",
+    help="Columns of the texts. Default: every one but the label's.",
+)
+@option("--negatives", type=int, default=5, help="Of each anchor; with fewer it is left out.")
+@option("--skip", type=int, default=0, help="How many of the most similar are passed over.")
+@option("--margin", type=float, help="Score of a negative below the positive's, at least.")
+@option("--ratio", type=float, help="Score of a negative by the positive's, at most.")
+@option("--least", type=float, help="Score of a pair at least; default 0.95 for duplicates.")
+@option("--most", type=int, help="How many pairs. Default: all.")
+@revision_option
+@device_option
+@precision_option
+def mine(
+    model: str,
+    file: str,
+    out: Path,
+    kind: str,
+    revision: str | None,
+    device: str | None,
+    precision: str,
+    **options: Any,
+) -> None:
+    """Mine hard negatives for pairs of texts, or paraphrases or duplicates among texts.
+
+    FILE has pairs of an anchor and a positive, or texts, a text a line.
+
+    \b
+    Example:
+        bertfast mine encoder pairs.tsv --negatives 3 --out triplets.jsonl
+    """
+    from bertfast.files import check_new, write_text
+    from bertfast.sentences import SentenceEncoder
+    from bertfast.training.mining import mine as run_mine
+    from bertfast.training.precision import find_device, inference_dtype
+
+    check_folder_of(out)
+    check_new(out)
+    source = resolve(model, revision)
+    encoder = SentenceEncoder.from_pretrained(source.folder)
+    encoder.to(find_device(device), inference_dtype(precision))
+    rows = run_mine(encoder, file, kind, **options)
+    say_weights(source)
+    write_text(out, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    print(f"{len(rows)} rows in {out}")

@@ -4,7 +4,7 @@ encoder's. Reimers and Gurevych, "Sentence-BERT", 2019.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -232,26 +232,45 @@ class SentenceEncoder(nn.Module):
                 f"{(len(rows), width)}"
             )
         vectors = np.empty((len(rows), width), dtype=np.float32) if out is None else out
-        shown = show_progress if show_progress_bar is None else show_progress_bar
-        progress = LiveBar(len(rows), label="embed") if shown and len(rows) else None
-        with progress or nullcontext():
-            for start in range(0, len(rows), TEXTS):
-                part = slice(start, start + TEXTS)
-                self._encode_tokens(
-                    self.tokenize(list(rows[part]), prompt, prompt_name),
-                    vectors[part],
-                    batch_size,
-                    normalize if normalize_embeddings is None else normalize_embeddings,
-                    None
-                    if progress is None
-                    else lambda done, s=start: progress.advance(s + done, ""),
-                )
+        self.encode_into(
+            vectors,
+            rows,
+            batch_size=batch_size,
+            normalize=normalize if normalize_embeddings is None else normalize_embeddings,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            show_progress=show_progress if show_progress_bar is None else show_progress_bar,
+        )
         found: Any = vectors if precision == "float32" else quantize(vectors, precision)
         if convert_to_tensor or not convert_to_numpy:
             found = torch.from_numpy(found).to(next(self.encoder.parameters()).device)
         if single:
             return found[0]
         return found if convert_to_tensor or convert_to_numpy else list(found)
+
+    def encode_into(
+        self,
+        out: NDArray[np.float32],
+        texts: Sequence[str],
+        *,
+        batch_size: int | None = None,
+        normalize: bool = False,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        show_progress: bool = False,
+    ) -> int:
+        """Writes the first numbers of the vectors of texts to (texts, numbers) float32, which may
+        be memory-mapped; returns how many texts were cut. Arguments and errors as of `encode`.
+        """
+        cut = 0
+        progress = LiveBar(len(texts), label="embed") if show_progress and len(texts) else None
+        with progress or nullcontext():
+            for start in range(0, len(texts), TEXTS):
+                part = slice(start, start + TEXTS)
+                tokens = self.tokenize(texts[part], prompt, prompt_name)
+                cut += tokens.cut
+                self._encode_tokens(tokens, out[part], batch_size, normalize, progress, start)
+        return cut
 
     def encode_query(self, texts: str | Sequence[str], **options: Any) -> Any:
         """`encode` with the prompt "query", where there is one and no other is asked for."""
@@ -344,13 +363,7 @@ class SentenceEncoder(nn.Module):
         vectors = np.empty((len(tokens.rows), width), dtype=np.float32)
         progress = LiveBar(len(vectors), label="embed") if show_progress and len(vectors) else None
         with progress or nullcontext():
-            self._encode_tokens(
-                tokens,
-                vectors,
-                batch_size,
-                normalize,
-                None if progress is None else lambda done: progress.advance(done, ""),
-            )
+            self._encode_tokens(tokens, vectors, batch_size, normalize, progress)
         return vectors
 
     def _encode_tokens(
@@ -359,9 +372,10 @@ class SentenceEncoder(nn.Module):
         vectors: NDArray[np.float32],
         batch_size: int | None,
         normalize: bool,
-        tell: Callable[[int], None] | None,
+        progress: LiveBar | None = None,
+        before: int = 0,
     ) -> None:
-        """Writes the vectors of tokens, and tells how many are done after each batch."""
+        """Writes the vectors of tokens, and shows how many are done, beside those ``before``."""
         if batch_size is not None and batch_size < 1:
             raise BertfastError(f"batch_size is {batch_size}; it must be at least 1")
         rows, device, width = tokens.rows, self.device, vectors.shape[1]
@@ -381,8 +395,8 @@ class SentenceEncoder(nn.Module):
                         (F.normalize(made, dim=-1) if normalize else made).float().cpu().numpy()
                     )
                     done += len(chosen)
-                    if tell is not None:
-                        tell(done)
+                    if progress is not None:
+                        progress.advance(before + done, "")
         finally:
             self.train(was_training)
 
