@@ -104,8 +104,8 @@ void hide_unseen(int64_t window, int64_t i, int64_t n, int64_t from, int64_t wid
   for (int64_t j = end; j < width; ++j) x[j] = hidden;
 }
 
-// The positions of one task. What depends on the distance alone is laid out by key - query, at key - query + n - 1, so that the keys of
-// a query are adjacent.
+// The positions of one task. What depends on the distance alone is laid out by key - query, at key - query + n - 1. The keys of a query are
+// then adjacent.
 template <typename T>
 struct TaskPositions {
   const Positions<T> &p;

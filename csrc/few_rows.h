@@ -1,4 +1,4 @@
-// C (+)= A B + bias in float32 where A has a few rows, or a few columns: the larger matrix is read once, as it lies, and widened in
+// C (+)= A B + bias in float32 where A has a few rows, or a few columns. The larger matrix is read once, as it lies, and widened in
 // registers. What a product of many rows gains from bringing its factors to another order, one of a few never earns back.
 //
 // Each element of C is one task's, its inner index in order: the result is the same bits on any number of threads.

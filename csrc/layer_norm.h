@@ -29,8 +29,8 @@ inline vec normalized(vec s, Moments m, const float *weight, const float *bias, 
   return bias ? y + load_some(bias + j, left) : y;
 }
 
-// On entry s is the normalised row's input and dy its gradient; on return dy is the input's gradient, and the row's parts are
-// added to the gradients of weight and bias. Both rows are zeros past n, up to a whole vector.
+// On entry s is the normalised row's input and dy its gradient. On return dy is the input's gradient, and the row's parts are added to the
+// gradients of weight and bias. Both rows are zeros past n, up to a whole vector.
 inline void norm_backward(float *s, float *dy, Moments m, bool rms, const float *weight, int64_t n, float *dweight, float *dbias) {
   vec total[2] = {};
   const float along = sum_vectors(n, [&](int64_t j, int64_t left) {

@@ -1,7 +1,7 @@
 // Small matrix products, C (+)= A B in float32, and the forms that their factors are brought to.
 //
-// A factor is made of elements of 32 bits: a float, or, where the processor multiplies bfloat16 (AVX512-BF16), a pair of bfloat16 that
-// are neighbours along the inner dimension. `kPack` is how many inner indices an element holds; an odd one out is paired with zero.
+// A factor is made of elements of 32 bits: a float, or a pair of bfloat16 that are neighbours along the inner dimension. The pair is for
+// processors that multiply bfloat16 (AVX512-BF16). `kPack` is how many inner indices an element holds; an odd one out is paired with zero.
 #pragma once
 
 #include "simd.h"

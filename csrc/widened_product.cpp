@@ -1,9 +1,9 @@
 // C (+)= A B + bias where the processor does not multiply the factors' type: panels are widened to float32, multiplied, rounded once.
 // Where a dimension is short, few_rows.h does it.
 //
-// Some of A's rows and of B's columns are widened at a time, in groups of as many as a tile of the product has, each laid out in the order
-// that the tile reads it. All threads widen them, then share out the tiles. A tile of C is one task's, its inner index in order: the result
-// is the same bits on any number of threads.
+// Some of A's rows and of B's columns are widened at a time, in groups of as many as a tile of the product has. Each is laid out in the
+// order that the tile reads it. All threads widen them, then share out the tiles. A tile of C is one task's, its inner index in order: the
+// result is the same bits on any number of threads.
 #include "few_rows.h"
 #include "kernels.h"
 

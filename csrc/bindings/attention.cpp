@@ -6,8 +6,8 @@ namespace bertfast {
 
 namespace {
 
-// What both passes take: q, k and v (tokens, heads, head_dim) of any strides of tokens and heads, the output and its log-sum-exp
-// (heads, tokens), the boundaries of the sequences, and the tables of the relative positions, any of them absent.
+// What both passes take: q, k and v (tokens, heads, head_dim) of any strides of tokens and heads, and the boundaries of the sequences. The
+// output and its log-sum-exp (heads, tokens) too, and the tables of the relative positions, any of them absent.
 struct Attention {
   const Tensor q, k, v, out, lse, cu_seqlens, buckets, bias, query_scores, key_scores;
   const int64_t max_seqlen;

@@ -33,7 +33,7 @@ constexpr double CROWDED = 0.2;
 constexpr int CROWDED_INTERVALS = 2, FREE_INTERVALS = 5;  // in a row, before the threads are switched
 
 // While one lives libgomp's threads sleep at once. They spin 300,000 turns, but 100 while the process has more OpenMP
-// threads than it may use processors (gomp_throttled_spin_count_var, in libgomp's config/linux/wait.h); so a thread
+// threads than it may use processors (gomp_throttled_spin_count_var, in libgomp's config/linux/wait.h). So a thread
 // with a team of its own, all of it asleep, is the switch.
 class SleepAtOnce {
  public:

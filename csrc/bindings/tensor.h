@@ -1,9 +1,9 @@
 // Tensors as Python hands them over, and the checks that stand before the first pointer is followed.
 //
-// An argument is a Python object, never an address: its own library says over DLPack where it lies, its shape, strides, dtype and
-// device, so that no caller, however wrong, can make a kernel read or write outside a tensor. DLPack needs no libtorch, and serves
-// every release of torch and numpy. `Tensor.__dlpack__` is written in Python and takes 2.3 us; the function in C below it,
-// `torch.utils.dlpack.to_dlpack`, takes 0.2 us and is called instead, which also serves tensors that require a gradient.
+// An argument is a Python object, never an address. Over DLPack its own library says where it lies, its shape, strides, dtype and device.
+// So no caller, however wrong, can make a kernel read or write outside a tensor. DLPack needs no libtorch, and serves every release of
+// torch and numpy. `Tensor.__dlpack__` is written in Python and takes 2.3 us. The function in C below it, `torch.utils.dlpack.to_dlpack`,
+// takes 0.2 us and also serves tensors that require a gradient. It is called instead.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -78,8 +78,8 @@ class Tensor {
 // A contiguous tensor of that dtype and shape, which may be absent unless `there` is asked of it.
 Tensor argument(const char *name, py::handle object, Dtype dtype, std::initializer_list<int64_t> shape);
 
-// Raises ValueError where a tensor that a call writes shares memory with another one of the call: a kernel that overwrites its own
-// indices would follow what it wrote.
+// Raises ValueError where a tensor that a call writes shares memory with another one of the call. A kernel that overwrites its own indices
+// would follow what it wrote.
 void check_apart(const std::vector<const Tensor *> &written, const std::vector<const Tensor *> &read);
 
 // An int from 1 to 1024: a library that cannot start a thread ends the process. More than one start the watch of spin.h.
