@@ -31,8 +31,8 @@ class Batches:
     """The endless run of a corpus's training batches.
 
     An epoch is one pass over the corpus, its examples shuffled and gathered into batches of at most
-    ``batch_tokens`` tokens; no sequence is cut between batches. With dynamic masking each epoch
-    cuts the corpus anew and hides other tokens; with static masking the examples and what is hidden
+    ``batch_tokens`` tokens. No sequence is cut between batches. With dynamic masking each epoch
+    cuts the corpus anew and hides other tokens. With static masking the examples and what is hidden
     in them are those of the first epoch, in another order. Tokens are hidden on ``device``, where
     the batches come out, the same ones on each: single ones, whole words or spans of words. These
     need ``continues`` (vocab,), from `words.continuations`; a sentence starts a word whatever its

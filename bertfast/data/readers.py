@@ -128,8 +128,9 @@ def _standard_input() -> Iterator[TextIO]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict | None]]:
-    """(line number, object) of each line, None for the object of a blank one; or of each object of
-    a JSON list, with the line in which it begins.
+    """(line number, object) of each line, or of each object of a JSON list.
+
+    The object of a blank line is None. An object of a list has the line in which it begins.
 
     Raises:
         BertfastError: a line that is no JSON object.

@@ -1,8 +1,8 @@
 """Rows of several texts and perhaps a label, as sentence encoders are trained on them.
 
-Columns count as sentence-transformers counts them: the first of `LABELS` that a file has is the
-label, and every other column is a text, in the file's order. A JSON list in a text's column stands
-for as many columns, as of negatives.
+Columns count as sentence-transformers counts them. The first of `LABELS` that a file has is the
+label. Every other column is a text, in the file's order. A JSON list in a text's column stands for
+as many columns, as of negatives.
 """
 
 from __future__ import annotations
@@ -114,8 +114,10 @@ def score(value: Any, source: TextRows, row: TextRow) -> float:
 def read_text_rows(
     path: str | Path, text_columns: Sequence[str] = (), label_column: str | None = None
 ) -> TextRows:
-    """The rows of a table, of JSON lines, of a Parquet or an Arrow file or of a folder that
-    `datasets` saved; of any other file each line that is not blank, as a text without a label.
+    """The rows of a table, of JSON lines, of a Parquet or an Arrow file, or of a folder that
+    `datasets` saved.
+
+    Of any other file each line that is not blank is a text without a label.
 
     Args:
         path: of the file.

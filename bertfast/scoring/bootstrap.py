@@ -1,8 +1,8 @@
 """Bootstrap intervals: scores as functions of how often each example counts.
 
-A score is a function of weights: 1 for every example gives its value, and the counts of a draw with
-replacement give its value on that draw. Efron and Tibshirani, "An Introduction to the Bootstrap",
-chapter 13.
+A score is a function of weights. Weights of 1 for every example give its value, and the counts of a
+draw with replacement give its value on that draw. Efron and Tibshirani, "An Introduction to the
+Bootstrap", chapter 13.
 """
 
 from __future__ import annotations

@@ -18,8 +18,10 @@ STEPS = 60  # of the bisection: far below float32's rounding
 
 
 class Calibration:
-    """The expected calibration error: how far, over bins of equal width, the mean probability is
-    from the share of what came true, weighted by the bins' sizes.
+    """The expected calibration error, over bins of equal width.
+
+    It is how far the mean probability of a bin is from the share of what came true, weighted by the
+    bins' sizes.
 
     Args:
         probabilities: (examples,) or (examples, decisions), each from 0 to 1.

@@ -44,8 +44,8 @@ def single_label(targets: ArrayLike, predicted: ArrayLike) -> Scorer:
     """``accuracy``, ``macro_f1``, ``micro_f1`` (which is the accuracy, with one label a row) and
     ``mcc``, the correlation of Gorodkin, "Comparing two K-category assignments", 2004.
 
-    A label that occurs neither in the predictions nor in the data does not enter macro F1, and a
-    correlation with what does not vary is 0, as in scikit-learn.
+    A label that occurs neither in the predictions nor in the data does not enter macro F1. A
+    correlation with what does not vary is 0. Both are as in scikit-learn.
 
     Args:
         targets, predicted: (examples,) label numbers.
@@ -70,8 +70,10 @@ def single_label(targets: ArrayLike, predicted: ArrayLike) -> Scorer:
 
 
 def multi_label(given: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> Scorer:
-    """``micro_f1`` of all decisions together, ``macro_f1``, its mean over labels (0 for one that
-    occurs nowhere, as in scikit-learn), and ``exact``, the share of rows with every label right.
+    """``micro_f1`` of all decisions together, ``macro_f1``, its mean over labels, and ``exact``,
+    the share of rows with every label right.
+
+    The F1 of a label that occurs nowhere is 0, as in scikit-learn.
 
     Args:
         given, wanted: (examples, labels).
@@ -111,8 +113,10 @@ class LabelTable:
 
     @classmethod
     def of_counts(cls, names: Sequence[str], right: Array, had: Array, given: Array) -> LabelTable:
-        """The table of what each example has of each label, as entities, (examples, labels) each:
-        how many were rightly given, how many there are, and how many were given.
+        """The table of three counts, (examples, labels) each, of things such as entities.
+
+        Of each example and label they are how many were rightly given, how many there are, and how
+        many were given.
         """
         made = cls(names, had > 0, given > 0)
         made.counts = lambda weights: tuple(weights @ part for part in (right, had, given))  # type: ignore[assignment]
@@ -146,8 +150,10 @@ class LabelTable:
 
 def confusion(names: Sequence[str], targets: ArrayLike, predicted: ArrayLike) -> dict[str, Any]:
     """How often each label was taken for each: ``counts``, a row for each label of the data, a
-    column for each that was given; of more than `SQUARE` labels ``cells`` alone, each (label, given
-    label, count), the most frequent first.
+    column for each that was given.
+
+    Of more than `SQUARE` labels there are ``cells`` alone, each (label, given label, count), the
+    most frequent first.
     """
     pairs, counts = np.unique(
         np.stack([np.asarray(targets), np.asarray(predicted)], 1), axis=0, return_counts=True

@@ -11,8 +11,9 @@ from .bootstrap import Array
 
 
 def sign_flips(differences: ArrayLike) -> float:
-    """The p-value, of two sides, that whole numbers of a mean of 0 have such a sum: the exact share
-    of all ways to choose their signs whose sum is as far from 0.
+    """The p-value, of two sides, that whole numbers of a mean of 0 have such a sum.
+
+    It is the exact share of all ways to choose their signs whose sum is as far from 0.
 
     Of 1, 0 and -1 (right or wrong, of two models) it is McNemar's exact test: McNemar, "Note on the
     sampling error of the difference between correlated proportions", 1947. Of sums over seeds it is
@@ -41,9 +42,10 @@ def _binomial(count: int) -> Array:
 
 
 def bootstrap_test(draws: ArrayLike) -> float:
-    """The p-value, of two sides, that a score's difference is 0: twice the share of draws on the
-    lesser side of it, each side given one draw more. Efron and Tibshirani, "An Introduction to the
-    Bootstrap", section 15.4.
+    """The p-value, of two sides, that a score's difference is 0.
+
+    It is twice the share of draws on the lesser side of 0, each side given one draw more. Efron and
+    Tibshirani, "An Introduction to the Bootstrap", section 15.4.
 
     Args:
         draws: (draws,) the difference in each.

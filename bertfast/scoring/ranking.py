@@ -66,8 +66,9 @@ def reciprocal_rank(relevant: NDArray[np.int64], scores: NDArray[np.float32], de
 
 
 def ndcg(relevant: NDArray[np.int64], scores: NDArray[np.float32], depth: int) -> float:
-    """The discounted gain of one ranking over that of the best one, each cut at ``depth``; those of
-    one score share their gains (McSherry and Najork, 2008).
+    """The discounted gain of one ranking over that of the best one, each cut at ``depth``.
+
+    Those of one score share their gains (McSherry and Najork, 2008).
     """
     discounts = 1 / np.log2(np.arange(2, len(scores) + 2))
     discounts[depth:] = 0

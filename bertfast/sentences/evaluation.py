@@ -1,8 +1,8 @@
 """How good a sentence encoder is: similarity, triplets, retrieval, reranking, and what a linear
 probe and clusters find in its vectors.
 
-Each evaluator is made of texts, and called with an encoder; it gives scores by name, and the first
-of `Evaluator.scores` is the one that chooses between models.
+Each evaluator is made of texts, and called with an encoder. It gives scores by name. The first of
+`Evaluator.scores` is the one that chooses between models.
 """
 
 from __future__ import annotations
@@ -191,8 +191,9 @@ def rerank_scores(
 
 
 class Probe(Evaluator):
-    """What a logistic regression over the vectors tells of texts' labels: accuracy and macro F1 of
-    predictions for each fold of the data by the others.
+    """What a logistic regression over the vectors tells of texts' labels.
+
+    Its scores are accuracy and macro F1 of predictions for each fold of the data by the others.
 
     Args:
         texts: see above.

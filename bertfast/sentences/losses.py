@@ -154,8 +154,10 @@ SIMILARITIES = {"cosine": cosine, "dot": dot, "euclidean": euclidean, "manhattan
 
 
 def angle(a: Tensor, b: Tensor) -> Tensor:
-    """AnglE's similarity of vectors as complex numbers, whose two parts are the two halves, (rows,)
-    (Li and Li, "AnglE-optimized Text Embeddings", 2023); an odd width is filled with a 0.
+    """AnglE's similarity of vectors as complex numbers, whose two parts are the two halves,
+    (rows,).
+
+    An odd width is filled with a 0. Source: Li and Li, "AnglE-optimized Text Embeddings", 2023.
     """
     a, b = (F.normalize(F.pad(x, (0, x.shape[-1] % 2)), dim=-1) for x in (a, b))
     (real, imaginary), (other_real, other_imaginary) = a.chunk(2, -1), b.chunk(2, -1)
@@ -168,9 +170,9 @@ class MultipleNegatives(Loss):
     """-log of the softmax of a row's positive among all rows' positives and negatives: InfoNCE (van
     den Oord et al., 2018; Henderson et al., 2017, sections 4.4).
 
-    A candidate whose text is that of the row's anchor or positive, or that is the positive of the
-    same anchor elsewhere, counts as no negative. With ``symmetric`` half of it is the loss of
-    finding the anchors, from the positives.
+    Two kinds of candidates count as no negatives. The text of one is that of the row's anchor or
+    positive. The other is the positive of the same anchor elsewhere. With ``symmetric`` half of it
+    is the loss of finding the anchors, from the positives.
     """
 
     name, summary = "multiple-negatives", SUMMARIES["loss"]["multiple-negatives"]
@@ -232,8 +234,9 @@ class SimCSE(MultipleNegatives):
 
 @register_loss
 class CoSENT(Loss):
-    """log(1 + the sum over pairs of rows i, j, of which j has the higher score, of exp(scale
-    (s_i - s_j))), with s a row's similarity (Su, "CoSENT", 2022).
+    """log(1 + the sum of exp(scale (s_i - s_j))), with s a row's similarity (Su, "CoSENT", 2022).
+
+    The sum is over pairs of rows i, j, of which j has the higher score.
     """
 
     name, summary = "cosent", SUMMARIES["loss"]["cosent"]
@@ -305,7 +308,9 @@ class Softmax(Loss):
 @register_loss
 class Contrastive(Loss):
     """Half of the mean of d^2 for pairs labelled 1, and of max(margin - d, 0)^2 for those labelled
-    0, with d one less the cosine (Hadsell et al., 2006).
+    0.
+
+    d is one less the cosine (Hadsell et al., 2006).
     """
 
     name, summary = "contrastive", SUMMARIES["loss"]["contrastive"]
@@ -344,8 +349,10 @@ class Triplet(Loss):
 
 @register_loss
 class MarginMSE(Loss):
-    """The mean square of how much more a query has in common with the positive than with each
-    negative, less what a teacher says (Hofstätter et al., 2020).
+    """The mean square of an error in margins (Hofstätter et al., 2020).
+
+    A margin is how much more a query has in common with the positive than with a negative. The
+    error is the margin less what a teacher says.
 
     A row's label is the teacher's margin for each negative, or its score of each candidate.
     """
@@ -369,8 +376,11 @@ class MarginMSE(Loss):
 
 @register_loss
 class DistillKL(Loss):
-    """The Kullback-Leibler divergence from a teacher's softmax over a row's candidates to that of
-    the query's similarities to them, times the square of the temperature (Hinton et al., 2015).
+    """The Kullback-Leibler divergence from a teacher's softmax over a row's candidates to the
+    student's.
+
+    The student's is that of the query's similarities to them. The divergence is multiplied by the
+    square of the temperature (Hinton et al., 2015).
     """
 
     name, summary = "distill-kl", SUMMARIES["loss"]["distill-kl"]
@@ -437,8 +447,9 @@ class Matryoshka:
 
 
 class LayerReduction:
-    """A loss over the vectors of earlier layers too, and their distance from the last one's: what
-    2D Matryoshka adds (Li et al., "2D Matryoshka Sentence Embeddings", 2024).
+    """A loss over the vectors of earlier layers too, and their distance from the last one's.
+
+    2D Matryoshka adds these (Li et al., "2D Matryoshka Sentence Embeddings", 2024).
 
     Args:
         layers: how many earlier layers an update takes, drawn anew; 0 for all.

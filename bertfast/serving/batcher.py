@@ -2,9 +2,9 @@
 
 An input waits in the lane of its model, its operation and its length: short inputs share no batch
 with long ones. A lane's inputs go in the order of the time at which each request would have been
-served by itself, so that the thousandth text of one request comes after another's first. The lane
-whose first input is due the earliest is served next, as soon as it fills a batch or its first input
-has waited long enough. Everything here runs on the event loop.
+served by itself. So the thousandth text of one request comes after another's first. The lane whose
+first input is due the earliest is served next. It goes as soon as it fills a batch, or its first
+input has waited long enough. Everything here runs on the event loop.
 """
 
 from __future__ import annotations

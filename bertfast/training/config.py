@@ -49,10 +49,10 @@ class PretrainConfig:
             config.json. None is "bert-small" where no ``model`` is given.
         model: of weights to go on training from: a folder in Hugging Face's format, or a Hub id.
         revision: branch, tag or commit of ``model`` on the Hub.
-        objective: "mlm", "mlm+nsp" (is the second segment the next or a random one), "mlm+sop" (are
-            the two swapped), "rtd" (ELECTRA's replaced-token detection) or "distill" (from a
-            teacher). None is the model's own: "mlm+nsp" for BERT, "mlm+sop" for ALBERT, "rtd" for
-            ELECTRA, and "mlm" for the others.
+        objective: "mlm", "rtd" (ELECTRA's replaced-token detection) or "distill" (from a teacher).
+            Also "mlm+nsp" (is the second segment the next or a random one) or "mlm+sop" (are the
+            two swapped). None is the model's own: "mlm+nsp" for BERT, "mlm+sop" for ALBERT, "rtd"
+            for ELECTRA, and "mlm" for the others.
         teacher: folder or Hub id of the model to distill from; with "distill" alone.
         generator_size: width of the generator beside the discriminator's, with "rtd".
         masking: "dynamic" (new each epoch) or "static".
@@ -75,8 +75,8 @@ class PretrainConfig:
         seed: of the weights, the data order, the masks and the dropout.
         checkpoint_every: updates; one more is written at the end.
         log_every: updates that a logged line averages over.
-        valid: files of text that is held out: the objective's loss on it is measured under masks
-            that never change, and the checkpoint with the lowest is kept too.
+        valid: files of text that is held out. The objective's loss on it is measured under masks
+            that never change. The checkpoint with the lowest is kept too.
         valid_split: the same with a share of the documents of ``data``, the last ones.
         evaluate_every: updates between two such evaluations; None is ``checkpoint_every``.
         text_field: of JSON lines.

@@ -23,8 +23,9 @@ from .precision import find_device, inference_dtype
 
 
 class Blanks(NamedTuple):
-    """A text with masks: its tokens, the places of the masks among them, the ids with the special
-    tokens around, and whether the text was cut.
+    """A text with masks: its tokens, and the places of the masks among them.
+
+    ``ids`` has the special tokens around. ``truncated`` says whether the text was cut.
     """
 
     tokens: list[int]

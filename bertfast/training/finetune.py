@@ -82,7 +82,7 @@ class FinetuneConfig:
         folds: without ``dev``, parts of ``train`` that are held out in turn, a run each.
         fold: the number of the one fold to run alone, from 1; None runs each.
         split_seed: of the parts.
-        max_train_samples: train on so many examples alone, drawn by ``seed``; the labels have about
+        max_train_samples: train on so many examples alone, drawn by ``seed``. The labels have about
             their shares among them, and the model knows those of all examples. None is all.
         task: the name of a registered one; None is the one that the labels of ``train`` are of.
         text_column, pair_column, label_column: None for the defaults.
@@ -275,7 +275,9 @@ class FinetuneConfig:
 @dataclass(frozen=True)
 class FinetuneResult:
     """The folder that was made, its task, its dev scores, the epoch that they are of, and every
-    evaluation's numbers; of several runs, those of the one that is kept, and `Runs.report`.
+    evaluation's numbers.
+
+    Of several runs, these are of the one that is kept, and ``runs`` is `Runs.report`.
     """
 
     out: Path
@@ -312,8 +314,8 @@ def finetune(
         model: folder or Hub id of a pretrained model.
         train, dev: labelled files; ``dev`` is None with ``dev_split`` or ``folds``.
         out: folder of the result.
-        resume: go on from the last epoch of a run that was stopped (from the start where there was
-            none), to the same result bit for bit.
+        resume: go on from the last epoch of a run that was stopped, to the same result bit for bit.
+            Where no epoch was finished, it goes on from the start.
         options: the other fields of `FinetuneConfig`.
 
     Raises:
@@ -488,9 +490,11 @@ def _inputs(config: FinetuneConfig, model: Path) -> dict[str, str]:
 
 
 class Examples(NamedTuple):
-    """What a run reads: its task and columns; every labelled example of ``train``, whose labels the
-    model knows; those that it trains on; the dev examples; and which ones they are where one file
-    has both.
+    """What a run reads: its task and columns, and three lists of examples.
+
+    ``known`` has every labelled example of the training file, whose labels the model knows.
+    ``train`` has those that it trains on, ``dev`` the dev examples. Where one file has both,
+    ``split`` says which ones those are.
     """
 
     task: Task

@@ -36,7 +36,8 @@ def mine(
         encoder: whose vectors are compared.
         path: of pairs of an anchor and its positive, for negatives; else of texts.
         kind: "negatives" gives each anchor's rows with texts that are like it and no positives of
-            its; "paraphrases" and "duplicates" give pairs of texts, the most similar first.
+            its. The kinds "paraphrases" and "duplicates" give pairs of texts, the most similar
+            first.
         text_columns: as of `read_text_rows`.
         negatives, skip, margin, ratio: as of `hard_negatives`.
         least: score of a pair at least; None is 0.95 for duplicates.

@@ -25,9 +25,8 @@ class AdamW(torch.optim.Optimizer):
             ``weight_decay``.
         lr: the learning rate.
         betas, epsilon: of the moments.
-        lower: for float32 masters, each one's parameter in bfloat16: where the master has no
-            gradient of its own, that parameter's is read, and the new weights are written to it
-            too.
+        lower: for float32 masters, each one's parameter in bfloat16. Where the master has no
+            gradient of its own, that parameter's is read. The new weights are written to it too.
     """
 
     def __init__(

@@ -106,8 +106,9 @@ class Predictor:
     def reader(
         self, file: str | Path, text_column: str | None = None, pair_column: str | None = None
     ) -> Callable[[], Iterator[Any]]:
-        """A function that gives the examples of a file without labels, one after another: of a
-        table, or of plain text, an example a line; "-" is standard input.
+        """A function that gives the examples of a file without labels, one after another.
+
+        The file is a table, or plain text with an example a line. "-" is standard input.
 
         Raises:
             BertfastError: the file cannot be used.
@@ -129,8 +130,10 @@ class Predictor:
     def run(
         self, examples: Sequence[Any], source: str | Path | None = None
     ) -> tuple[list[Any], list[Any]]:
-        """What the model says of each input of the examples, and the inputs, with targets where
-        ``source``, the labels' file, is given; inputs beyond ``max_length`` tokens are cut.
+        """What the model says of each input of the examples, and the inputs.
+
+        These have targets where ``source``, the labels' file, is given. Inputs beyond
+        ``max_length`` tokens are cut.
         """
         config = self.model.config
         inputs = self.task.encode(examples, self.tokenizer, config, self.max_length, source)

@@ -54,7 +54,9 @@ FREE = ("out", "checkpoint_every", "log_every", "device", "report_to")
 @dataclass(frozen=True)
 class PretrainResult:
     """Where a run ended: its folder, the steps done, the last logged numbers, and the best
-    evaluation on held-out text with its ``step`` (empty where there was none).
+    evaluation.
+
+    That is of held-out text, with its ``step``, and empty where there was none.
     """
 
     out: Path

@@ -59,8 +59,8 @@ class SentencesConfig:
         text_columns: columns of the texts, in their order; empty for every one but the label's.
         label_column: None for label, labels, score or scores.
         score_scale: what scores are divided by, as 5 where they go from 0 to 5.
-        sampling: the order of several data sets' batches: "size", each as often as it has them, or
-            "round-robin", one after another until one has no more.
+        sampling: the order of several data sets' batches. The choice "size" takes each as often as
+            it has them, "round-robin" one after another until one has no more.
         dev: a file or folder that is measured (see `evaluator_of`), and decides which evaluation
             is the best; None keeps the last weights.
         dev_text_columns, dev_label_column: of ``dev``; empty and None for those of ``train``.
@@ -224,8 +224,8 @@ def train_sentences(
         train: files of rows, each a data set.
         loss: of all data sets, or of each.
         out: folder of the result.
-        resume: go on from the last evaluation of a run that was stopped (from the start where there
-            was none), to the same result bit for bit.
+        resume: go on from the last evaluation of a run that was stopped, to the same result bit for
+            bit. Where nothing was evaluated, it goes on from the start.
         options: the other fields of `SentencesConfig`.
 
     Raises:
@@ -523,7 +523,7 @@ class TrainingStep(nn.Module):
         """(sequences, width) of the last layer, or of each with a reduction.
 
         The rows of a mini-batch are computed alone, and where there are several, again for their
-        gradients: dropout is a function of the seed, so that both times are one.
+        gradients. Dropout is a function of the seed, so that both times are one.
         """
         rows = batch.num_sequences // batch.columns
         size = self.mini_batch or rows
@@ -559,7 +559,9 @@ def _run(
     report: Report,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
     """Every evaluation's numbers, those of the best one, or of the last where nothing is measured,
-    and the seconds; the encoder has its weights in float32 then.
+    and the seconds.
+
+    The encoder has its weights in float32 then.
     """
     batches = _Epochs(data, config)
     total = batches.per_epoch * config.epochs

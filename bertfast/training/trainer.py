@@ -103,8 +103,8 @@ class Trainer:
     """Trains a model on packed batches.
 
     Args:
-        model: called as ``model(batch, seed=seed)``; its output, one of ours or a dict, has a
-            ``loss``, and may have ``X_loss``, ``X_correct`` and ``X_count`` tensors, which are
+        model: called as ``model(batch, seed=seed)``. Its output, one of ours or a dict, has a
+            ``loss``. It may have ``X_loss``, ``X_correct`` and ``X_count`` tensors, which are
             logged.
         batches: an object with `Batches.iterate`, or a list of batches, an epoch of which is a pass
             over it.
@@ -246,8 +246,8 @@ class Trainer:
                 the same numbers bit for bit.
 
         Raises:
-            BertfastError: the run exists and is not resumed, a file cannot be used or written, a
-                batch or a callback fails, or the loss is no number; checkpoints are kept.
+            BertfastError: the run exists and is not resumed, a file cannot be used or written, or a
+                batch or a callback fails. Or the loss is no number. Checkpoints are kept.
             Interrupted: after a checkpoint, on SIGINT or SIGTERM.
         """
         keep_freed_memory()
