@@ -1,5 +1,7 @@
 """``python -m benchmarks cpu`` or ``gpu``: run everything that the device can show, and write it as
-JSON; ``page`` makes plots and tables of it, ``import`` takes in what a GPU machine left.
+JSON.
+
+``page`` makes plots and tables of it, ``import`` takes in what a GPU machine left.
 """
 
 from __future__ import annotations

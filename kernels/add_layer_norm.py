@@ -65,8 +65,9 @@ def _load_sum(
     ALIGNED: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """s of a tile in float32, zero where not real, and which elements are kept; ``first`` holds
-    each row's first element of the tile, ``column`` the tile's columns.
+    """s of a tile in float32, zero where not real, and which elements are kept.
+
+    ``first`` holds each row's first element of the tile, ``column`` the tile's columns.
     """
     offsets = first[:, None] + tl.arange(0, COLUMNS)[None, :]
     s = tl.load(x_ptr + offsets, real, 0.0).to(tl.float32)

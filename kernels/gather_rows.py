@@ -4,7 +4,7 @@ x (tokens, hidden), index (masked,) int64, out (masked, hidden). It takes the ma
 of the encoder's output, so that the head and the vocabulary-sized work see only them. The indices
 are unique, hence the backward is a scatter without atomics: each row of the gradient is written by
 at most one program. Rows are moved, not computed with, so the kernels take any dtype as integers of
-its size; `padding.py` packs and unpacks batches with the same two ops.
+its size. The same two ops pack and unpack batches in `padding.py`.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ from .checks import check_device, check_integers, check_like, check_tensor
 
 @dataclass(frozen=True)
 class RelativePositions:
-    """What `attention` adds to the score of query i and key j (positions in their sequence), with
-    ``b = buckets[i - j + max_seqlen - 1]``: ``bias[head, b] + query_scores[i, head, b] +
+    """What `attention` adds to the score of query i and key j (positions in their sequence).
+
+    With ``b = buckets[i - j + max_seqlen - 1]`` it is ``bias[head, b] + query_scores[i, head, b] +
     key_scores[j, head, b]``. A table that is None adds nothing; each that is given gets its
     gradient.
 

@@ -193,8 +193,9 @@ def rotary(
     """Queries and keys turned by the angles of their tokens' positions.
 
     Args:
-        q, k: (tokens, heads, head_dim), one floating dtype, any strides (no copy where a head's
-            elements are adjacent, as in slices of one fused projection); head_dim even.
+        q, k: (tokens, heads, head_dim), one floating dtype, any strides. Nothing is copied where a
+            head's elements are adjacent, as in slices of one fused projection. The head_dim is
+            even.
         position_ids: (tokens,) int64, each a row of the tables; a slack token's too, whatever it
             says.
         cos, sin: (positions, head_dim // 2) float32, as `rotary_tables` makes them; constants,

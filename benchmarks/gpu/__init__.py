@@ -4,7 +4,7 @@ a GPU.
 The machine needs PyTorch, Triton and NumPy alone.
 
 `parts` runs them, each in processes of its own (`worker`), and each leaves a `journal` in one
-folder; `records` makes of the folder what the page shows.
+folder. Of the folder `records` makes what the page shows.
 """
 
 from .. import importable as importable  # before bertfast, in every process that a part starts

@@ -40,7 +40,7 @@ class Setup:
         device: "cpu" or "cuda".
         compiled: whether `torch.compile` is among the peers; compiling takes a while.
         kinds: of sides, beside ours, that are wanted.
-        backends: of an op, the first of which is "ours", whatever a user gets; None is the one that
+        backends: of an op, the first of which is "ours", whatever a user gets. None is the one that
             a user gets, and then each other one that can run.
         say: told what comes next while a case is made, a line each.
     """

@@ -43,8 +43,8 @@ class Side:
         run: does the work once; may return the seconds of a part of it.
         probe: what the work computes, dropouts left out, to compare with the other sides; None
             where there is nothing to compare (a floor).
-        timed: how a GPU times it where it is not to be recorded: `GRAPH` where ``run`` replays a
-            graph of its own, or `LAUNCHES` and why.
+        timed: how a GPU times it where it is not to be recorded. It is `GRAPH` where ``run``
+            replays a graph of its own, or `LAUNCHES` and why.
     """
 
     name: str

@@ -501,8 +501,10 @@ class Encoder:
         return 1 + SITES_PER_LAYER * len(self.blocks)
 
     def _site_seeds(self, seed: int | Tensor | None, device: torch.device, training: bool) -> Seeds:
-        """One seed for each dropout: the embeddings', three of a block, the head's, that of what
-        each block's positions read, and the convolution's; Nones when not training.
+        """One seed for each dropout, or Nones when not training.
+
+        They are the embeddings', three of a block, the head's, that of what each block's positions
+        read, and the convolution's.
         """
         sites = self._head_site + 1 + len(self.blocks) + 1
         if not training:

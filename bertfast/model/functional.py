@@ -69,7 +69,9 @@ def project_beside(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def project_together(modules: Sequence[Any], x: Tensor) -> tuple[Tensor, Tensor] | None:
     """The modules' outputs side by side, (..., outputs), by one product, and x as of
-    `project_beside`; None where they are not PyTorch's own or do not lie together.
+    `project_beside`.
+
+    None where the modules are not PyTorch's own or do not lie together.
     """
     if not all(is_plain(module, nn.Linear) for module in modules):
         return None

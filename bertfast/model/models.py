@@ -257,9 +257,9 @@ class EncoderModel(PreTrainedModel):
             attention_mask: (sequences, positions), nonzero where a token is real, in any pattern;
                 None for all.
             token_type_ids: like input_ids; None is zeros.
-            position_ids: like input_ids, or (1, positions), into the position table; None counts as
-                Hugging Face does: columns, padding included, and in RoBERTa the ids that are not
-                padding.
+            position_ids: like input_ids, or (1, positions), into the position table. None counts as
+                Hugging Face does: columns, padding included. In RoBERTa it counts the ids that are
+                not padding.
             inputs_embeds: (sequences, positions, width of the word embeddings) in place of
                 input_ids.
             output_hidden_states: also return the embeddings' output and each block's.
@@ -505,8 +505,9 @@ class NextSentencePreTraining(_PairPreTraining):
         """Predicts masked tokens and whether the second segment follows; arguments as of
         `ForMaskedLM.forward`.
 
-        The loss is the sum of those there are labels for: ``labels`` and ``next_sentence_label``
-        (sequences,), 1 where the second segment is random, or what the `PackedBatch` carries.
+        The loss is the sum of those there are labels for. They are ``labels`` and
+        ``next_sentence_label`` (sequences,), 1 where the second segment is random, or what the
+        `PackedBatch` carries.
         """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         options = (output_hidden_states, return_logits, seed)

@@ -73,9 +73,10 @@ class Calibration:
 
 
 def best_temperature(logits: ArrayLike, targets: ArrayLike) -> float | None:
-    """The number that logits are divided by for the least negative log-likelihood; None where no
-    number between 1 / `MOST` and `MOST` is the best: every target is the likeliest label by far, or
-    the logits say nothing.
+    """The number that logits are divided by for the least negative log-likelihood.
+
+    None where no number between 1 / `MOST` and `MOST` is the best. Then every target is the
+    likeliest label by far, or the logits say nothing.
 
     Args:
         logits: (examples, labels).

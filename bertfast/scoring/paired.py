@@ -15,9 +15,11 @@ def sign_flips(differences: ArrayLike) -> float:
 
     It is the exact share of all ways to choose their signs whose sum is as far from 0.
 
-    Of 1, 0 and -1 (right or wrong, of two models) it is McNemar's exact test: McNemar, "Note on the
-    sampling error of the difference between correlated proportions", 1947. Of sums over seeds it is
-    the permutation test of paired examples: Fisher, "The Design of Experiments", 1935, section 21.
+    Of 1, 0 and -1 (right or wrong, of two models) it is McNemar's exact test. Of sums over seeds it
+    is the permutation test of paired examples.
+
+    Sources: McNemar, "Note on the sampling error of the difference between correlated proportions",
+    1947; Fisher, "The Design of Experiments", 1935, section 21.
 
     Args:
         differences: (examples,) whole numbers.

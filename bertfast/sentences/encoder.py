@@ -208,7 +208,7 @@ class SentenceEncoder(nn.Module):
             precision: float32, or int8, uint8, binary or ubinary, as `quantize` makes them.
             truncate_dim: how many numbers of a vector are kept; None is the encoder's own.
             convert_to_tensor: give a tensor on the encoder's device.
-            out: (texts, width) array to write to and to return, as a memory-mapped one; no more
+            out: (texts, width) array to write to and to return, as a memory-mapped one. No more
                 texts than `TEXTS` are held as tokens at a time.
             normalize_embeddings, show_progress_bar: ``normalize`` and ``show_progress`` under the
                 names of sentence-transformers.

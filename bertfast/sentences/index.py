@@ -116,8 +116,8 @@ class VectorIndex:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The most similar rows, as `top_k` gives them.
 
-        Vectors of bits are looked through by the bits in which they differ from the query's, and
-        the best are scored anew: ``oversample`` times k of them, by the bits or by ``rescore``.
+        Vectors of bits are looked through by the bits in which they differ from the query's. The
+        best are then scored anew: ``oversample`` times k of them, by the bits or by ``rescore``.
 
         Args:
             queries: (queries, width) float32.

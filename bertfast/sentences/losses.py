@@ -167,8 +167,9 @@ def angle(a: Tensor, b: Tensor) -> Tensor:
 
 @register_loss
 class MultipleNegatives(Loss):
-    """-log of the softmax of a row's positive among all rows' positives and negatives: InfoNCE (van
-    den Oord et al., 2018; Henderson et al., 2017, sections 4.4).
+    """-log of the softmax of a row's positive among all rows' positives and negatives.
+
+    This is InfoNCE (van den Oord et al., 2018; Henderson et al., 2017, sections 4.4).
 
     Two kinds of candidates count as no negatives. The text of one is that of the row's anchor or
     positive. The other is the positive of the same anchor elsewhere. With ``symmetric`` half of it

@@ -238,8 +238,10 @@ class Task:
         examples: Sequence[Any],
         config: EncoderConfig,
     ) -> dict[str, Any]:
-        """What else an evaluation says, as JSON: ``table``, a row for each label as `LabelTable`
-        gives it, ``confusion``, as `confusion` gives it, ``calibration``, or a task's own.
+        """What else an evaluation says, as JSON.
+
+        It has ``table``, a row for each label as `LabelTable` gives it, ``confusion``, as
+        `confusion` gives it, ``calibration``, or a task's own.
         """
         return {}
 
@@ -277,8 +279,9 @@ class Task:
         examples: Sequence[Any],
         config: EncoderConfig,
     ) -> dict[str, Any]:
-        """What is chosen on the dev data when training is done, as a threshold: JSON that the
-        folder keeps as `KEPT`, and that `kept` holds from then on.
+        """What is chosen on the dev data when training is done, as a threshold.
+
+        It is JSON that the folder keeps as `KEPT`, and that `kept` holds from then on.
         """
         return {}
 
@@ -376,7 +379,9 @@ def _option(task: Task, name: str, value: Any) -> Any:
 
 def recognize_task(path: str | Path) -> Task | None:
     """The one task that a file is of by its name or its first rows, which is said on standard
-    error; None where the labels are to say it.
+    error.
+
+    None where the labels are to say it.
 
     Raises:
         BertfastError: it can be of several.

@@ -1,8 +1,8 @@
 """Refuses regular expressions that can take forever, before a tokenizer runs them.
 
-A tokenizer.json may bring patterns of its own, and the engine that runs them (Oniguruma) tries
-every way to match: ``(a+)+$`` takes 2^n steps on n letters. A pattern is refused if a repeated part
-can match a text in several ways, or if two unbounded repetitions can share characters between them.
+A tokenizer.json may bring patterns of its own. The engine that runs them (Oniguruma) tries every
+way to match: ``(a+)+$`` takes 2^n steps on n letters. A pattern is refused if a repeated part can
+match a text in several ways, or if two unbounded repetitions can share characters between them.
 Patterns of the published tokenizers pass; those of their alternatives that break the second rule
 are listed.
 """

@@ -92,7 +92,7 @@ class FinetuneConfig:
             whole model. The others are as of `bertfast.model.adapters.Adapter`.
         adapter_rank, adapter_alpha, adapter_dropout, adapter_targets: of the adapter.
         epochs: passes over the training data.
-        lr: peak learning rate; None is 5e-5, 5e-4 with an adapter (the order of Hu et al., 2021,
+        lr: peak learning rate. None is 5e-5, 5e-4 with an adapter (the order of Hu et al., 2021,
             table 9), or 1e-2 when the encoder is frozen.
         warmup: updates over which the rate rises; it then falls linearly to zero at the end.
         warmup_ratio: the same as a share of the updates; None is a tenth, where ``warmup`` is None

@@ -65,10 +65,11 @@ def freeze_layers(model: PreTrainedModel, number: int) -> None:
 
 
 def decayed_rates(model: PreTrainedModel, decay: float) -> dict[nn.Parameter, float]:
-    """The share of the rate that each parameter of the encoder learns with: ``decay`` in the last
-    layer, and ``decay`` times as much in each one as in the one above, the embeddings being the
-    lowest. The head, and the pooler, learn with the whole rate. After Sun et al., "How to Fine-Tune
-    BERT for Text Classification?", 2019, section 5.3.3.
+    """The share of the rate that each parameter of the encoder learns with.
+
+    It is ``decay`` in the last layer, and ``decay`` times as much in each one as in the one above.
+    The embeddings are the lowest. The head, and the pooler, learn with the whole rate. After Sun et
+    al., "How to Fine-Tune BERT for Text Classification?", 2019, section 5.3.3.
     """
     layers = layers_of(model)
     return {

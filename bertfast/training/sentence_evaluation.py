@@ -96,9 +96,10 @@ def _answers(queries: list[str], answers: list[str]) -> Retrieval:
 def read_beir(
     folder: str | Path, split: str | None = None
 ) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, float]]]:
-    """The queries, the corpus and the judgements of a folder in BEIR's form: ``queries.jsonl`` and
-    ``corpus.jsonl``, each with ``_id`` and ``text`` (of the corpus perhaps a ``title``, which comes
-    first), and ``qrels/SPLIT.tsv`` of ``query-id``, ``corpus-id`` and ``score``.
+    """The queries, the corpus and the judgements of a folder in BEIR's form.
+
+    ``queries.jsonl`` and ``corpus.jsonl`` each have ``_id`` and ``text``. The corpus may have a
+    ``title``, which comes first. ``qrels/SPLIT.tsv`` has ``query-id``, ``corpus-id`` and ``score``.
 
     Args:
         folder: see above.
