@@ -5,7 +5,7 @@ mistake is answered at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bertfast.config import PRESETS, BertConfig, EncoderConfig
@@ -151,3 +151,15 @@ def check(
     check_ops(ops)
     check_text(text, model)
     check_trace(trace)
+
+
+def check_finetune(
+    model: str | None, train: str | None, dev: str | None, others: Mapping[str, object]
+) -> None:
+    """Raises BertfastError where what `--finetune` needs is not given, or what it does not take."""
+    for name, value in (("model", model), ("train", train), ("dev", dev)):
+        if value is None:
+            raise BertfastError(f"--finetune needs --{name}")
+    given = [f"--{name}" for name, value in others.items() if value]
+    if given:
+        raise BertfastError(f"--finetune measures by itself; leave out {' and '.join(given)}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,6 +15,8 @@ from bertfast.resolve import resolve
 
 from .command import (
     FILE,
+    REGISTERED,
+    RegistryOption,
     command,
     device_option,
     json_option,
@@ -20,6 +25,7 @@ from .command import (
     say,
     say_weights,
     stop,
+    task_options_option,
 )
 
 shape_option = option("--shape", default="bert-base", help="Preset whose sizes are taken.")
@@ -83,6 +89,11 @@ def tune(op: str | None, dtype: str, head_dim: int, hidden: int) -> None:
     "runs under each way for OpenMP's threads to wait. Try --shape bert-mini --seconds 6.",
 )
 @option(
+    "--finetune",
+    is_flag=True,
+    help="Measure fine-tuning beside the Trainer of transformers, say with --seeds 3.",
+)
+@option(
     "--text",
     type=FILE,
     help="Of --embedding: a text, a paragraph a line. Default: made-up words.",
@@ -90,7 +101,28 @@ def tune(op: str | None, dtype: str, head_dim: int, hidden: int) -> None:
 @option(
     "--model",
     "--folder",
-    help="Of --embedding: folder or Hub id of the model for --text. Default: random weights.",
+    help="Folder or Hub id: of --finetune, or of --embedding with --text. Default: random weights.",
+)
+@option("--train", help="Of --finetune: training data, as bertfast finetune takes it.")
+@option("--dev", help="Of --finetune: data that is scored after each epoch, and predicted.")
+@option(
+    "--task",
+    cls=RegistryOption,
+    kind="task",
+    help=f"Of --finetune: one of {REGISTERED}. Default: the one that the labels are of.",
+)
+@task_options_option
+@option("--adapter", help="Of --finetune: measure ours with lora, dora or ia3 too.")
+@option("--epochs", type=int, default=3, help="Of --finetune: passes over the data.")
+@option("--lr", type=float, default=5e-5, help="Of --finetune: peak learning rate.")
+@option("--batch-size", type=int, default=32, help="Of --finetune: examples of a batch.")
+@option("--max-length", type=int, help="Of --finetune: tokens of an example at most.")
+@option("--seeds", type=int, default=3, help="Of --finetune: runs of each side.")
+@option(
+    "--out",
+    type=FILE,
+    help="Of --finetune: folder for the figures as JSON and table.md, which has all of its files; "
+    "what is there already is not measured again.",
 )
 @shape_option
 @lengths_option
@@ -113,8 +145,10 @@ def bench(
     step: bool,
     embedding: bool,
     beside: bool,
+    finetune: bool,
     text: Path | None,
     model: str | None,
+    out: Path | None,
     shape: str,
     lengths: Path | None,
     dtype: str,
@@ -122,9 +156,10 @@ def bench(
     compiled: bool,
     device: str | None,
     as_json: bool,
+    **settings: Any,
 ) -> None:
-    """Measure the ops, the training step or sentence embeddings on this machine, beside what people
-    use today.
+    """Measure ops, the training step, sentence embeddings or fine-tuning on this machine, beside
+    what people use today.
 
     \b
     Example:
@@ -134,6 +169,14 @@ def bench(
     from bertfast.bench import options
 
     dtype = _dtype(dtype)
+    if finetune:
+        others = {"op": op, "step": step, "embedding": embedding, "beside": beside, "text": text}
+        options.check_finetune(model, settings["train"], settings["dev"], others)
+        _bench_finetune(out, as_json, model=model, device=device, dtype=dtype, **settings)
+        return
+    for name in ("train", "dev", "task", "adapter"):
+        if settings[name] is not None:
+            raise BertfastError(f"--{name} is of --finetune")
     options.check(shape, lengths, dtype, ops=op, text=text, model=model)
     if beside and (op or step or embedding):
         raise BertfastError("--beside measures by itself; leave out --op, --step and --embedding")
@@ -167,6 +210,26 @@ def bench(
         print(json.dumps(found, indent=1))
     if "stopped" in found:
         raise stop(found["stopped"])
+
+
+def _bench_finetune(
+    out: Path | None, as_json: bool, *, dtype: str, adapter: str | None, **settings: Any
+) -> None:
+    from bertfast.bench import finetuning
+    from bertfast.training.finetune import FinetuneConfig
+
+    precision = {"float32": "fp32", "bfloat16": "bf16"}.get(dtype, dtype)
+    config = FinetuneConfig(**settings, out="bench", precision=precision)
+    if adapter is not None:
+        replace(config, adapter=adapter)  # which checks it
+    with tempfile.TemporaryDirectory() as folder:
+        found = finetuning.measure(
+            config, out or Path(folder), adapter, lambda text: say(text, "bench")
+        )
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        finetuning.show(found)
 
 
 @command()

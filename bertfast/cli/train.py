@@ -304,6 +304,8 @@ def adapt(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
 @option("--warmup-ratio", type=float, help="The same, as a share of the updates.")
 @adamw_options
 @option("--batch-size", type=int, default=32, help="Examples of a batch.")
+@option("--batch-tokens", type=int, help="In its place, tokens of a batch at most.")
+@option("--group-by-length", is_flag=True, help="Batch examples of like length together.")
 @option("--accumulation", type=int, default=1, help="Batches of an update.")
 @option(
     "--max-length",

@@ -25,7 +25,7 @@ from bertfast.checks import check_adam, number, one_of, whole_number
 from bertfast.config import EncoderConfig
 from bertfast.data.columnar import data_files
 from bertfast.data.columns import Columns
-from bertfast.data.epochs import shuffled_batches
+from bertfast.data.epochs import epoch_batches, in_batches
 from bertfast.data.splitting import drawn, folds, held_out
 from bertfast.errors import BertfastError
 from bertfast.files import check_new, file_sha256, whole_folder, write_text
@@ -35,7 +35,7 @@ from bertfast.model.heads import classification_loss
 from bertfast.model.models import ForSequenceClassification
 from bertfast.model.outputs import SequenceClassifierOutput
 from bertfast.packed import IGNORE_INDEX, PackedBatch
-from bertfast.resolve import resolve
+from bertfast.resolve import Source, resolve
 from bertfast.scoring import pictures, scores_of
 from bertfast.seeds import fold_in, host_seed
 from bertfast.tasks import TASKS, Task, infer_task, recognize_task
@@ -54,7 +54,7 @@ from .precision import PRECISIONS, find_device
 from .predict import batches_by_length, outputs_of
 from .several import configs_of, finished
 from .trackers import EVENTS, Report, tracker_names
-from .trainer import Trainer
+from .trainer import Callback, Trainer
 
 AGAIN = 0x2545F4914F6CDD1D  # the site of R-Drop's second pass
 WARMUP_SHARE = 0.1  # of the updates. Devlin et al., "BERT", appendix A.3
@@ -101,6 +101,8 @@ class FinetuneConfig:
         adam_beta1, adam_beta2, adam_epsilon: of AdamW's moments.
         clip_norm: the joint norm that gradients are scaled down to.
         batch_size: examples of a batch.
+        batch_tokens: in its place, tokens of a batch at most.
+        group_by_length: put examples of like length into the same batches.
         accumulation: batches of an update. Their losses count by their targets, as in one batch of
             all.
         max_length: tokens of an example at most, in training and in later predictions; None is the
@@ -158,6 +160,8 @@ class FinetuneConfig:
     adam_epsilon: float = EPSILON
     clip_norm: float = 1.0
     batch_size: int = 32
+    batch_tokens: int | None = None
+    group_by_length: bool = False
     accumulation: int = 1
     max_length: int | None = None
     task_options: Mapping[str, Any] | Sequence[str] = ()
@@ -306,6 +310,7 @@ def finetune(
     out: str | Path,
     *,
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> FinetuneResult:
     """Fine-tunes a model for a task; the command ``bertfast finetune`` as a function.
@@ -316,6 +321,7 @@ def finetune(
         out: folder of the result.
         resume: go on from the last epoch of a run that was stopped, to the same result bit for bit.
             Where no epoch was finished, it goes on from the start.
+        callbacks: told of each run; see `bertfast.Callback`.
         options: the other fields of `FinetuneConfig`.
 
     Raises:
@@ -332,10 +338,10 @@ def finetune(
         **options,
     )
     check_new(config.out)
-    return (_several if configs_of(config)[1] else _one)(config, resume)
+    return (_several if configs_of(config)[1] else _one)(config, resume, callbacks)
 
 
-def _several(config: FinetuneConfig, resume: bool) -> FinetuneResult:
+def _several(config: FinetuneConfig, resume: bool, callbacks: Sequence[Callback]) -> FinetuneResult:
     """Makes a run for each fold or seed, and keeps the folder of the best one."""
     target = Path(config.out).absolute()
 
@@ -345,7 +351,8 @@ def _several(config: FinetuneConfig, resume: bool) -> FinetuneResult:
         return (-1 if name in task.lowest else 1) * summary[f"dev_{name}"]
 
     inputs = _inputs(config, resolve(config.model, config.revision).folder)
-    with finished(config, _one, value, inputs, resume) as (runs, folder):
+    run = partial(_one, callbacks=callbacks)
+    with finished(config, run, value, inputs, resume) as (runs, folder):
         summary = runs.summaries[runs.chosen]
         task = _task_of(summary)
         settings = {**summary["settings"], "out": config.out}
@@ -378,10 +385,39 @@ def _task_of(summary: Mapping[str, Any]) -> Task:
     return task
 
 
-def _one(config: FinetuneConfig, resume: bool) -> FinetuneResult:
-    """One run."""
-    target = Path(config.out).absolute()
-    device = find_device(config.device)
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs before its model is made.
+
+    Attributes:
+        config: with the task and the columns that were found.
+        source: of the model.
+        task: with its options.
+        shape: the model's configuration, with the labels.
+        tokenizer, special: of the model.
+        max_length: tokens of an example at most.
+        train, dev: encoded examples.
+        split: which examples they are where one file has both.
+    """
+
+    config: FinetuneConfig
+    source: Source
+    task: Task
+    shape: EncoderConfig
+    tokenizer: Tokenizer
+    special: SpecialIds
+    max_length: int
+    train: Encoded
+    dev: Encoded
+    split: dict[str, Any]
+
+
+def prepare(config: FinetuneConfig) -> Prepared:
+    """Reads and encodes a run's data, for the model that it names.
+
+    Raises:
+        BertfastError: a file, a folder or an option cannot be used.
+    """
     source = resolve(config.model, config.revision)
     task, columns, known, train_examples, dev_examples, split = read_examples(config)
     config = replace(
@@ -400,9 +436,27 @@ def _one(config: FinetuneConfig, resume: bool) -> FinetuneResult:
         raise BertfastError(
             f"max-length is {max_length} and the model has {shape.max_length} positions"
         )
-    train_data = _Data(task, train_examples, tokenizer, shape, max_length, config.train)
+    train = Encoded(task, train_examples, tokenizer, shape, max_length, config.train)
     dev_source = config.dev or config.train
-    dev_data = _Data(task, dev_examples, tokenizer, shape, max_length, dev_source)
+    dev = Encoded(task, dev_examples, tokenizer, shape, max_length, dev_source)
+    return Prepared(config, source, task, shape, tokenizer, special, max_length, train, dev, split)
+
+
+def _one(
+    config: FinetuneConfig, resume: bool, callbacks: Sequence[Callback] = ()
+) -> FinetuneResult:
+    """One run."""
+    target = Path(config.out).absolute()
+    device = find_device(config.device)
+    prepared = prepare(config)
+    config, source, task, shape = (
+        prepared.config,
+        prepared.source,
+        prepared.task,
+        prepared.shape,
+    )
+    tokenizer, max_length = prepared.tokenizer, prepared.max_length
+    train_data, dev_data, split = prepared.train, prepared.dev, prepared.split
     loss = _loss(config, task, train_data, shape)
 
     torch.manual_seed(config.seed)
@@ -442,7 +496,7 @@ def _one(config: FinetuneConfig, resume: bool) -> FinetuneResult:
                 work,
                 inputs,
                 resume,
-                report,
+                [report, *callbacks],
             )
             task, found = _finish(config, task, net, dev_data, device)
             report.finish(best)
@@ -463,7 +517,7 @@ def _one(config: FinetuneConfig, resume: bool) -> FinetuneResult:
             "epochs": history,
         }
         (net if adapted is None else adapted).save_pretrained(folder)
-        _fill_folder(folder, task, net, tokenizer, special, config, summary, max_length)
+        _fill_folder(folder, task, net, tokenizer, prepared.special, config, summary, max_length)
     scores = {name: scores[name] for name in task.scores}
     return FinetuneResult(Path(config.out), task.name, scores, best["epoch"], history)
 
@@ -566,7 +620,7 @@ def _check_best(task: Task, config: FinetuneConfig) -> None:
 
 
 def _loss(
-    config: FinetuneConfig, task: Task, train: _Data, shape: EncoderConfig
+    config: FinetuneConfig, task: Task, train: Encoded, shape: EncoderConfig
 ) -> ClassLoss | None:
     """The loss that the options ask for; None for the model's own.
 
@@ -592,7 +646,7 @@ def _loss(
 
 
 def _finish(
-    config: FinetuneConfig, task: Task, model: PreTrainedModel, dev: _Data, device: torch.device
+    config: FinetuneConfig, task: Task, model: PreTrainedModel, dev: Encoded, device: torch.device
 ) -> tuple[Task, dict[str, Any]]:
     """The task with what it chose on the dev data, and what `measure` says of the saved model,
     whose logits are calibrated.
@@ -616,7 +670,7 @@ def _finish(
 
 
 def _summary(
-    config: FinetuneConfig, train_data: _Data, dev_data: _Data, max_length: int, seconds: float
+    config: FinetuneConfig, train_data: Encoded, dev_data: Encoded, max_length: int, seconds: float
 ) -> dict[str, Any]:
     """What metrics.json holds beside the scores."""
     return {
@@ -632,7 +686,7 @@ def _summary(
     }
 
 
-class _Data:
+class Encoded:
     """Encoded examples."""
 
     def __init__(
@@ -660,37 +714,52 @@ class _Data:
 
 
 class _Epochs:
-    """The training batches: every epoch has the examples in an order of its own. The last update of
-    an epoch has what is left of them, so that its last batches may be empty.
+    """The training batches: every epoch has the examples in an order of its own, in as many batches
+    as any other. The last update of an epoch has what is left, so that its last batches may be
+    empty.
 
     Attributes:
         per_epoch: updates of an epoch.
     """
 
-    def __init__(self, data: _Data, config: FinetuneConfig, features: Tensor | None) -> None:
-        self.data, self.features, self.seed = data, features, config.seed
-        self.batch_size, self.accumulation = config.batch_size, config.accumulation
-        self.per_epoch = -(-len(data.inputs) // (self.batch_size * self.accumulation))
+    def __init__(self, data: Encoded, config: FinetuneConfig, features: Tensor | None) -> None:
+        self.data, self.features, self.config = data, features, config
+        self.lengths = np.array([item.tokens for item in data.inputs])
+        if config.batch_tokens is not None and self.lengths.max() > config.batch_tokens:
+            raise BertfastError(
+                f"batch-tokens is {config.batch_tokens} and the longest example has "
+                f"{self.lengths.max()}; a batch must hold a whole one: raise it, or cut examples "
+                "with --max-length"
+            )
+        # Batches of as many tokens are more in one order than in another.
+        orders = 1 if config.batch_tokens is None else config.epochs
+        self.batches = max(len(self._drawn(epoch)) for epoch in range(orders))
+        self.per_epoch = -(-self.batches // config.accumulation)
+
+    def _drawn(self, epoch: int) -> list[list[int]]:
+        config = self.config
+        rng = np.random.default_rng(host_seed(config.seed, epoch + 1))
+        return epoch_batches(
+            self.lengths, rng, config.batch_size, config.batch_tokens, config.group_by_length
+        )
 
     def iterate(self, start: int = 0) -> Iterator[tuple[int, PackedBatch]]:
         """(epoch, batch) of number ``start`` and every later one."""
-        update, made = divmod(start, self.accumulation)
-        for epoch, rows in shuffled_batches(
-            len(self.data.inputs),
-            self.batch_size * self.accumulation,
-            lambda epoch: np.random.default_rng(host_seed(self.seed, epoch + 1)),
-            update,
-        ):
-            shares = [
-                rows[part * self.batch_size : (part + 1) * self.batch_size]
-                for part in range(self.accumulation)
-            ]
-            parts = [self._batch(share) for share in shares]
-            if self.accumulation > 1:
-                _weigh(parts, [len(share) for share in shares])
-            for batch in parts[made:]:
-                yield epoch, batch
-            made = 0
+        accumulation = self.config.accumulation
+        update, made = divmod(start, accumulation)
+        epoch, update = divmod(update, self.per_epoch)
+        while True:
+            drawn = in_batches(self._drawn(epoch), self.batches)
+            for first in range(update * accumulation, len(drawn), accumulation):
+                shares = drawn[first : first + accumulation]
+                shares += [[]] * (accumulation - len(shares))
+                parts = [self._batch(share) for share in shares]
+                if accumulation > 1:
+                    _weigh(parts, [len(share) for share in shares])
+                for batch in parts[made:]:
+                    yield epoch, batch
+                made = 0
+            epoch, update = epoch + 1, 0
 
     def _batch(self, rows: list[int]) -> PackedBatch:
         if not rows:
@@ -771,13 +840,13 @@ def _train(
     task: Task,
     model: PreTrainedModel,
     loss: ClassLoss | None,
-    train: _Data,
-    dev: _Data,
+    train: Encoded,
+    dev: Encoded,
     device: torch.device,
     work: Path,
     inputs: dict[str, str],
     resume: bool,
-    report: Report,
+    callbacks: Sequence[Callback],
 ) -> tuple[list[dict[str, Any]], dict[str, Any], float]:
     """Every evaluation's numbers, the best one's, and the seconds; the model has the best's weights
     in float32 then.
@@ -853,7 +922,7 @@ def _train(
         models={"": model},
         inputs=inputs,
         label="finetune",
-        callbacks=[report],
+        callbacks=callbacks,
     )
     trainer.train(resume)
     lines, steps = read_metrics(work), [scores["step"] for scores in trainer.evaluations]
@@ -888,7 +957,7 @@ def mean_loss(lines: list[dict[str, Any]], start: int, end: int) -> float:
 
 
 @torch.no_grad()
-def _features(model: ForSequenceClassification, data: _Data, device: torch.device) -> Tensor:
+def _features(model: ForSequenceClassification, data: Encoded, device: torch.device) -> Tensor:
     """(inputs, hidden): what the encoder gives the head."""
     model.eval()
     found: dict[int, Tensor] = {}

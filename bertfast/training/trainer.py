@@ -80,6 +80,9 @@ class Callback:
     def on_log(self, trainer: Trainer, line: dict[str, Any]) -> None:
         """A line of metrics.jsonl, with its ``step``."""
 
+    def before_evaluate(self, trainer: Trainer, step: int) -> None:
+        """The model is about to be evaluated, after that many updates."""
+
     def on_evaluate(self, trainer: Trainer, step: int, scores: dict[str, float]) -> None:
         """The held-out scores after an update."""
 
@@ -372,6 +375,7 @@ class Trainer:
         """What ``evaluate`` says of the model after ``step`` updates; kept in ``evaluations``."""
         if self.evaluate is None:
             raise BertfastError("evaluate is None, so there is nothing to score with; give one")
+        self._tell("before_evaluate", step)
         self.model.eval()
         with torch.no_grad():
             scores = self.evaluate(self.model)

@@ -50,10 +50,38 @@ def test_parquet_keeps_numbers_and_maps(tmp_path: Path) -> None:
         assert row == {name: expected[name] for name in ("text", "pair", "n")}
 
 
-def test_a_value_of_another_type_is_one_line(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
-    with pytest.raises(BertfastError, match="'n' is not of the type int64"):
-        write(tmp_path / "a.parquet", "parquet", [{"n": 1}], [{"n": "x"}])
+LATER: list[dict[str, Any]] = [
+    {"text": "a", "n": 1, "p": {"x": 0.5}},
+    {"text": "b", "n": 2.5, "pair": "c", "p": {"x": 0.25, "y": 1}},
+    {"text": "d", "n": None, "pair": None, "p": None},
+]
+
+
+def test_columns_that_come_later_are_columns_of_all(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "csv", LATER[:1], LATER[1:])
+    assert (
+        tmp_path / "a.csv"
+    ).read_text() == "text,n,p.x,p.y,pair\na,1,0.5,,\nb,2.5,0.25,1,c\nd,,,,\n"
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write(tmp_path / "a.parquet", "parquet", LATER[:1], LATER[1:])
+    rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert [row["pair"] for row in rows] == [None, "c", None]
+    assert [row["n"] for row in rows] == [1.0, 2.5, None]
+    assert [row["p"] and dict(row["p"]) for row in rows] == [row["p"] for row in LATER]
+
+
+def test_values_of_several_kinds_are_text_in_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write(tmp_path / "a.parquet", "parquet", [{"n": 1}], [{"n": "x"}])
+    assert parquet.read_table(tmp_path / "a.parquet").to_pylist() == [{"n": "1"}, {"n": "x"}]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_no_rows_are_an_empty_file_or_none(kind: str, tmp_path: Path) -> None:
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    write(tmp_path / "a", kind, [])
+    assert not (tmp_path / "a").exists() or (tmp_path / "a").read_text() == ""
 
 
 @pytest.mark.parametrize(

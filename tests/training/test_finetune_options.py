@@ -64,6 +64,42 @@ def test_a_part_of_the_file_is_held_out_and_named(place: Path, tmp_path: Path) -
     assert "25% of `train.tsv`, 15 examples" in (result.out / "README.md").read_text()
 
 
+@pytest.mark.slow_unless(lambda accumulation: accumulation == 3)
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_batches_of_tokens_make_as_many_updates_in_each_epoch(
+    place: Path, tmp_path: Path, accumulation: int
+) -> None:
+    class Count(bertfast.Callback):
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+            self.before: list[int] = []
+
+        def on_step(self, trainer: Any, step: int) -> None:
+            self.steps.append(step)
+
+        def before_evaluate(self, trainer: Any, step: int) -> None:
+            self.before.append(step)
+
+    count, options = Count(), {"batch_tokens": 40, "group_by_length": True, "epochs": 2}
+    result = tune(
+        place,
+        tmp_path / "out",
+        "dev.tsv",
+        accumulation=accumulation,
+        callbacks=[count],
+        **options,
+    )
+    assert [line["epoch"] for line in result.history] == [1, 2]
+    assert count.steps[-1] == 2 * count.before[0] == count.before[1]
+    # 60 sentences of 11 tokens, three of which are a batch.
+    assert count.before[0] == -(-20 // accumulation)
+
+
+def test_an_example_longer_than_a_batch_is_refused(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(BertfastError, match="batch-tokens is 5 and the longest example has 1"):
+        tune(place, tmp_path / "out", "dev.tsv", batch_tokens=5)
+
+
 def test_few_examples_know_every_label(place: Path, tmp_path: Path) -> None:
     tune(place, tmp_path / "few", dev_split=0.25, max_train_samples=1)
     said = told(tmp_path / "few")
@@ -100,11 +136,11 @@ def test_a_seed_that_fails_is_named_and_the_others_count(
     module = importlib.import_module("bertfast.training.finetune")
     one, made = module._one, []
 
-    def second_fails(config: FinetuneConfig, resume: bool) -> FinetuneResult:
+    def second_fails(config: FinetuneConfig, resume: bool, **options: Any) -> FinetuneResult:
         made.append(config.seed)
         if config.seed == 4:
             raise Diverged("step 1: the loss is nan")
-        return one(config, resume)
+        return one(config, resume, **options)
 
     monkeypatch.setattr(module, "_one", second_fails)
     result = tune(place, tmp_path / "out", "dev.tsv", seed=3, seeds=3)
