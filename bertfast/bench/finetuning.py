@@ -26,6 +26,8 @@ import torch
 from bertfast import openmp
 from bertfast.errors import BertfastError
 from bertfast.files import make_folder, read_object, write_text
+from bertfast.machine import describe_machine, versions
+from bertfast.memory import peak_bytes, status_bytes
 from bertfast.packed import PackedBatch
 from bertfast.training.finetune import FinetuneConfig, finetune, prepare
 from bertfast.training.precision import find_device
@@ -33,8 +35,6 @@ from bertfast.training.predict import Predictor
 from bertfast.training.trainer import Callback
 
 from .beside import SPINNING, policies
-from .machine import describe_machine, versions
-from .memory import peak_bytes, status_bytes
 
 OURS = "bertfast"
 # Of the Trainer: how it samples, by the side's name.
