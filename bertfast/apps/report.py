@@ -69,7 +69,7 @@ def write_report(path: Path, facts: dict[str, Any]) -> None:
     if steps["ratio"]:
         speed = (
             f"On the same batches a training step of the packed encoder takes "
-            f"<b>{steps['ratio']:.1f} times less</b> than transformers' eager one, which pads: "
+            f"<b>{steps['ratio']:.1f} times less</b> than transformers' eager one. That one pads: "
             f"{steps['fill_rate']:.0%} of its cells are real tokens. Medians of "
             f"{len(next(iter(steps['times'].values())))} steps each, taken in turn: forward, "
             f"backward, clipping and AdamW."

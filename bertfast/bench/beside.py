@@ -285,7 +285,7 @@ def show(found: dict[str, Any]) -> None:
         console.print(escape(f"{name}: {variables or 'nothing set'}"))
     console.print(
         "two, busy loop: each training's speed beside a second one, or beside a busy loop, as a "
-        "share of the same way's speed alone; CPU s: processor seconds of a step"
+        "share of the same way's speed alone. CPU s: processor seconds of a step."
     )
     if found["machine"]["threads"] == 1:
         console.print("one thread: no thread waits for another, so that all ways are alike")

@@ -41,8 +41,8 @@ GROUP = re.compile(r"\?(?:[:=!>]|<[=!]|<[^\W\d]\w*>|[im-]*(?P<colon>:)|[im-]+(?=
 ESCAPE = re.compile(
     r"[pP]\{\^?\w+\}|x\{[0-9a-fA-F]+\}|x[0-9a-fA-F]{1,2}|u[0-9a-fA-F]{4}|[^1-9kgXRKNO]"
 )
-# Characters that stand for the others where two sets are compared: Latin, combining marks, Greek
-# and Cyrillic, then some of other scripts, of spaces, punctuation, symbols and wide forms.
+# Characters that stand for the others where two sets are compared. They are Latin, combining marks,
+# Greek and Cyrillic, then some of other scripts, of spaces, punctuation, symbols and wide forms.
 SAMPLE = "".join(
     map(
         chr,

@@ -5,8 +5,8 @@ import pytest
 from bertfast.kernels.disassembly import Code, parse
 from bertfast.kernels.throughput import bound, loaded_bytes, multiply_adds, stored_bytes
 
-# A loop from .L_x_1 to the last branch, with a branch inside, a shorter one that waits for a
-# barrier, and behind the exit a block that the loop jumps to and from.
+# A loop from .L_x_1 to the last branch, with a branch inside, and a shorter one that waits for a
+# barrier. Behind the exit is a block that the loop jumps to and from.
 HOPPER = """
 	.section	.text._forward_kernel,"ax",@progbits
 .text._forward_kernel:
