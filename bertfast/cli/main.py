@@ -17,7 +17,7 @@ from .sentences import mine, search, sentences
 from .serve import app as page
 from .serve import serve
 from .share import merge, push
-from .train import adapt, demo, finetune, plot, pretrain, tokenizer
+from .train import adapt, demo, finetune, plot, prepare, pretrain, tokenizer
 
 
 class _InOrder(click.Group):
@@ -49,6 +49,7 @@ for command in (
         doctor,
         tune,
         tokenizer,
+        prepare,
         pretrain,
         adapt,
         finetune,

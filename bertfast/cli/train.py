@@ -36,6 +36,11 @@ from .extensions import import_option
 T = TypeVar("T")
 # Hugging Face's flags of a precision.
 bf16_flag = option("--bf16", "precision", flag_value="bf16", hidden=True)
+# What a corpus may be.
+CORPUS = (
+    "Files of text: plain (a blank line between documents), JSON lines, Parquet, Arrow, and gzip "
+    "or Zstandard of text; or folders, globs, Hub ids and addresses (s3://, gs://, hf://)."
+)
 resume_option = option(
     "--resume", is_flag=True, help="Go on from the last checkpoint of a stopped run."
 )
@@ -70,7 +75,7 @@ def report_option(default: str) -> Callable[[Any], Any]:
 
 
 @command(spellings=spellings.TOKENIZER)
-@data_option(help="Files of text: plain, JSON lines, or gzip of either.")
+@data_option(help=CORPUS)
 @option("--out", type=FILE, required=True, help="Folder to write; it must not exist.")
 @option(
     "--type",
@@ -81,9 +86,18 @@ def report_option(default: str) -> Callable[[Any], Any]:
 )
 @option("--vocab-size", type=int, default=30522, help="Entries of the vocabulary.")
 @option("--cased", is_flag=True, help="Keep upper case and accents, as bpe always does.")
+@option(
+    "--sample", type=float, default=1.0, help="Share of the documents to learn from, by chance."
+)
 @text_field_option
 def tokenizer(
-    data: tuple[str, ...], out: Path, kind: str, vocab_size: int, cased: bool, text_field: str
+    data: tuple[str, ...],
+    out: Path,
+    kind: str,
+    vocab_size: int,
+    cased: bool,
+    sample: float,
+    text_field: str,
 ) -> None:
     """Train a tokenizer on text: WordPiece, byte-level BPE or Unigram.
 
@@ -91,7 +105,7 @@ def tokenizer(
     Example:
         bertfast tokenizer --data corpus.txt --vocab-size 8192 --out tok
     """
-    from bertfast.data.readers import read_documents
+    from bertfast.data.corpus import Lines
     from bertfast.files import check_new
     from bertfast.tokenization import (
         save_tokenizer,
@@ -101,7 +115,7 @@ def tokenizer(
     )
 
     check_new(out)
-    lines = (line for document in read_documents(data, text_field) for line in document)
+    lines = Lines(data, text_field, sample)
     if kind in ("wordpiece", "mpnet"):
         trained = train_wordpiece(lines, vocab_size, lowercase=not cased, mpnet=kind == "mpnet")
     elif kind == "unigram":
@@ -114,9 +128,59 @@ def tokenizer(
     print(f"{trained.get_vocab_size()} entries in {out}")
 
 
+@command(spellings=spellings.TOKENIZER)
+@data_option(help=CORPUS)
+@option("--tokenizer", required=True, help="Folder or Hub id of the tokenizer.")
+@option("--out", required=True, help="Folder of the store.")
+@option("--workers", type=int, help="Processes that tokenize. Default: one a processor.")
+@option("--shard-tokens", type=int, default=1 << 25, help="Tokens of a shard at most.")
+@option("--drop-duplicates", is_flag=True, help="Leave out documents that were there before.")
+@option(
+    "--drop-near-duplicates",
+    "near_duplicates",
+    type=float,
+    metavar="SHARE",
+    help="Leave out documents that share this much of their runs of five words with an earlier "
+    "one, by MinHash; 0.8 is usual.",
+)
+@option("--engine", default="local", help="local, or ray: the workers of a Ray cluster.")
+@text_field_option
+def prepare(data: tuple[str, ...], tokenizer: str, out: str, **options: Any) -> None:
+    """Tokenize a corpus once, into shards that bertfast pretrain takes as --data.
+
+    The same command goes on where a stopped or killed one was.
+
+    \b
+    Example:
+        bertfast prepare --data 'corpus/*.jsonl.zst' --tokenizer tok --out store
+    """
+    from bertfast.data.prepare import prepare as run_prepare
+    from bertfast.progress import BytesBar
+
+    try:
+        with BytesBar("prepare") as bar:
+            made = run_prepare(data, tokenizer, out, on_progress=bar.advance, **options)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on")
+        raise
+    left_out = "".join(
+        f", {count:,} {what} left out"
+        for count, what in (
+            (made.duplicates, "duplicates"),
+            (made.near_duplicates, "near-duplicates"),
+        )
+        if count
+    )
+    print(
+        f"{made.out}: {made.tokens:,} tokens of {made.documents:,} documents in {made.shards:,} "
+        f"shard{'s' * (made.shards != 1)}{left_out}"
+    )
+
+
 @command(spellings=spellings.PRETRAIN)
 @data_option(
-    help="Files of text: plain (a blank line between documents), JSON lines, or gzip of either."
+    help="Files of text: plain (a blank line between documents), JSON lines, or gzip of either; or "
+    "stores of bertfast prepare, folders or addresses, as STORE or STORE:WEIGHT."
 )
 @option("--tokenizer", help="Folder or Hub id of the tokenizer. Default: the one beside --model.")
 @option("--out", required=True, help="Folder of the run.")
@@ -182,6 +246,12 @@ def tokenizer(
 )
 @report_option("TensorBoard, where it is installed")
 @text_field_option
+@option(
+    "--shard-cache",
+    type=float,
+    default=4.0,
+    help="Gibibytes that the shards of an address may take in --out.",
+)
 @import_option
 @resume_option
 def pretrain(resume: bool, warmup_ratio: float | None, **values: Any) -> None:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 from bertfast.errors import BertfastError
 from bertfast.files import check_file, read_object
@@ -34,15 +34,34 @@ def column_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for part in _parts(path):
         arrow = import_arrow(part)
         try:
-            for names, batch in _batches(arrow, part):
+            for names, batch in _local_batches(arrow, part):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, {**row, **_named(row, names, part, number)}
         except (arrow.ArrowException, OSError, ValueError) as error:
-            kind = "Parquet" if part.suffix.lower() == ".parquet" else "Arrow"
-            raise BertfastError(
-                f"{part}: cannot be read as {kind} ({' '.join(str(error).split())})"
-            ) from error
+            raise _not_columnar(part, error) from error
+
+
+def text_rows(source: BinaryIO, name: str, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, row) of an open Parquet or Arrow file; of Parquet, where it has the
+    column, that alone is read.
+
+    Raises:
+        BertfastError: it cannot be used, or pyarrow is not installed.
+    """
+    arrow, number = import_arrow(name), 0
+    try:
+        for _, batch in _batches(arrow, arrow.PythonFile(source), name, column):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise _not_columnar(name, error) from error
+
+
+def _not_columnar(name: str | Path, error: Exception) -> BertfastError:
+    kind = "Parquet" if str(name).lower().endswith(".parquet") else "Arrow"
+    return BertfastError(f"{name}: cannot be read as {kind} ({' '.join(str(error).split())})")
 
 
 def data_files(path: str | Path) -> list[Path]:
@@ -93,33 +112,42 @@ def _parts(path: Path) -> list[Path]:
     return [path / name for name in names]
 
 
-def _batches(arrow: ModuleType, path: Path) -> Iterator[tuple[dict[str, list[str]], Any]]:
-    """The names of each class label's column, and a few rows."""
+def _local_batches(arrow: ModuleType, path: Path) -> Iterator[tuple[dict[str, list[str]], Any]]:
     with arrow.memory_map(str(path)) as source:
         if source.size() == 0:
             raise BertfastError(f"{path}: the file is empty")
-        if path.suffix.lower() == ".parquet":
-            from pyarrow import parquet
+        yield from _batches(arrow, source, path)
 
-            file = parquet.ParquetFile(source)
-            schema, batches = file.schema_arrow, file.iter_batches(batch_size=AT_ONCE)
-        elif source.read(6) == b"ARROW1":
-            reader = arrow.ipc.open_file(source)
-            schema = reader.schema
-            batches = map(reader.get_batch, range(reader.num_record_batches))
-        else:
-            source.seek(0)
-            batches = reader = arrow.ipc.open_stream(source)
-            schema = reader.schema
-        repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
-        if repeated:
-            raise BertfastError(
-                f"{path}: names {', '.join(map(repr, repeated))} more than once among its columns"
-            )
-        names = _class_names(schema.metadata or {})
-        for batch in batches:
-            for start in range(0, batch.num_rows, AT_ONCE):
-                yield names, batch.slice(start, AT_ONCE)
+
+def _batches(
+    arrow: ModuleType, source: Any, name: str | Path, column: str | None = None
+) -> Iterator[tuple[dict[str, list[str]], Any]]:
+    """The names of each class label's column, and a few rows; of one column alone, or of all."""
+    if str(name).lower().endswith(".parquet"):
+        from pyarrow import parquet
+
+        file = parquet.ParquetFile(source)
+        schema = file.schema_arrow
+        batches = file.iter_batches(
+            batch_size=AT_ONCE, columns=[column] if column in schema.names else None
+        )
+    elif source.read(6) == b"ARROW1":
+        reader = arrow.ipc.open_file(source)
+        schema = reader.schema
+        batches = map(reader.get_batch, range(reader.num_record_batches))
+    else:
+        source.seek(0)
+        batches = reader = arrow.ipc.open_stream(source)
+        schema = reader.schema
+    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if repeated:
+        raise BertfastError(
+            f"{name}: names {', '.join(map(repr, repeated))} more than once among its columns"
+        )
+    names = _class_names(schema.metadata or {})
+    for batch in batches:
+        for start in range(0, batch.num_rows, AT_ONCE):
+            yield names, batch.slice(start, AT_ONCE)
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:

@@ -4,8 +4,9 @@ no loader state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,18 +14,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.errors import BertfastError
-from bertfast.objectives import OBJECTIVES, Objective, Spans, mask_tokens, most_masked
-from bertfast.packed import Budget, PackedBatch, runs_of_tokens
+from bertfast.objectives import (
+    MASK_RATE,
+    OBJECTIVES,
+    Objective,
+    Spans,
+    mask_tokens,
+    most_masked,
+)
+from bertfast.packed import Budget, PackedBatch
 from bertfast.seeds import host_seed
 from bertfast.tokenization import SpecialIds
 
+from .shards import Shard, ShardedStore
 from .store import TokenStore
 
 MASKINGS = ("dynamic", "static")
 MASK_UNITS = ("token", "whole-word", "span")
-Plan = tuple[Spans, list[NDArray[np.int64]]]  # examples, and the rows of them that make each batch
 # What a generator is for; a purpose of its own keeps streams of the same seed and epoch apart.
-_SPANS, _ORDER, _MASK = range(3)
+_SPANS, _ORDER, _MASK, _SHARDS = range(4)
+
+
+class Plan(NamedTuple):
+    """The examples of an epoch, or of the part of one whose shards are shuffled together; the rows
+    of them that make each batch; their text; and the number of the part.
+    """
+
+    spans: Spans
+    batches: list[NDArray[np.int64]]
+    store: TokenStore
+    window: int
 
 
 class Batches:
@@ -36,7 +55,16 @@ class Batches:
     in them are those of the first epoch, in another order. Tokens are hidden on ``device``, where
     the batches come out, the same ones on each: single ones, whole words or spans of words. These
     need ``continues`` (vocab,), from `words.continuations`; a sentence starts a word whatever its
-    first token.
+    first token. Of a store of shards as many as fit `MIXED_TOKENS` are shuffled together, in an
+    order that each epoch draws anew; no more than these are planned at a time.
+
+    Args:
+        source: its number among the sources that make a batch together; each draws of its own.
+        sizes: gives the tokens of the batch with a number at most, in place of ``batch_tokens``;
+            0 is a batch of none.
+        grown: a number from which the batches have their last size.
+        mask_rate: gives the share of tokens that are hidden in the batch with a number.
+        most_rate: the highest of these.
 
     Raises:
         BertfastError: an option out of range, or a corpus that the objective cannot use.
@@ -44,7 +72,7 @@ class Batches:
 
     def __init__(
         self,
-        store: TokenStore,
+        store: TokenStore | ShardedStore,
         special: SpecialIds,
         vocab_size: int,
         seq_len: int,
@@ -55,6 +83,12 @@ class Batches:
         device: torch.device | str = "cpu",
         mask_unit: str = "token",
         continues: NDArray[np.bool_] | None = None,
+        *,
+        source: int = 0,
+        sizes: Callable[[int], int] | None = None,
+        grown: int = 0,
+        mask_rate: Callable[[int], float] | None = None,
+        most_rate: float = MASK_RATE,
     ) -> None:
         self.objective = (
             objective if isinstance(objective, Objective) else OBJECTIVES.find(objective)
@@ -95,33 +129,70 @@ class Batches:
         self.is_special[list(special.all)] = True
         self.is_special = self.is_special.to(self.device)
         self.words = (~self.is_special).nonzero().squeeze(1)
-        self.planned: tuple[int, Plan] | None = None  # the last plan and its epoch
+        self.source, self.grown, self.most_rate = source, grown, most_rate
+        self.sizes = sizes or (lambda number: batch_tokens)
+        self.mask_rate = mask_rate or (lambda number: most_rate)
+        self.epochs: dict[int, int] = {}  # the first batch of each
+        self.planned: tuple[tuple[int, int, int], Plan] | None = None  # the last one
 
-    def _rng(self, purpose: int, *parts: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(host_seed(self.seed, purpose, *parts)))
+    def _rng(self, purpose: int, *parts: int, window: int = 0) -> np.random.Generator:
+        place = (window, self.source) if window or self.source else ()
+        return np.random.Generator(np.random.Philox(host_seed(self.seed, purpose, *parts, *place)))
 
-    def plan(self, epoch: int) -> Plan:
-        """An epoch's examples, and the rows of them that make each of its batches."""
-        if self.planned is None or self.planned[0] != epoch:
-            self.planned = epoch, self._plan(epoch)
+    @property
+    def digest(self) -> str:
+        """Of the text."""
+        return self.store.digest
+
+    def windows(self, epoch: int) -> list[tuple[int, list[Shard]]]:
+        """The parts of an epoch in order, each with its number and its shards. Under static masking
+        a number is of the same shards in each epoch.
+        """
+        if isinstance(self.store, TokenStore):
+            return [(0, [])]
+        rng, shards = self._rng(_SHARDS, epoch), len(self.store.shards)
+        if not self.static:
+            return list(enumerate(self.store.windows(rng.permutation(shards))))
+        fixed = list(self.store.windows(range(shards)))
+        return [(int(number), fixed[number]) for number in rng.permutation(len(fixed))]
+
+    def plan(self, epoch: int = 0, part: int = 0, first: int = 0) -> Plan:
+        """A part of an epoch, whose first batch is number ``first`` of all."""
+        key = epoch, part, first
+        if self.planned is None or self.planned[0] != key:
+            self.planned = None  # before the next is made: two would take the memory of two
+            self.planned = key, self._plan(*key)
         return self.planned[1]
 
-    def _plan(self, epoch: int) -> Plan:
-        rng = self._rng(_SPANS, 0 if self.static else epoch)
-        spans = self.objective.cut(
-            self.store.sentences, self.store.documents, self.seq_len - self.added, rng
-        )
-        order = self._rng(_ORDER, epoch).permutation(len(spans))
-        lengths = spans.tokens[order] + self.added
-        runs = runs_of_tokens(lengths.tolist(), self.batch_tokens)
-        return spans, [order[run] for run in runs]
+    def _plan(self, epoch: int, part: int, first: int) -> Plan:
+        windows = self.windows(epoch)
+        window, shards = windows[part]
+        store = self.store
+        if isinstance(store, ShardedStore):
+            store = store.load(shards)
+            self.store.expect(windows[part + 1][1] if part + 1 < len(windows) else ())
+        rng = self._rng(_SPANS, 0 if self.static else epoch, window=window)
+        spans = self.objective.cut(store.sentences, store.documents, self.seq_len - self.added, rng)
+        order = self._rng(_ORDER, epoch, window=window).permutation(len(spans))
+        ends = np.cumsum(spans.tokens[order] + self.added)
+        batches, start = [], 0
+        for number in count(first):
+            if start == len(order):
+                break
+            end = start
+            if size := self.sizes(number):
+                done = int(ends[start - 1]) if start else 0
+                end = max(int(ends.searchsorted(done + size, side="right")), start + 1)
+            batches.append(order[start:end])
+            start = end
+        return Plan(spans, batches, store, window)
 
     def budget(self) -> Budget:
-        """Sizes to pad batches to: all of the first epoch's fit, and with a sixteenth to spare
-        other epochs' too but for rare ones.
+        """Sizes to pad batches to: all of the first epoch's fit, or of its first part, and with a
+        sixteenth to spare the others too but for rare ones.
         """
-        spans, batches = self.plan(0)
-        masked = most_masked(spans.tokens)
+        spans, batches, *_ = self._plan(0, 0, self.grown) if self.grown else self.plan()
+        masked = most_masked(spans.tokens, self.most_rate)
         largest = (
             max(len(rows) for rows in batches),
             max(int(masked[rows].sum()) for rows in batches),
@@ -133,42 +204,46 @@ class Batches:
         """(epoch, batch) of step ``start_step`` and every later one; the same from wherever it
         starts.
         """
-        epoch, skip = 0, start_step
-        while True:
-            spans, batches = self.plan(epoch)
-            for number in range(min(skip, len(batches)), len(batches)):
-                yield epoch, self._batch(spans, batches[number], epoch)
-            skip = max(0, skip - len(batches))
-            epoch += 1
+        first = 0
+        for epoch in count():
+            self.epochs[epoch] = first
+            for part in range(len(self.windows(epoch))):
+                plan = self.plan(epoch, part, first)
+                for number in range(max(start_step, first), first + len(plan.batches)):
+                    yield epoch, self._batch(plan, plan.batches[number - first], epoch, number)
+                first += len(plan.batches)
 
-    def _batch(self, spans: Spans, rows: NDArray[np.int64], epoch: int) -> PackedBatch:
-        ids = self.store.ids
-        pieces: list[Any] = []
-        starts: list[Any] = []  # of words; a special token's is not read
-        segments: list[NDArray[np.int64]] = []
-        lengths = []
-        for a0, a1, b0, b1 in zip(
-            *(
-                column[rows].tolist()
-                for column in (spans.a_start, spans.a_end, spans.b_start, spans.b_end)
-            ),
-            strict=True,
-        ):
-            pieces += self.frame.around(ids[a0:a1], ids[b0:b1])
-            starts += self.frame.around(
-                self._word_starts(a0, a1), self._word_starts(b0, b1), special=[True]
-            )
-            segments.append(self.frame.segment_ids(a1 - a0, b1 - b0))
-            lengths.append(a1 - a0 + b1 - b0 + self.added)
+    def epoch_of(self, number: int) -> int:
+        """The epoch of a batch that was made."""
+        return max((e for e, first in list(self.epochs.items()) if first <= number), default=0)
+
+    def _batch(self, plan: Plan, rows: NDArray[np.int64], epoch: int, number: int) -> PackedBatch:
+        spans, store = plan.spans, plan.store
+        # A row of the batch is as many runs as its frame has slots: special tokens, A and B.
+        texts = iter(((spans.a_start, spans.a_end), (spans.b_start, spans.b_end)))
+        zeros = np.zeros(len(rows), np.int64)
+        slots = [
+            (zeros, zeros + 1) if index >= 0 else tuple(ends[rows] for ends in next(texts))
+            for index in self.frame.ids
+        ]
+        begins, ends = (np.stack(side, 1).ravel() for side in zip(*slots, strict=True))
+        sizes = ends - begins
+        runs = np.cumsum(sizes) - sizes  # where each begins
+        index = np.arange(sizes.sum()) + np.repeat(begins - runs, sizes)
+        ids = store.ids[index].astype(np.int64)
+        where = runs.reshape(len(rows), len(slots))
+        for slot, special in enumerate(self.frame.ids):
+            if special >= 0:
+                ids[where[:, slot]] = special
+        lengths = sizes.reshape(len(rows), len(slots)).sum(1)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         position_ids = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
         # A token's bits are a function of (seed, epoch, example, position), and under static
         # masking of all but the epoch.
         counters = np.repeat(rows << 32, lengths) + position_ids
-        seed = int(
-            self._rng(_MASK, *(() if self.static else (epoch,))).integers(-(2**63), 2**63 - 1)
-        )
-        tokens, cu_seqlens = self._tensor(np.concatenate(pieces)), self._tensor(bounds).int()
+        when = () if self.static else (epoch,)
+        rng = self._rng(_MASK, *when, window=plan.window)
+        tokens, cu_seqlens = self._tensor(ids), self._tensor(bounds).int()
         hidden, positions, labels = mask_tokens(
             tokens,
             cu_seqlens,
@@ -176,14 +251,16 @@ class Batches:
             self.words,
             self.special.mask,
             self._tensor(counters),
-            seed,
-            self._tensor(np.concatenate(starts)).bool(),
+            int(rng.integers(-(2**63), 2**63 - 1)),
+            self._word_starts(store, index, ids),
             self.hides_spans,
             *self.shares,
+            self.mask_rate(number),
         )
+        segments = np.repeat(np.tile(np.asarray(self.frame.segments, np.int64), len(rows)), sizes)
         batch = PackedBatch(
             input_ids=hidden,
-            segment_ids=self._tensor(np.concatenate(segments)),
+            segment_ids=self._tensor(segments),
             position_ids=self._tensor(position_ids),
             cu_seqlens=cu_seqlens,
             max_seqlen=self.seq_len,
@@ -191,16 +268,16 @@ class Batches:
             masked_labels=labels,
             pair_labels=self._tensor(spans.label[rows]) if self.pairs else None,
         )
-        return self.objective.finish(batch, spans, rows)
+        return self.objective.finish(batch, spans, rows) if len(rows) else batch
 
-    def _word_starts(self, start: int, end: int) -> NDArray[np.bool_]:
-        """Which tokens of the store from ``start`` to ``end`` start a word."""
+    def _word_starts(
+        self, store: TokenStore, index: NDArray[np.int64], ids: NDArray[np.int64]
+    ) -> Tensor | None:
+        """(tokens,) which tokens start a word; of special tokens it is not read."""
         if self.continues is None:
-            return np.ones(end - start, np.bool_)
-        found = ~self.continues[self.store.ids[start:end]]
-        first, last = np.searchsorted(self.store.sentences, (start, end))
-        found[self.store.sentences[first:last] - start] = True
-        return found
+            return None
+        sentence = store.sentences[np.searchsorted(store.sentences, index)]
+        return torch.from_numpy(~self.continues[ids] | (sentence == index)).to(self.device)
 
     def _tensor(self, values: NDArray) -> Tensor:
-        return torch.from_numpy(values.astype(np.int64)).to(self.device)
+        return torch.from_numpy(values).to(self.device)

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from bertfast.errors import BertfastError
 from bertfast.files import check_file
@@ -36,29 +36,40 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
         raise BertfastError(f"{path}: is a folder; name the files in it")
     check_file(path)
     try:
-        with open(path, "rb") as raw:
-            if not raw.read(1):
-                raise BertfastError(f"{path}: the file is empty")
-            start = _expanded(raw, path).read(HEAD)
-            if b"\0" in start:
-                raise BertfastError(
-                    f"{path}: is a binary file (a zero byte at {start.index(0)}); "
-                    "text in UTF-8 is wanted"
-                )
-            yield io.TextIOWrapper(_expanded(raw, path), encoding="utf-8-sig", newline=newline)
+        with open(path, "rb") as raw, decoded(raw, path, newline) as stream:
+            yield stream
     except FileNotFoundError:
         raise BertfastError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise BertfastError(
-            f"{path}: is not UTF-8 text ({error.reason}: byte {error.object[error.start]:#04x})"
-        ) from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BertfastError(f"{path}: the gzip data is damaged or cut short ({error})") from error
     except OSError as error:
         raise BertfastError(f"{path}: cannot be read ({error})") from error
 
 
-def _expanded(raw: BinaryIO, path: Path) -> BinaryIO:
+@contextmanager
+def decoded(raw: BinaryIO, name: str | Path, newline: str | None = None) -> Iterator[TextIO]:
+    """The text of an open file, as `open_text` gives it; ``name`` is the file's in errors.
+
+    Raises:
+        BertfastError: the file is empty, damaged or not text.
+    """
+    try:
+        if not raw.read(1):
+            raise BertfastError(f"{name}: the file is empty")
+        start = _expanded(raw, name).read(HEAD)
+        if b"\0" in start:
+            raise BertfastError(
+                f"{name}: is a binary file (a zero byte at {start.index(0)}); "
+                "text in UTF-8 is wanted"
+            )
+        yield io.TextIOWrapper(_expanded(raw, name), encoding="utf-8-sig", newline=newline)
+    except UnicodeDecodeError as error:
+        raise BertfastError(
+            f"{name}: is not UTF-8 text ({error.reason}: byte {error.object[error.start]:#04x})"
+        ) from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BertfastError(f"{name}: the gzip data is damaged or cut short ({error})") from error
+
+
+def _expanded(raw: BinaryIO, name: str | Path) -> BinaryIO:
     """The bytes that a file holds, from its beginning."""
     raw.seek(0)
     magic = raw.read(4)
@@ -66,8 +77,23 @@ def _expanded(raw: BinaryIO, path: Path) -> BinaryIO:
     if magic.startswith(GZIP_MAGIC):
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
     if magic == ZSTD_MAGIC:
-        return import_arrow(path).input_stream(str(path), compression="zstd")
+        return import_arrow(name).input_stream(_KeptOpen(raw), compression="zstd")
     return raw
+
+
+class _KeptOpen(io.RawIOBase):
+    """The bytes of a file that its reader does not close."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw = raw
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.raw.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def suffix_of(path: Path) -> str:
@@ -136,26 +162,31 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict | None]]:
         BertfastError: a line that is no JSON object.
     """
     with open_text(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                yield number, None
-                continue
-            if number == 1 and line.lstrip().startswith("["):
-                yield from _list_of_objects(path, line + stream.read())
-                return
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise BertfastError(f"{path}, line {number}: is not JSON ({error})") from error
-            if not isinstance(record, dict):
-                raise BertfastError(
-                    f"{path}, line {number}: is a {type(record).__name__}; "
-                    "each line must be a JSON object"
-                )
-            yield number, record
+        yield from json_records(stream, path)
 
 
-def _list_of_objects(path: Path, text: str) -> Iterator[tuple[int, dict]]:
+def json_records(stream: TextIO, name: str | Path) -> Iterator[tuple[int, dict | None]]:
+    """What `read_json_lines` gives, of an open file; ``name`` is the file's in errors."""
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            yield number, None
+            continue
+        if number == 1 and line.lstrip().startswith("["):
+            yield from _list_of_objects(name, line + stream.read())
+            return
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BertfastError(f"{name}, line {number}: is not JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise BertfastError(
+                f"{name}, line {number}: is a {type(record).__name__}; "
+                "each line must be a JSON object"
+            )
+        yield number, record
+
+
+def _list_of_objects(path: str | Path, text: str) -> Iterator[tuple[int, dict]]:
     """(line number, object) of each object of a JSON list."""
     decode, space = json.JSONDecoder().raw_decode, re.compile(r"[\s]*")
     place, line, counted, some = text.index("[") + 1, 1, 0, False
@@ -198,17 +229,24 @@ def _plain_documents(path: Path) -> Iterator[list[str]]:
             yield document
 
 
+def lines_of_record(record: dict, text_field: str, name: str | Path, number: int) -> list[str]:
+    """The lines of a record's text with something on them.
+
+    Raises:
+        BertfastError: the record has no such text; ``name`` and ``number`` say where it stands.
+    """
+    text = record.get(text_field)
+    if not isinstance(text, str):
+        raise BertfastError(
+            f"{name}, line {number}: has no text in the field {text_field!r}; "
+            f"its fields are {', '.join(record)} (--text-field names another)"
+        )
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def _json_documents(path: Path, text_field: str) -> Iterator[list[str]]:
     for number, record in read_json_lines(path):
-        if record is None:
-            continue
-        text = record.get(text_field)
-        if not isinstance(text, str):
-            raise BertfastError(
-                f"{path}, line {number}: has no text in the field {text_field!r}; "
-                f"its fields are {', '.join(record)} (--text-field names another)"
-            )
-        if lines := [line.strip() for line in text.splitlines() if line.strip()]:
+        if record is not None and (lines := lines_of_record(record, text_field, path, number)):
             yield lines
 
 

@@ -72,21 +72,17 @@ class TokenStore:
                 "blank line divides documents, and --valid names a file of its own"
             )
         cut = self.num_documents - last
-        sentence = int(self.documents[cut])
-        token = int(self.sentences[sentence])
-        first = TokenStore(
-            self.ids[:token],
-            self.sentences[: sentence + 1],
-            self.documents[: cut + 1],
-            f"{self.digest}[:{cut}]",
-        )
-        rest = TokenStore(
-            self.ids[token:],
-            self.sentences[sentence:] - token,
-            self.documents[cut:] - sentence,
-            f"{self.digest}[{cut}:]",
-        )
+        first, rest = self.some(0, cut), self.some(cut, self.num_documents)
+        first.digest, rest.digest = f"{self.digest}[:{cut}]", f"{self.digest}[{cut}:]"
         return first, rest
+
+    def some(self, first: int, last: int) -> TokenStore:
+        """The documents from ``first`` up to ``last``; the ids are not copied."""
+        sentences = self.documents[first : last + 1]
+        tokens = self.sentences[sentences[0] : sentences[-1] + 1]
+        return TokenStore(
+            self.ids[tokens[0] : tokens[-1]], tokens - tokens[0], sentences - sentences[0]
+        )
 
     @classmethod
     def build(

@@ -20,11 +20,11 @@ SPAN_P, MAX_SPAN = 0.2, 10  # of the geometric distribution of a span's words
 WORD_RANGE = 1 << 32  # of a Philox word
 
 
-def most_masked(words: NDArray[np.int64]) -> NDArray[np.int64]:
+def most_masked(words: NDArray[np.int64], rate: float = MASK_RATE) -> NDArray[np.int64]:
     """(sequences,) how many tokens `mask_tokens` chooses at most of so many that are not special;
     exactly, if by single tokens.
     """
-    return np.minimum(np.maximum(np.round(words * MASK_RATE).astype(np.int64), 1), words)
+    return np.minimum(np.maximum(np.round(words * rate).astype(np.int64), 1), words)
 
 
 def mask_tokens(
@@ -39,15 +39,16 @@ def mask_tokens(
     spans: bool = False,
     masked_share: float = MASKED_SHARE,
     random_share: float = RANDOM_SHARE,
+    rate: float = MASK_RATE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Chooses tokens to predict and hides them: 80 % become [MASK], 10 % a random word, 10 % stay,
     or other shares.
 
-    In each sequence 15 % of the tokens that are not special may be chosen, rounded, at least one
-    where there is one. Words are taken in the order of their first tokens' first Philox words. One
-    that the rest of the budget cannot hold is passed over, so words of several tokens can leave
-    some of it unused. What becomes of a chosen token its other Philox words say, as in
-    `kernels.mask_tokens`.
+    In each sequence 15 % of the tokens that are not special, or another rate, may be chosen. That is
+    rounded, and at least one where there is one. Words are taken in the order of their first
+    tokens' first Philox words. One that the rest of the budget cannot hold is passed over, so words
+    of several tokens can leave some of it unused. What becomes of a chosen token its other Philox
+    words say, as in `kernels.mask_tokens`.
 
     Of spans, the words in that order are where spans start, unless a span before has covered them.
     A span's length in words is geometric with p = 0.2, given that it is 10 at most (3.8 in the
@@ -67,6 +68,7 @@ def mask_tokens(
             word goes across a special token or a sequence's end. None: each token is a word.
         spans: choose spans of words.
         masked_share, random_share: of the chosen tokens become [MASK], or a random word.
+        rate: of the tokens that are not special, are chosen.
 
     Returns:
         The ids with the chosen tokens hidden, their positions in ascending order, and the ids that
@@ -93,7 +95,7 @@ def mask_tokens(
         leader = _span_starts(order, breaks.cumsum(0)[first], span_lengths(extent[first]))
         order = order.argsort()[leader].argsort(stable=True)
     eligible = torch.zeros_like(starts[1:]).index_add(0, sequence, (~special).long())
-    budget = (eligible.double() * MASK_RATE).round().long().clamp(min=1).minimum(eligible)
+    budget = (eligible.double() * rate).round().long().clamp(min=1).minimum(eligible)
     taken = _take(order, sequence[first], sizes, leader, budget)
     chosen = ~special & torch.cat([taken.new_zeros(1), taken])[number]
 

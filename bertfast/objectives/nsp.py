@@ -150,11 +150,15 @@ def document_spans(
 
     For masked-LM alone. Liu et al., "RoBERTa", section 4.2 (doc-sentences).
     """
-    bounds = sentences[documents]
-    rows = []
-    for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        cut = start + int(rng.integers(1, max_tokens + 1)) if end - start > max_tokens else end
-        while start < end:
-            rows.append((start, cut, cut, cut, IS_NEXT))
-            start, cut = cut, min(cut + max_tokens, end)
-    return Spans.of(rows)
+    bounds = np.asarray(sentences)[documents]
+    lengths = np.diff(bounds)
+    first = np.minimum(lengths, max_tokens)
+    cut = lengths > max_tokens
+    first[cut] = rng.integers(1, max_tokens + 1, int(cut.sum()))
+    counts = (lengths > 0) + -(-(lengths - first) // max_tokens)
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # in its own
+    start, first, length = (np.repeat(x, counts) for x in (bounds[:-1], first, lengths))
+    ends = first + number * max_tokens
+    begins = start + np.maximum(ends - np.where(number > 0, max_tokens, first), 0)
+    ends = start + np.minimum(ends, length)
+    return Spans(begins, ends, ends, ends, np.full(len(ends), IS_NEXT, np.int64))

@@ -1,9 +1,13 @@
-"""Learns a tokenizer's vocabulary from text; a rerun learns the same."""
+"""Learns a tokenizer's vocabulary from text; a rerun learns the same.
+
+Texts that can be read again, as a list or an object that opens its files anew, are never held in
+memory whole: what is held is each word that they have, once.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import Metaspace as MetaspaceDecoder
@@ -33,7 +37,7 @@ def train_wordpiece(
             text.
     """
     _require_size(vocab_size)
-    texts = list(texts)
+    texts = _Texts(texts)
     # Continuation characters are numbered as a hash table yields them, and ties between merges go
     # by number. A first run without merges finds these characters. The second one gets them in
     # order, so that a rerun learns the same vocabulary.
@@ -55,7 +59,7 @@ def train_wordpiece(
     return wordpiece_tokenizer(vocabulary, lowercase, names=names, as_roberta=mpnet)
 
 
-def _train(draft: Tokenizer, texts: list[str], vocab_size: int, first: list[str]) -> dict[str, int]:
+def _train(draft: Tokenizer, texts: _Texts, vocab_size: int, first: list[str]) -> dict[str, int]:
     """The vocabulary that ``draft``, a WordPiece, learns; it starts with ``first``."""
     trainer = WordPieceTrainer(
         vocab_size=vocab_size,
@@ -85,7 +89,7 @@ def train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     alphabet = sorted(ByteLevel.alphabet())
     _require_size(vocab_size)
     _require_characters(vocab_size, len(names) + len(alphabet), "256 bytes and 5 special tokens")
-    texts = _require_text(texts)
+    texts = _require_text(_Texts(texts))
     draft = Tokenizer(BPE())
     draft.pre_tokenizer = ByteLevel(add_prefix_space=False)
     trainer = BpeTrainer(
@@ -117,7 +121,7 @@ def train_unigram(texts: Iterable[str], vocab_size: int, lowercase: bool = True)
     # No piece has both letters and punctuation, as in the published vocabularies.
     tokenizer.pre_tokenizer = Pieces([Metaspace(), Split(Regex(r"▁?\p{P}"), "isolated")])
     tokenizer.decoder = MetaspaceDecoder()
-    texts = _require_text(tokenizer.normalizer.normalize_str(text) for text in texts)
+    texts = _require_text(_Texts(texts, tokenizer.normalizer.normalize_str))
     characters = {"▁", *(character for text in texts for character in set(text))} - {" "}
     _require_characters(vocab_size, len(SPECIAL_TOKENS) + len(characters))
     trainer = UnigramTrainer(
@@ -172,8 +176,23 @@ def _require_characters(
         raise BertfastError(f"vocab-size is {vocab_size} and {what} need {needed}; raise it")
 
 
-def _require_text(texts: Iterable[str]) -> list[str]:
-    texts = [text for text in texts if text.strip()]
-    if not texts:
+class _Texts:
+    """Texts with something on them, to be read more than once.
+
+    Args:
+        texts: an iterator is read whole.
+        change: what is done to each first.
+    """
+
+    def __init__(self, texts: Iterable[str], change: Callable[[str], str] = str) -> None:
+        self.texts = list(texts) if isinstance(texts, Iterator) else texts
+        self.change = change
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for text in map(self.change, self.texts) if text.strip())
+
+
+def _require_text(texts: _Texts) -> _Texts:
+    if next(iter(texts), None) is None:
         raise BertfastError("there is no text to learn a vocabulary from")
     return texts

@@ -34,6 +34,7 @@ YOUNGER = (
     "valid",
     "valid_split",
     "evaluate_every",
+    "shard_cache",
 )
 
 
@@ -42,7 +43,8 @@ class PretrainConfig:
     """One pretraining run.
 
     Attributes:
-        data: files of text (see `bertfast.data.readers`).
+        data: files of text (see `bertfast.data.readers`), or stores that ``bertfast prepare`` made,
+            folders or addresses. Of several ``STORE:WEIGHT`` says how much of each batch is of it.
         tokenizer: folder or Hub id of the tokenizer; None is the one of ``model``.
         out: folder of the run; it must not exist, unless the run is resumed.
         shape: of a new model with random weights over the tokenizer's words: a preset's name, or a
@@ -80,6 +82,7 @@ class PretrainConfig:
         valid_split: the same with a share of the documents of ``data``, the last ones.
         evaluate_every: updates between two such evaluations; None is ``checkpoint_every``.
         text_field: of JSON lines.
+        shard_cache: gibibytes that the shards of an address may take in the run's folder.
         report_to: trackers that get the numbers: of tensorboard, wandb, mlflow and trackio, "all"
             that are installed, or "none". None is TensorBoard where it is installed.
     """
@@ -116,6 +119,7 @@ class PretrainConfig:
     valid_split: float | None = None
     evaluate_every: int | None = None
     text_field: str = "text"
+    shard_cache: float = 4.0
     report_to: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -162,6 +166,7 @@ class PretrainConfig:
             ("precision", PRECISIONS),
         ):
             one_of(name, getattr(self, name), choices)
+        number("shard_cache", self.shard_cache, above=0)
         number("generator_size", self.generator_size, above=0, most=1)
         objective.check(self)
         if self.cuda_graph not in (None, True, False):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bertfast.data.mixture import Chain
 from bertfast.data.packing import Batches
 from bertfast.errors import BertfastError
 from bertfast.files import read_json, write_text
@@ -33,9 +34,9 @@ class HeldOut:
             compare.
     """
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Batches | Chain) -> None:
         self.batches = batches
-        batches.plan(0)  # says now if the text cannot serve the objective
+        batches.plan()  # says now if the text cannot serve the objective
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, device: torch.device) -> dict[str, float]:

@@ -18,7 +18,9 @@ from torch import nn
 
 from bertfast.card import CARD_FILE
 from bertfast.config import PRESETS, EncoderConfig
+from bertfast.data.mixture import Chain, Growth, Mixture, sources_of
 from bertfast.data.packing import Batches
+from bertfast.data.shards import ShardedStore
 from bertfast.data.store import TokenStore
 from bertfast.data.words import continuations
 from bertfast.errors import BertfastError
@@ -48,7 +50,7 @@ from .trainer import Callback, Interrupted, Trainer
 
 __all__ = ["Interrupted", "PretrainResult", "pretrain"]
 # Options that change nothing in what is computed: a resumed run may have others.
-FREE = ("out", "checkpoint_every", "log_every", "device", "report_to")
+FREE = ("out", "checkpoint_every", "log_every", "device", "report_to", "shard_cache")
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def _prepare(
     run: Path,
     saved: dict[str, PreTrainedModel],
     words: Tokenizer,
-) -> tuple[Batches, HeldOut | None]:
+) -> tuple[Batches | Mixture, HeldOut | None]:
     """Puts what does not change into the run's folder, and opens its data: what it trains on, and
     what is held out.
     """
@@ -207,10 +209,11 @@ def _prepare(
         text = json.dumps(model.config.to_dict(type(model).__name__), indent=2) + "\n"
         write_text(run / subfolder / "config.json", text)
     vocab_size = saved[""].config.vocab_size
-    store = TokenStore.build(config.data, words, run / "tokens", config.text_field)
     continues = None if config.mask_unit == "token" else continuations(words, vocab_size)
 
-    def batches_of(store: TokenStore, masking: str, seed: int, mask_unit: str) -> Batches:
+    def batches_of(
+        store: TokenStore | ShardedStore, masking: str, seed: int, mask_unit: str, **others: Any
+    ) -> Batches:
         return Batches(
             store,
             special,
@@ -223,17 +226,41 @@ def _prepare(
             "cpu",  # a worker makes them, and the trainer moves them
             mask_unit,
             continues,
+            **others,
         )
 
-    valid = None
+    def opened(
+        data: tuple[str, ...], folder: Path
+    ) -> list[tuple[TokenStore | ShardedStore, float]]:
+        found = sources_of(data, run / "shards", round(config.shard_cache * (1 << 30)))
+        for store, _ in found:
+            store.check_tokenizer(words, str(config.tokenizer))
+        return [*found] or [(TokenStore.build(data, words, folder, config.text_field), 1.0)]
+
+    stores = opened(config.data, run / "tokens")
+    valid: list[TokenStore | ShardedStore] = []
     if config.valid is not None:
-        valid = TokenStore.build(config.valid, words, run / "valid-tokens", config.text_field)
+        valid = [store for store, _ in opened(config.valid, run / "valid-tokens")]
     elif config.valid_split is not None:
-        store, valid = store.split(config.valid_split)
+        split = [(*store.split(config.valid_split), weight) for store, weight in stores]
+        stores = [(first, weight) for first, _, weight in split]
+        valid = [rest for _, rest, _ in split]
     # Masks that no option of the run decides, so that runs compare.
-    held_out = None if valid is None else HeldOut(batches_of(valid, "static", 0, "token"))
-    batches = batches_of(store, config.masking, config.seed, config.mask_unit)
-    batches.plan(0)  # says now if the corpus cannot serve the objective
+    scored = [batches_of(store, "static", 0, "token") for store in valid]
+    held_out = HeldOut(Chain(scored) if len(scored) > 1 else scored[0]) if scored else None
+    drawn = config.masking, config.seed, config.mask_unit
+    batches: Batches | Mixture
+    if len(stores) == 1:
+        batches = batches_of(stores[0][0], *drawn)
+    else:
+        batches = Mixture(
+            [Path(store.location).name for store, _ in stores],
+            [weight for _, weight in stores],
+            lambda n, sizes: batches_of(stores[n][0], *drawn, source=n, sizes=sizes),
+            Growth(config.batch_tokens),
+            config.seq_len,
+        )
+    batches.plan()  # says now if the corpus cannot serve the objective
     return batches, held_out
 
 
@@ -242,19 +269,19 @@ def _fingerprints(
     words: Tokenizer,
     model: nn.Module,
     saved: dict[str, PreTrainedModel],
-    batches: Batches,
+    batches: Batches | Mixture,
     held_out: HeldOut | None,
 ) -> dict[str, str | tuple[str, ...]]:
     """SHA-256 of each thing outside a checkpoint that decides what a run computes."""
     special = SpecialIds(words, config.tokenizer_folder)
     shapes = [part.config.to_dict() for part in saved.values()]
     found = {
-        "data": batches.store.digest,
+        "data": batches.digest,
         "tokenizer": f"{words.to_str()}{special.all}{special.mask}{special.pad}",
         "model's configuration": json.dumps(shapes, sort_keys=True),
     }
     if held_out is not None:
-        found["held-out data"] = held_out.batches.store.digest
+        found["held-out data"] = held_out.batches.digest
     digests: dict[str, str | tuple[str, ...]] = {
         name: hashlib.sha256(text.encode()).hexdigest() for name, text in found.items()
     }

@@ -64,6 +64,8 @@ class Batches(Protocol):
         starts.
         """
 
+    # One may have ``logged(number)`` too: what a line of metrics.jsonl says beside, by name.
+
 
 class Callback:
     """What is told of a run. Each method does nothing unless a subclass has its own.
@@ -419,6 +421,8 @@ class Trainer:
         self.seconds += elapsed
         self.clock = now
         line = self.window.flush(elapsed, rate, norm, self.tokens, epoch, self.seconds)
+        if hasattr(self.batches, "logged"):
+            line |= self.batches.logged(done * self.accumulation - 1)
         log.write(done, line)
         self.last = {"step": done, **line}
         accuracy = [
