@@ -81,8 +81,7 @@ def test_static_masking_hides_the_same_in_every_epoch(store):
             break
         bounds = batch.cu_seqlens.tolist()
         seen.setdefault(epoch, set()).update(
-            tuple(batch.input_ids[a:b].tolist())
-            for a, b in pairwise(bounds)
+            tuple(batch.input_ids[a:b].tolist()) for a, b in pairwise(bounds)
         )
     assert seen[0] == seen[1]
 
