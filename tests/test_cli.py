@@ -27,6 +27,7 @@ COMMANDS = (
         "doctor",
         "tune",
         "tokenizer",
+        "prepare",
         "pretrain",
         "adapt",
         "finetune",
