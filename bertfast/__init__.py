@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .objectives import Objective as Objective
     from .objectives import register_objective as register_objective
     from .packed import PackedBatch as PackedBatch
+    from .sentences import CrossEncoder as CrossEncoder
     from .sentences import Loss as Loss
     from .sentences import SentenceEncoder as SentenceEncoder
     from .sentences import register_loss as register_loss
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .tasks import register_task as register_task
     from .training.finetune import finetune as finetune
     from .training.pretrain import pretrain as pretrain
+    from .training.rerank import train_reranker as train_reranker
     from .training.sentences import train_sentences as train_sentences
     from .training.trainer import Callback as Callback
     from .training.trainer import Trainer as Trainer
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BertfastError": "errors",
     "Callback": "training.trainer",
+    "CrossEncoder": "sentences",
     "Loss": "sentences",
     "Objective": "objectives",
     "PackedBatch": "packed",
@@ -54,6 +57,7 @@ _HOMES = {
     "register_objective": "objectives",
     "register_task": "tasks",
     "restore": "hub.accelerate",
+    "train_reranker": "training.rerank",
     "train_sentences": "training.sentences",
 }
 _MEMBERS = (

@@ -37,6 +37,7 @@ COMMANDS = (
         "fill",
         "embed",
         "search",
+        "rerank",
         "mine",
         "demo",
         "serve",

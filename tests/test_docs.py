@@ -193,6 +193,8 @@ def furnish(page: str) -> None:
     scored = [(a, b, str(n % 6)) for n, ((a, _), (b, _)) in enumerate(pairwise(rows))]
     for name in ("scored.tsv", "scored-dev.tsv"):
         write_table(Path(name), scored, ("sentence1", "sentence2", "score"))  # type: ignore[arg-type]
+    sample = {"query": rows[0][0], "positive": [rows[1][0]], "negative": [rows[2][0], rows[3][0]]}
+    Path("triplets.jsonl").write_text(f"{json.dumps(sample)}\n" * 8, encoding="utf-8")
     write_table(Path("pairs.tsv"), [row[:2] for row in scored], ("anchor", "positive"))
     for name, text in LABELLED.get(page, {}).items():
         for part in ("train", "dev"):

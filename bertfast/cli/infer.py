@@ -66,31 +66,34 @@ def evaluate(
 ) -> None:
     """Score a fine-tuned model, a folder or a Hub id, on labelled data, with bootstrap intervals.
 
-    A sentence encoder is measured by what the data are; its guide lists it.
+    A sentence encoder or a reranker is measured by what the data are; the guide lists it.
 
     \b
     Example:
         bertfast evaluate classifier --data test.tsv --json
     """
     from bertfast.files import check_new
+    from bertfast.sentences.cross_encoder import is_cross_encoder
     from bertfast.training.evaluate import evaluate as run_evaluate
     from bertfast.training.evaluate import shown, write_evaluation
 
     if out is not None:
         check_new(out)
     source = resolve(model, revision)
-    if kind is not None or (source.folder / "modules.json").exists():
+    modules = (source.folder / "modules.json").exists()
+    crosses = is_cross_encoder(source.folder)
+    if kind is not None or modules or crosses:
+        from bertfast.training.rerank import evaluate_reranker
         from bertfast.training.sentence_evaluation import evaluate_sentences, shown_scores
 
-        found = evaluate_sentences(
-            source.folder,
-            data,
-            [name for name in (text_column, pair_column) if name is not None],
-            label_column,
-            kind=kind,
-            device=device,
-            precision=precision,
-        )
+        columns = [name for name in (text_column, pair_column) if name is not None]
+        where = {"device": device, "precision": precision}
+        if crosses:
+            found = evaluate_reranker(source.folder, data, columns, label_column, **where)
+        else:
+            found = evaluate_sentences(
+                source.folder, data, columns, label_column, kind=kind, **where
+            )
         say_weights(source)
         print(json.dumps(found) if as_json else shown_scores(found))
         if out is not None:

@@ -13,7 +13,7 @@ from bertfast.errors import BertfastError
 
 from .infer import embed, evaluate, fill, predict
 from .machine import bench, doctor, profile, tune
-from .sentences import mine, search, sentences
+from .sentences import mine, rerank, search, sentences
 from .serve import app as page
 from .serve import serve
 from .share import merge, push
@@ -59,6 +59,7 @@ for command in (
         fill,
         embed,
         search,
+        rerank,
         mine,
         demo,
     ),

@@ -128,12 +128,142 @@ def sentences(resume: bool, **values: Any) -> None:
     from bertfast.training.sentences import SentencesConfig, train_sentences
 
     options = {field.name: values[field.name] for field in fields(SentencesConfig)}
-    result = until_stopped(lambda: train_sentences(**options, resume=resume))
-    last = result.history[-1]
+    _say_result(until_stopped(lambda: train_sentences(**options, resume=resume)))
+
+
+@command(spellings=spellings.SENTENCES)
+@argument("model")
+@option("--query", "queries", multiple=True, metavar="TEXT...", help="Order documents for these.")
+@option("--documents", help="File of the documents, a text a line, or - for standard input.")
+@option("--top", type=int, help="How many documents of each query. Default: all.")
+@option(
+    "--train",
+    multiple=True,
+    metavar="FILE...",
+    help="Train in place of that: rows of a query and documents: TSV, JSON lines, Parquet ...",
+)
+@option("--out", help="Folder to write when training; it must not exist.")
+@option(
+    "--loss",
+    default="binary",
+    help="binary (relevant or not), mse or margin-mse (a teacher's scores), list-net or lambda "
+    "(lists of documents).",
+)
+@option(
+    "--text-column",
+    "text_columns",
+    multiple=True,
+    metavar="NAME...",
+    help="Columns of the texts, in their order. Default: every column but the label's.",
+)
+@option("--label-column", help="Default: label, labels, score or scores.")
+@option("--dev", help="File that the best evaluation is chosen on.")
+@option(
+    "--dev-text-column",
+    "dev_text_columns",
+    multiple=True,
+    metavar="NAME...",
+    help="Of --dev. Default: those of --train.",
+)
+@option("--dev-label-column", help="Of --dev. Default: that of --train.")
+@option("--sampling", default="size", help="Order of several data sets: size or round-robin.")
+@revision_option
+@option("--epochs", type=int, default=1, help="Passes over the data.")
+@option("--lr", type=float, default=2e-5, help="Peak learning rate.")
+@option(
+    "--warmup",
+    type=int,
+    help="Updates of warm-up; default: a tenth of all, as --warmup-ratio 0.1 says.",
+)
+@option("--warmup-ratio", type=float, help="The same, as a share of the updates.")
+@adamw_options
+@option("--batch-size", type=int, default=16, help="Rows of a batch, each with its documents.")
+@option("--max-length", type=int, help="Tokens of a pair at most; default: the model's.")
+@training_precision_option
+@bf16_flag
+@device_option
+@option("--seed", type=int, default=0, help="Of a new head, order and dropout.")
+@option("--evaluate-every", type=int, help="Updates between evaluations. Default: an epoch.")
+@option(
+    "--early-stopping",
+    type=int,
+    metavar="N",
+    help="Stop after N evaluations in a row without a better one.",
+)
+@option("--log-every", type=int, help="Updates between lines to the trackers; default: an epoch.")
+@report_option("none")
+@json_option
+@resume_option
+def rerank(
+    queries: tuple[str, ...],
+    documents: str | None,
+    top: int | None,
+    as_json: bool,
+    resume: bool,
+    **values: Any,
+) -> None:
+    """Order documents by a reranker (--query, --documents), or train one (--train, --out).
+
+    MODEL is a folder or a Hub id of a CrossEncoder of sentence-transformers; to train, of any
+    encoder. A document's score, its line and its text are printed, the best first.
+
+    \b
+    Example:
+        bertfast rerank reranker --query "a moving film" --documents sentences.txt --top 5
+    """
+    if bool(queries) == bool(values["train"]):
+        raise BertfastError("give --query and --documents to score, or --train and --out to train")
+    if not queries:
+        _train_reranker(values, resume)
+        return
+    if documents is None:
+        raise BertfastError("documents is missing; --documents names a file, a text a line")
+    from bertfast.checks import whole_number
+    from bertfast.data.readers import read_lines
+    from bertfast.escape import one_line
+    from bertfast.sentences import CrossEncoder
+    from bertfast.training.precision import find_device, inference_dtype
+
+    if top is not None:
+        whole_number("top", top, 1)
+    lines = read_lines(documents)
+    source = resolve(values["model"], values["revision"])
+    reranker = CrossEncoder.from_pretrained(source.folder)
+    reranker.to(find_device(values["device"]), inference_dtype(values["precision"]))
+    if values["max_length"] is not None:
+        whole_number("max_length", values["max_length"], 4)
+        reranker.max_length = min(values["max_length"], reranker.model.config.max_length)
+    say_weights(source)
+    for query in queries:
+        hits = [
+            {"score": hit["score"], "line": hit["corpus_id"] + 1, "text": lines[hit["corpus_id"]]}
+            for hit in reranker.rank(query, lines, top)
+        ]
+        if as_json:
+            print(json.dumps({"query": query, "hits": hits}, ensure_ascii=False))
+            continue
+        if len(queries) > 1:
+            print(one_line(query))
+        for hit in hits:
+            print(f"{hit['score']:.4f}\t{hit['line']}\t{one_line(hit['text'])}")
+
+
+def _train_reranker(values: dict[str, Any], resume: bool) -> None:
+    from bertfast.training.rerank import RerankConfig, train_reranker
+
+    if values["out"] is None:
+        raise BertfastError("out is missing; --out names the folder to write")
+    options = {field.name: values[field.name] for field in fields(RerankConfig)}
+    _say_result(until_stopped(lambda: train_reranker(**options, resume=resume)))
+
+
+def _say_result(result: Any) -> None:
+    """The scores of the weights that were kept, or else the last loss."""
     if result.scores:
         said = ", ".join(f"{name} {value:.4f}" for name, value in result.scores.items())
         print(f"{result.out}: dev {said} (epoch {result.best_epoch:g})")
     else:
+        last = result.history[-1]
         print(f"{result.out}: loss {last['train_loss']:.4f} (epoch {last['epoch']:g})")
 
 

@@ -40,7 +40,7 @@ class TextRows:
         path: of the file.
         columns: of the texts.
         label: column of the label; None where there is none.
-        rows: all of one number of texts.
+        rows: of one number of texts each, unless they may be uneven.
     """
 
     path: Path
@@ -112,7 +112,11 @@ def score(value: Any, source: TextRows, row: TextRow) -> float:
 
 
 def read_text_rows(
-    path: str | Path, text_columns: Sequence[str] = (), label_column: str | None = None
+    path: str | Path,
+    text_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    *,
+    uneven: bool = False,
 ) -> TextRows:
     """The rows of a table, of JSON lines, of a Parquet or an Arrow file, or of a folder that
     `datasets` saved.
@@ -123,6 +127,7 @@ def read_text_rows(
         path: of the file.
         text_columns: columns of the texts, in their order; empty for every one but the label's.
         label_column: None for the first of `LABELS` that there is.
+        uneven: take rows of different numbers of texts.
 
     Raises:
         BertfastError: the file cannot be used, lacks a column or has no rows, a text is empty, or
@@ -144,7 +149,7 @@ def read_text_rows(
                 label_column = next((name for name in LABELS if name in row), None)
             columns = tuple(text_columns) or tuple(name for name in row if name != label_column)
         rows.append(_row(path, line, row, columns, label_column))
-        if len(rows[-1].texts) != len(rows[0].texts):
+        if not uneven and len(rows[-1].texts) != len(rows[0].texts):
             raise BertfastError(
                 f"{path}, line {line}: has {len(rows[-1].texts)} texts and the first row "
                 f"{len(rows[0].texts)}; each row must have as many"

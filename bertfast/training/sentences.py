@@ -28,7 +28,6 @@ from bertfast.resolve import resolve
 from bertfast.seeds import LAYERS, SENTENCES, fold_in, host_seed
 from bertfast.sentences import SentenceEncoder
 from bertfast.sentences.encoder import pack_rows
-from bertfast.sentences.evaluation import Evaluator
 from bertfast.sentences.losses import LOSSES, LayerReduction, Loss, Matryoshka, Rows
 
 from .checkpoint import checkpoint_folder, hidden_run, load_checkpoint
@@ -135,39 +134,16 @@ class SentencesConfig:
                 value = tuple(map(str, value))
             object.__setattr__(self, name, value)
         object.__setattr__(self, "report_to", tracker_names(self.report_to))
-        if not self.train:
-            raise BertfastError("train names no file")
         if len(self.loss) not in (1, len(self.train)):
             raise BertfastError(
                 f"there are {len(self.loss)} losses and {len(self.train)} data sets; give one "
                 "loss, or one for each"
             )
-        for name, least in (("epochs", 1), ("batch_size", 1), ("layers", 0), ("seed", 0)):
-            whole_number(name, getattr(self, name), least)
-        for name, least in (
-            ("warmup", 0),
-            ("mini_batch", 1),
-            ("max_length", 3),
-            ("evaluate_every", 1),
-            ("early_stopping", 1),
-            ("log_every", 1),
-        ):
-            if getattr(self, name) is not None:
-                whole_number(name, getattr(self, name), least)
-        if self.warmup_ratio is not None:
-            number("warmup_ratio", self.warmup_ratio, least=0, most=1)
-            if self.warmup is not None:
-                raise BertfastError(
-                    "warmup and warmup-ratio say the same thing; give one of the two"
-                )
+        whole_number("layers", self.layers, 0)
+        if self.mini_batch is not None:
+            whole_number("mini_batch", self.mini_batch, 1)
         number("score_scale", self.score_scale, above=0)
-        check_adam(self)
-        one_of("precision", self.precision, PRECISIONS)
-        one_of("sampling", self.sampling, SAMPLINGS)
-        if self.dev is None:
-            for name in ("evaluate_every", "early_stopping"):
-                if getattr(self, name) is not None:
-                    raise BertfastError(f"{name.replace('_', '-')} needs data to evaluate on: dev")
+        check_updates(self)
         Matryoshka(self.matryoshka)
         self.losses()
 
@@ -193,6 +169,34 @@ class SentencesConfig:
             for loss in found
         ]
         return made * len(self.train) if len(made) == 1 else made
+
+
+def check_updates(config: Any) -> None:
+    """Refuses options of the training of a sentence encoder or a reranker that cannot be used."""
+    if not config.train:
+        raise BertfastError("train names no file")
+    for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        whole_number(name, getattr(config, name), least)
+    for name, least in (
+        ("warmup", 0),
+        ("max_length", 4),
+        ("evaluate_every", 1),
+        ("early_stopping", 1),
+        ("log_every", 1),
+    ):
+        if getattr(config, name) is not None:
+            whole_number(name, getattr(config, name), least)
+    if config.warmup_ratio is not None:
+        number("warmup_ratio", config.warmup_ratio, least=0, most=1)
+        if config.warmup is not None:
+            raise BertfastError("warmup and warmup-ratio say the same thing; give one of the two")
+    check_adam(config)
+    one_of("precision", config.precision, PRECISIONS)
+    one_of("sampling", config.sampling, SAMPLINGS)
+    if config.dev is None:
+        for name in ("evaluate_every", "early_stopping"):
+            if getattr(config, name) is not None:
+                raise BertfastError(f"{name.replace('_', '-')} needs data to evaluate on: dev")
 
 
 @dataclass(frozen=True)
@@ -265,12 +269,13 @@ def train_sentences(
         if name.startswith("pooler."):  # which no vector reads
             parameter.requires_grad_(False)
     step = TrainingStep(encoder, data, config)
-    inputs = _inputs(config, source.folder)
+    inputs = digests(config, source.folder)
     print(f"bertfast: starts from {source}", file=sys.stderr)
     with whole_folder(target) as folder, hidden_run(target) as work:
         with Report(config.report_to, target, asdict(config), events=work) as report:
-            history, best, seconds = _run(
-                config, step, data, evaluator, device, work, inputs, resume, report
+            batches = MixedEpochs(data, config)
+            history, best, seconds = run_updates(
+                config, step, encoder, batches, evaluator, device, work, inputs, resume, report
             )
             report.finish(best)
         if (work / EVENTS).is_dir():
@@ -308,7 +313,7 @@ def _limit(encoder: SentenceEncoder, config: SentencesConfig) -> None:
             )
 
 
-def _inputs(config: SentencesConfig, model: Path) -> dict[str, str]:
+def digests(config: Any, model: Path) -> dict[str, str]:
     """Digests of what decides a run."""
     options = {name: value for name, value in asdict(config).items() if name not in FREE}
     files = [part for data in config.train for part in data_files(data)]
@@ -444,7 +449,7 @@ class _DataSet:
         }
 
 
-class _Epochs:
+class MixedEpochs:
     """The batches of several data sets; every epoch has each set's rows, and the sets, in an order
     of its own.
 
@@ -452,13 +457,13 @@ class _Epochs:
         per_epoch: batches of an epoch.
     """
 
-    def __init__(self, data: Sequence[_DataSet], config: SentencesConfig) -> None:
+    def __init__(self, data: Sequence[Any], config: Any) -> None:
         self.data, self.seed, self.size = data, config.seed, config.batch_size
         self.counts = [-(-len(part) // self.size) for part in data]
         self.in_turn = config.sampling == "round-robin"
         self.per_epoch = min(self.counts) * len(self.counts) if self.in_turn else sum(self.counts)
 
-    def iterate(self, start: int = 0) -> Iterator[tuple[int, TextBatch]]:
+    def iterate(self, start: int = 0) -> Iterator[tuple[int, Any]]:
         """(epoch, batch) of number ``start`` and every later one."""
         epoch, done = divmod(start, self.per_epoch)
         while True:
@@ -547,11 +552,12 @@ class TrainingStep(nn.Module):
         return self.encoder.layer_vectors(batch, seed=seed)
 
 
-def _run(
-    config: SentencesConfig,
-    step: TrainingStep,
-    data: Sequence[_DataSet],
-    evaluator: Evaluator | None,
+def run_updates(
+    config: Any,
+    step: nn.Module,
+    model: nn.Module,
+    batches: MixedEpochs,
+    evaluator: Any,
     device: torch.device,
     work: Path,
     inputs: dict[str, str],
@@ -561,9 +567,8 @@ def _run(
     """Every evaluation's numbers, those of the best one, or of the last where nothing is measured,
     and the seconds.
 
-    The encoder has its weights in float32 then.
+    The model, a part of the step, has its weights in float32 then.
     """
-    batches = _Epochs(data, config)
     total = batches.per_epoch * config.epochs
     warmup = config.warmup
     if warmup is None:
@@ -576,7 +581,7 @@ def _run(
 
     def evaluate(_: nn.Module) -> dict[str, float]:
         assert evaluator is not None
-        return {f"dev_{name}": value for name, value in evaluator(step.encoder).items()}
+        return {f"dev_{name}": value for name, value in evaluator(model).items()}
 
     every = config.evaluate_every or batches.per_epoch
     trainer = Trainer(
@@ -600,7 +605,7 @@ def _run(
         log_every=config.log_every or every,
         keep=1,
         device=device,
-        models={"": step.encoder},
+        models={"": model},
         inputs=inputs,
         label="sentences",
         callbacks=[report],
@@ -620,7 +625,7 @@ def _run(
     ]
     best = trainer.best.get("step", total)
     weights = load_checkpoint(checkpoint_folder(work, best)).weights[""]
-    step.encoder.float().load_state_dict(weights, strict=False)
-    step.encoder.eval()
+    model.float().load_state_dict(weights, strict=False)
+    model.eval()
     found = next(line for line in history if line["step"] == best)
     return history, found, trainer.seconds

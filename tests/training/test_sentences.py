@@ -18,7 +18,7 @@ from bertfast.data.text_rows import read_text_rows
 from bertfast.model import BertModel
 from bertfast.sentences.losses import LOSSES
 from bertfast.training.sentence_evaluation import evaluate_sentences
-from bertfast.training.sentences import SentencesConfig, TrainingStep, _DataSet, _Epochs
+from bertfast.training.sentences import MixedEpochs, SentencesConfig, TrainingStep, _DataSet
 
 TEXTS = [text for text, _ in sentences(40)]
 
@@ -200,11 +200,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     whole = train(place, tmp_path / "whole", "nli.tsv", "softmax", **options)
     module = importlib.import_module("bertfast.training.sentences")
     with monkeypatch.context() as patched:
-        original = module._run
+        original = module.run_updates
         patched.setattr(
             module,
-            "_run",
-            lambda c, s, d, e, *rest: original(c, s, d, _Stopping(e), *rest),
+            "run_updates",
+            lambda c, s, m, b, e, *rest: original(c, s, m, b, _Stopping(e), *rest),
         )
         with pytest.raises(RuntimeError, match="stopped"):
             train(place, tmp_path / "parts", "nli.tsv", "softmax", **options)
@@ -241,7 +241,7 @@ def test_data_sets_take_turns_or_come_by_their_size(place: Path) -> None:
             sampling=sampling,
         )
         data = [_Sized(12), _Sized(31)]
-        epochs = _Epochs(data, config)  # type: ignore[arg-type]
+        epochs = MixedEpochs(data, config)  # type: ignore[arg-type]
         batches = epochs.iterate()
         first = [next(batches)[1] for _ in range(epochs.per_epoch)]
         again = epochs.iterate(3)
