@@ -389,7 +389,7 @@ def mine(
 
     \b
     Example:
-        bertfast mine encoder pairs.tsv --negatives 3 --out triplets.jsonl
+        bertfast mine encoder pairs.tsv --negatives 3 --out mined.jsonl
     """
     from bertfast.files import check_new, write_text
     from bertfast.sentences import SentenceEncoder
