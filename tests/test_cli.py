@@ -31,6 +31,7 @@ COMMANDS = (
         "pretrain",
         "adapt",
         "finetune",
+        "glue",
         "sentences",
         "evaluate",
         "predict",

@@ -17,7 +17,7 @@ from .sentences import mine, rerank, search, sentences
 from .serve import app as page
 from .serve import serve
 from .share import merge, push
-from .train import adapt, demo, finetune, plot, prepare, pretrain, tokenizer
+from .train import adapt, demo, finetune, glue, plot, prepare, pretrain, tokenizer
 
 
 class _InOrder(click.Group):
@@ -53,6 +53,7 @@ for command in (
         pretrain,
         adapt,
         finetune,
+        glue,
         sentences,
         evaluate,
         predict,

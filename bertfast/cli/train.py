@@ -444,6 +444,55 @@ def finetune(resume: bool, **values: Any) -> None:
         print(f"{result.out} has the model of {result.runs['chosen']}")
 
 
+@command(spellings=spellings.FINETUNE)
+@option("--model", required=True, help="Folder or Hub id of a pretrained model.")
+@option(
+    "--data",
+    type=FILE,
+    required=True,
+    help="Folder with a folder for each task, as GLUE's download has them.",
+)
+@option("--out", type=FILE, required=True, help="Folder to write; it must not exist.")
+@option(
+    "--tasks",
+    multiple=True,
+    metavar="NAME...",
+    help="CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI. Default: all that are there.",
+)
+@option(
+    "--lr",
+    "rates",
+    multiple=True,
+    type=float,
+    metavar="RATE...",
+    help="Rates of a run each, of which the best on the dev data is kept. Default: 5e-5 4e-5 3e-5 "
+    "2e-5.",
+)
+@option("--epochs", type=int, default=3, help="Passes over the data.")
+@option("--batch-size", type=int, default=32, help="Examples of a batch.")
+@option("--max-length", type=int, help="Tokens of an example at most; default: 128.")
+@option("--seed", type=int, default=0, help="Of new weights, order and dropout.")
+@training_precision_option
+@device_option
+@resume_option
+def glue(rates: tuple[float, ...], **values: Any) -> None:
+    """Fine-tune a model for the tasks of GLUE from local files, with BERT's published settings.
+
+    Of each task a model is kept, with its scores on the dev data; submission/ has the files for
+    GLUE's server.
+
+    \b
+    Example:
+        bertfast glue --model run --data glue_data --tasks SST-2 RTE --out glue
+    """
+    from bertfast.apps import glue as app
+
+    made = until_stopped(
+        lambda: app.glue(**values, rates=rates or app.RATES, say=lambda text: say(text, "glue"))
+    )
+    print(app.table(made), end="")
+
+
 @command()
 @option(
     "--out",
