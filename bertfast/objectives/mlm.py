@@ -44,8 +44,8 @@ def mask_tokens(
     """Chooses tokens to predict and hides them: 80 % become [MASK], 10 % a random word, 10 % stay,
     or other shares.
 
-    In each sequence 15 % of the tokens that are not special, or another rate, may be chosen. That is
-    rounded, and at least one where there is one. Words are taken in the order of their first
+    In each sequence 15 % of the tokens that are not special, or another rate, may be chosen. That
+    is rounded, and at least one where there is one. Words are taken in the order of their first
     tokens' first Philox words. One that the rest of the budget cannot hold is passed over, so words
     of several tokens can leave some of it unused. What becomes of a chosen token its other Philox
     words say, as in `kernels.mask_tokens`.

@@ -195,6 +195,7 @@ class FinetuneConfig:
             ("max_length", 4),
             ("log_every", 1),
             ("max_train_samples", 1),
+            ("batch_tokens", 1),
         ):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), least)
