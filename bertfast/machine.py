@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,10 @@ def describe_machine(device: str) -> dict[str, Any]:
     return machine
 
 
-def versions() -> dict[str, str]:
-    """Of bertfast, Python and the packages that figures depend on."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Of bertfast, Python and packages; those that times depend on unless others are named."""
     found = {"bertfast": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

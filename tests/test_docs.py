@@ -27,12 +27,14 @@ PAGES = [
     *sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "docs").rglob("*.md")),
 ]
 RUN = ("python", "sh")
+SHEET = "yaml"  # what a block of sheet.yaml is marked as
 # A page whose blocks take minutes even so.
 SLOW = ("docs/cpu.md", "docs/guides/measuring.md", "docs/results.md")
 # What a page's blocks take as given, beside the files that every page has.
 GIVEN = {
     "docs/guides/adapters.md": ("run",),
     "docs/guides/classification.md": ("run",),
+    "docs/guides/comparing.md": ("run",),
     "docs/guides/multiple-choice.md": ("run",),
     "docs/guides/pretraining.md": ("teacher",),
     "docs/guides/question-answering.md": ("run",),
@@ -44,6 +46,10 @@ SMALLER = (
     (r"steps=[\d_]+", "steps=4"),
     (r"--warmup \d+", "--warmup 1"),
     (r"--epochs \d+", "--epochs 1"),
+    (r"\bsteps: \d+", "steps: 4"),
+    (r"\bepochs: \d+", "epochs: 1"),
+    (r"\bseeds: \d+", "seeds: 1"),
+    (r"labels: \[.*\]", "labels: [all]"),
     (r"--seconds \d+", "--seconds 0.05"),
     (r"--vocab-size \d+", "--vocab-size 300"),
     (r"--log-every \d+", "--log-every 1"),
@@ -135,7 +141,7 @@ def test_every_block_says_what_it_is(page: str) -> None:
         if block.language == "text":
             assert previous in (*RUN, "text"), f"{where}: text is the output of a block above it"
         else:
-            assert block.language in RUN, f"{where}: mark it as one of {RUN}, or as text"
+            assert block.language in (*RUN, SHEET), f"{where}: mark it as one of {RUN}, or as text"
         previous = block.language
 
 
@@ -219,6 +225,8 @@ def test_every_block_runs(
         where = f"{page}:{block.line}"
         if block.language == "python":
             exec(compile(smaller(block.text), where, "exec"), names)
+        elif block.language == SHEET:
+            Path("sheet.yaml").write_text(smaller(block.text), encoding="utf-8")
         elif block.language == "sh":
             for line in block.text.replace("\\\n", " ").splitlines():
                 run_line(line, where, monkeypatch, capfd)

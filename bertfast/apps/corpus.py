@@ -7,6 +7,7 @@ which preposition stood in a gap.
 from __future__ import annotations
 
 import ast
+import csv
 import hashlib
 import sys
 import sysconfig
@@ -62,6 +63,20 @@ class Task:
     test: list[Gap]
     documents: list[Document]
     held_out: list[Document]
+
+
+def write_task(folder: Path, task: Task) -> list[str]:
+    """Writes ``corpus.txt``, a blank line between documents, and the gaps of each side as a CSV
+    file; returns the documents' texts.
+    """
+    texts = ["\n".join(document.paragraphs) for document in task.documents]
+    (folder / "corpus.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    for name, gaps in (("train", task.train), ("dev", task.dev), ("test", task.test)):
+        with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            writer.writerows((gap.text, gap.word) for gap in gaps)
+    return texts
 
 
 def documents() -> list[Document]:

@@ -4,7 +4,6 @@ and at many.
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 import shutil
@@ -170,13 +169,7 @@ def _corpus(out: Path, console: Console, facts: dict[str, Any]) -> corpus.Task:
             f"the text that this Python ships has {len(task.train)} gaps to train on, and the demo "
             f"needs {MIN_LABELS}; its sources seem to be left out"
         )
-    texts = ["\n".join(document.paragraphs) for document in task.documents]
-    (out / "corpus.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
-    for name, gaps in (("train", task.train), ("dev", task.dev), ("test", task.test)):
-        with open(out / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["text", "label"])
-            writer.writerows((item.text, item.word) for item in gaps)
+    texts = corpus.write_task(out, task)
     facts["corpus"] = {
         "megabytes": sum(len(text.encode()) for text in texts) / 1e6,
         "documents": len(task.documents),

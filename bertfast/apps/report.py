@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bertfast.apps.html import GRID, OTHER, QUIET, STRONG, page, svg
 from bertfast.escape import html as escape
-
-INK, QUIET, STRONG, OTHER, GRID = "#1f2933", "#9fb3c8", "#2463a6", "#c05621", "#e4e7eb"
-
-STYLE = """
-body { font: 16px/1.55 system-ui, sans-serif; color: #1f2933; max-width: 46rem; }
-body { margin: 2.5rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #e4e7eb; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 1rem 0; } svg { width: 100%; height: auto; }
-figcaption, .quiet { color: #52606d; font-size: .9rem; }
-code, pre { font: .88rem/1.5 ui-monospace, monospace; background: #f5f7fa; }
-code, pre { border-radius: 4px; padding: .1rem .3rem; }
-pre { padding: .7rem 1rem; overflow-x: auto; }
-"""
 
 
 def write_report(path: Path, facts: dict[str, Any]) -> None:
@@ -82,11 +65,7 @@ def write_report(path: Path, facts: dict[str, Any]) -> None:
     )
     words, most_labels = corpus["words"], max(row["labels"] for row in rows)
     curve = facts["pretraining"]["curve"]
-    page = f"""<!doctype html>
-<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
-<title>bertfast demo</title>
-<style>{STYLE}</style>
-<h1>bertfast demo</h1>
+    body = f"""<h1>bertfast demo</h1>
 <p class=quiet>{escape(machine["processor"])}, {machine["threads"]} threads,
 Python {machine["python"]}, bertfast {facts["bertfast"]}, seed {facts["seed"]},
 {facts["seconds"]:.0f} s in all</p>
@@ -96,7 +75,7 @@ Python ships. Then it learned to tell which of {len(words)} prepositions
 <p><b>{escape(in_words(facts))}</b></p>
 
 <h2>Accuracy against labels</h2>
-<figure>{_svg(lambda axes: _labels(axes, rows, 1 / len(words)), 3.4)}
+<figure>{svg(lambda axes: _labels(axes, rows, 1 / len(words)), 3.4)}
 <figcaption>Accuracy on {corpus["test"]:,} gaps of documents that no training has seen. A band goes
 from the lowest run to the highest; each run draws other labels and other weights. The dotted line
 is chance. With {corpus["test"]:,} gaps the 95 % interval of one accuracy is
@@ -118,13 +97,13 @@ Every preposition is equally frequent.</p>
 bold.</p>
 
 <h2>Pretraining</h2>
-<figure>{_svg(lambda axes: _curve(axes, curve), 3.0)}
+<figure>{svg(lambda axes: _curve(axes, curve), 3.0)}
 <figcaption>{last["tokens"]:,} tokens in {last["seconds"]:.0f} s
 ({last["tokens"] / last["seconds"]:,.0f} a second); at the end the loss is {last["loss"]:.3f} and
 {last["mlm_accuracy"]:.1%} of the hidden words are guessed.</figcaption></figure>
 
 <h2>Step time against eager PyTorch</h2>
-<figure>{_svg(lambda axes: _steps(axes, steps["medians"]), 1.6)}</figure>
+<figure>{svg(lambda axes: _steps(axes, steps["medians"]), 1.6)}</figure>
 <p>{speed}</p>
 
 <h2>Masks filled in</h2>
@@ -140,10 +119,8 @@ folder that transformers loads:</p>
 gap = transformers.pipeline("token-classification", {escape(repr(str(folder / "gap")))})
 text = "The return value depends [MASK] the mode of the file."
 print([word for word in gap(text) if word["word"] == "[MASK]"])</pre>
-<p class=quiet>The numbers are in demo.json beside this page.</p>
-</html>
-"""
-    path.write_text(page, encoding="utf-8")
+<p class=quiet>The numbers are in demo.json beside this page.</p>"""
+    path.write_text(page("bertfast demo", body), encoding="utf-8")
 
 
 def in_words(facts: dict[str, Any]) -> str:
@@ -180,7 +157,8 @@ def draw_learning_curve(path: Path, rows: list[dict[str, Any]], chance: float) -
         rows: a method's accuracies at a number of labels each.
         chance: the accuracy of a guess.
     """
-    path.write_text(_svg(lambda axes: _labels(axes, rows, chance), 3.4), encoding="utf-8")
+    picture = svg(lambda axes: _labels(axes, rows, chance), 3.4, inline=False)
+    path.write_text(picture, encoding="utf-8")
 
 
 def _runs(row: dict[str, Any]) -> str:
@@ -191,32 +169,6 @@ def _runs(row: dict[str, Any]) -> str:
 def _half_interval(count: int) -> float:
     """Points that the 95 % interval of a share of ``count`` cases has to either side, at most."""
     return 100 * 1.96 * (0.25 / count) ** 0.5
-
-
-def _svg(draw: Callable[[Any], None], height: float) -> str:
-    """A figure as inline SVG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context(
-        {
-            "font.size": 10,
-            "axes.edgecolor": QUIET,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "svg.hashsalt": "bertfast",
-        }
-    ):
-        figure, axes = pyplot.subplots(figsize=(7.4, height), layout="constrained")
-        axes.spines[["top", "right"]].set_visible(False)
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _labels(axes: Any, rows: list[dict[str, Any]], chance: float) -> None:

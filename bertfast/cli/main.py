@@ -17,7 +17,7 @@ from .sentences import mine, rerank, search, sentences
 from .serve import app as page
 from .serve import serve
 from .share import merge, push
-from .train import adapt, demo, finetune, glue, plot, prepare, pretrain, tokenizer
+from .train import adapt, compare, demo, finetune, glue, plot, prepare, pretrain, tokenizer
 
 
 class _InOrder(click.Group):
@@ -62,6 +62,7 @@ for command in (
         search,
         rerank,
         mine,
+        compare,
         demo,
     ),
     *(serve, page, bench, profile, plot, merge, push),

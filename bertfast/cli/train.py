@@ -31,7 +31,7 @@ from .command import (
     training_precision_option,
 )
 from .command import argument as argument
-from .extensions import import_option
+from .extensions import IMPORTED, import_option
 
 T = TypeVar("T")
 # Hugging Face's flags of a precision.
@@ -516,6 +516,71 @@ def demo(out: Path, seed: int) -> None:
         run_demo(out, seed=seed)
     except Interrupted as stopped:
         raise stop(stopped.args[0]) from None
+
+
+@command()
+@click.argument("sheet", type=FILE)
+@option("--out", type=FILE, help="Folder of the result. Default: the sheet's name, -compared.")
+@option(
+    "--set",
+    "variables",
+    multiple=True,
+    metavar="NAME=VALUE...",
+    help="Values of the sheet's variables.",
+)
+@option(
+    "--jobs",
+    type=int,
+    help="Runs at once. Default: one for each GPU, or for each two cores.",
+)
+@option("--report-only", is_flag=True, help="Write the pages of what is there, and run nothing.")
+@option("--worker", type=int, hidden=True)
+@import_option
+def compare(
+    sheet: Path,
+    out: Path | None,
+    variables: tuple[str, ...],
+    jobs: int | None,
+    report_only: bool,
+    worker: int | None,
+) -> None:
+    """Run a table of models, ways of adapting, numbers of labels and seeds on one data set.
+
+    The same command goes on where it was stopped. The folder has one HTML page, Markdown and CSV.
+
+    \b
+    Example:
+        bertfast compare sheet.yaml --out compared
+    """
+    from bertfast.apps.compare.run import compare as run_compare
+    from bertfast.training.trainer import Interrupted
+
+    given = {}
+    for variable in variables:
+        name, equals, value = variable.partition("=")
+        if not equals:
+            raise BertfastError(f"set is {variable!r}; it must be NAME=VALUE")
+        given[name] = value
+    again = ["compare", str(sheet)]
+    again += [] if out is None else ["--out", str(out)]
+    again += [part for variable in variables for part in ("--set", variable)]
+    imports = click.get_current_context().meta.get(IMPORTED, ())
+    again += [part for name in imports for part in ("--import", name)]
+    try:
+        page = run_compare(
+            sheet,
+            out,
+            jobs=jobs,
+            variables=given,
+            worker=worker,
+            again=again,
+            report_only=report_only,
+        )
+    except Interrupted as stopped:
+        say("stopped after a checkpoint; the same command goes on", "compare")
+        raise stop(stopped.args[0]) from None
+    if worker is None:
+        print(page)
 
 
 @command()
