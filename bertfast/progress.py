@@ -24,12 +24,15 @@ class LiveBar:
         total: steps.
         done: steps done before.
         label: what is going on.
+        shown: whether anything is.
     """
 
-    def __init__(self, total: int, done: int = 0, label: str = "pretrain") -> None:
+    def __init__(
+        self, total: int, done: int = 0, label: str = "pretrain", shown: bool = True
+    ) -> None:
         self.console = Console(stderr=True)
         self.total, self.label = total, label
-        self.live = self.console.is_terminal
+        self.live = shown and self.console.is_terminal
         self.last_line = time.monotonic()
         self.progress = Progress(
             TextColumn("{task.description}"),

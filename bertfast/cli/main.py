@@ -10,6 +10,7 @@ import click
 
 from bertfast import __version__
 from bertfast.errors import BertfastError
+from bertfast.ranks import Ranks, launched
 
 from .infer import embed, evaluate, fill, predict
 from .machine import bench, doctor, profile, tune
@@ -18,6 +19,8 @@ from .serve import app as page
 from .serve import serve
 from .share import merge, push
 from .train import adapt, compare, demo, finetune, glue, plot, prepare, pretrain, tokenizer
+
+MANY_RANKS = ("pretrain", "adapt")  # the commands that torchrun may start
 
 
 class _InOrder(click.Group):
@@ -42,6 +45,12 @@ def app(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
         ctx.exit(2)
+    size = launched().size
+    if size > 1 and ctx.invoked_subcommand not in MANY_RANKS:
+        raise BertfastError(
+            f"bertfast {ctx.invoked_subcommand} is one process, and there are {size} ranks; start "
+            f"it without torchrun or srun (several serve {' and '.join(MANY_RANKS)})"
+        )
 
 
 for command in (
@@ -122,5 +131,16 @@ def _die_of_interrupt() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """One line and exit code 2; of several ranks one alone says it."""
+    line = f"error: {' '.join(message.split())}"
+    try:
+        ranks = launched()
+    except BertfastError:
+        ranks = Ranks()
+    if ranks.speaks():
+        print(line, file=sys.stderr, flush=True)
+    if ranks.size > 1:
+        ranks.linger()
+        # A process group without its other ranks may not come to an end.
+        os._exit(2)
     sys.exit(2)

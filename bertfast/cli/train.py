@@ -218,7 +218,19 @@ def prepare(data: tuple[str, ...], tokenizer: str, out: str, **options: Any) -> 
 )
 @option("--warmup-ratio", type=click.FloatRange(0, 1), help="The same, as a share of --steps.")
 @adamw_options
-@option("--accumulation", type=int, default=1, help="Batches averaged for an update.")
+@option(
+    "--accumulation",
+    type=int,
+    default=1,
+    help="Batches averaged for an update. torchrun's ranks, or srun's, share them.",
+)
+@option("--reduction", default="fp32", help="In which ranks sum gradients: fp32 or bf16.")
+@option(
+    "--rank-timeout",
+    type=float,
+    default=600.0,
+    help="Seconds without an update after which ranks hang.",
+)
 @training_precision_option
 @bf16_flag
 @device_option
@@ -261,11 +273,15 @@ def pretrain(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
     Example:
         bertfast pretrain --data corpus.txt --tokenizer tok --shape bert-mini --steps 1000 --out run
     """
+    from bertfast.ranks import launched
     from bertfast.training.pretrain import pretrain as run_pretrain
 
     options = _pretraining(values, warmup_ratio)
     result = until_stopped(lambda: run_pretrain(**options, resume=resume))
-    print(f"{result.out}: step {result.steps}, loss {result.last.get('loss', float('nan')):.4f}")
+    if launched().first:
+        print(
+            f"{result.out}: step {result.steps}, loss {result.last.get('loss', float('nan')):.4f}"
+        )
 
 
 def _pretraining(values: dict[str, Any], warmup_ratio: float | None) -> dict[str, Any]:
@@ -313,14 +329,17 @@ def adapt(resume: bool, warmup_ratio: float | None, **values: Any) -> None:
     Example:
         bertfast adapt run --data corpus.txt --steps 1000 --out adapted
     """
+    from bertfast.ranks import launched
     from bertfast.training.adapt import adapt as run_adapt
 
     options = _pretraining(values, warmup_ratio)
     result, start = until_stopped(lambda: run_adapt(**options, resume=resume))
     best = result.best
-    print(
-        f"{result.out}: held-out loss {start:.4f} -> {best['valid_loss']:.4f} (step {best['step']})"
-    )
+    if launched().first:
+        print(
+            f"{result.out}: held-out loss {start:.4f} -> {best['valid_loss']:.4f} "
+            f"(step {best['step']})"
+        )
 
 
 @command(spellings=spellings.FINETUNE)
@@ -601,10 +620,12 @@ def plot(runs: tuple[Path, ...], out: Path) -> None:
 
 def until_stopped(run: Callable[[], T]) -> T:
     """What the run returns; where a signal stops it, says how it goes on."""
+    from bertfast.ranks import launched
     from bertfast.training.trainer import Interrupted
 
     try:
         return run()
     except Interrupted as stopped:
-        say("stopped after a checkpoint; the same command with --resume goes on")
+        if launched().first:
+            say("stopped after a checkpoint; the same command with --resume goes on")
         raise stop(stopped.args[0]) from None

@@ -104,9 +104,10 @@ class Mixture:
             max(budget.max_seqlen for budget in budgets),
         )
 
-    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, PackedBatch]]:
+    def iterate(self, start_step: int = 0, stride: int = 1) -> Iterator[tuple[int, PackedBatch]]:
         """(epochs that every source has had, batch) as `Batches.iterate`."""
-        for parts in zip(*(source.iterate(start_step) for source in self.sources), strict=True):
+        runs = [source.iterate(start_step, stride) for source in self.sources]
+        for parts in zip(*runs, strict=True):
             batches = [batch for _, batch in parts if batch.num_sequences]
             yield min(epoch for epoch, _ in parts), one_batch(batches)
 

@@ -58,6 +58,9 @@ class Batches:
     first token. Of a store of shards as many as fit `MIXED_TOKENS` are shuffled together, in an
     order that each epoch draws anew; no more than these are planned at a time.
 
+    The sequences of each ``together`` batches in a row, those of an update, are dealt out among
+    these, so that ranks that compute one each have as much to do.
+
     Args:
         source: its number among the sources that make a batch together; each draws of its own.
         sizes: gives the tokens of the batch with a number at most, in place of ``batch_tokens``;
@@ -89,7 +92,9 @@ class Batches:
         grown: int = 0,
         mask_rate: Callable[[int], float] | None = None,
         most_rate: float = MASK_RATE,
+        together: int = 1,
     ) -> None:
+        self.together = together
         self.objective = (
             objective if isinstance(objective, Objective) else OBJECTIVES.find(objective)
         )
@@ -200,18 +205,36 @@ class Batches:
         sequences, predicted = (size + max(size // 16, 8) for size in largest)
         return Budget(self.batch_tokens, sequences, predicted, self.seq_len)
 
-    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, PackedBatch]]:
-        """(epoch, batch) of step ``start_step`` and every later one; the same from wherever it
-        starts.
+    def iterate(self, start_step: int = 0, stride: int = 1) -> Iterator[tuple[int, PackedBatch]]:
+        """(epoch, batch) of number ``start_step`` and every ``stride``-th after it; the same from
+        wherever it starts.
         """
-        first = 0
+        number, first = start_step, 0
         for epoch in count():
             self.epochs[epoch] = first
             for part in range(len(self.windows(epoch))):
                 plan = self.plan(epoch, part, first)
-                for number in range(max(start_step, first), first + len(plan.batches)):
-                    yield epoch, self._batch(plan, plan.batches[number - first], epoch, number)
+                while number < first + len(plan.batches):
+                    yield epoch, self._batch(plan, self._rows(plan, number, first), epoch, number)
+                    number += stride
                 first += len(plan.batches)
+
+    def _rows(self, plan: Plan, number: int, first: int) -> NDArray[np.int64]:
+        """The examples of the batch with that number, in a plan whose batches begin with number
+        ``first``, once those of its update are dealt out.
+        """
+        update, own = number // self.together * self.together - first, number - first
+        end = min(update + self.together, len(plan.batches))
+        group = [index for index in range(max(update, 0), end) if len(plan.batches[index])]
+        if len(group) < 2 or own not in group:
+            return plan.batches[own]
+        rows = np.concatenate([plan.batches[index] for index in group])
+        lengths = plan.spans.tokens[rows] + self.added
+        dealt = deal(lengths, len(group))
+        most = [self.sizes(first + index) for index in group]
+        if any(lengths[part].sum() > size for part, size in zip(dealt, most, strict=True)):
+            return plan.batches[own]
+        return rows[dealt[group.index(own)]]
 
     def epoch_of(self, number: int) -> int:
         """The epoch of a batch that was made."""
@@ -281,3 +304,19 @@ class Batches:
 
     def _tensor(self, values: NDArray) -> Tensor:
         return torch.from_numpy(values).to(self.device)
+
+
+def deal(lengths: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
+    """Sequences in as many parts, nearly equal in tokens and in squares of lengths: the longest
+    first, dealt out to and fro.
+
+    Args:
+        lengths: (sequences,).
+
+    Returns:
+        The rows of each part, in their order.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    turn = np.arange(len(order)) % (2 * parts)
+    part = np.minimum(turn, 2 * parts - 1 - turn)
+    return [np.sort(order[part == number]) for number in range(parts)]

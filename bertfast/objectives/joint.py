@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,8 @@ class ReplacedTokenDetection(nn.Module):
         discriminator: whose embeddings the generator takes over.
         generator: of the same vocabulary and embedding width.
     """
+
+    counted: ClassVar[dict[str, str]] = {"rtd": "tokens"}
 
     def __init__(self, discriminator: ElectraForPreTraining, generator: ElectraForMaskedLM) -> None:
         super().__init__()
@@ -143,6 +146,7 @@ class Distillation(nn.Module):
     """
 
     teacher: MaskedLMModel
+    counted: ClassVar[dict[str, str]] = {"soft": "masked", "cosine": "tokens"}
 
     def __init__(self, student: MaskedLMModel, teacher: MaskedLMModel) -> None:
         super().__init__()

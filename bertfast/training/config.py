@@ -17,6 +17,7 @@ from bertfast.data.packing import MASK_UNITS, MASKINGS
 from bertfast.errors import BertfastError
 from bertfast.model import load_config
 from bertfast.objectives import OBJECTIVES, default_objective
+from bertfast.ranks import TIMEOUT
 from bertfast.resolve import Source, resolve
 
 from .optimizer import BETAS, EPSILON
@@ -85,6 +86,8 @@ class PretrainConfig:
         shard_cache: gibibytes that the shards of an address may take in the run's folder.
         report_to: trackers that get the numbers: of tensorboard, wandb, mlflow and trackio, "all"
             that are installed, or "none". None is TensorBoard where it is installed.
+        reduction: "fp32" or "bf16", in which gradients travel between ranks.
+        rank_timeout: seconds without a step after which the ranks are taken to hang.
     """
 
     data: tuple[str, ...]
@@ -121,6 +124,8 @@ class PretrainConfig:
     text_field: str = "text"
     shard_cache: float = 4.0
     report_to: tuple[str, ...] | None = None
+    reduction: str = "fp32"
+    rank_timeout: float = TIMEOUT
 
     def __post_init__(self) -> None:
         default = ("tensorboard",) if TRACKERS["tensorboard"].installed else ()
@@ -164,6 +169,7 @@ class PretrainConfig:
             ("masking", MASKINGS),
             ("mask_unit", MASK_UNITS),
             ("precision", PRECISIONS),
+            ("reduction", PRECISIONS),
         ):
             one_of(name, getattr(self, name), choices)
         number("shard_cache", self.shard_cache, above=0)

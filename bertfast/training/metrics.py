@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from bertfast.errors import BertfastError
 from bertfast.files import write_text
 
 FILE = "metrics.jsonl"
+# Of several ranks: how far the heaviest is above their mean.
+UNEVEN = ("token_imbalance", "square_imbalance")
+UPDATES = "imbalances"  # how many updates these were summed over
 
 
 class MetricsLog:
@@ -113,6 +117,36 @@ class Window:
         self.unread += tokens
         self.sequences += sequences
 
+    def add_uneven(self, above: Tensor) -> None:
+        """How far an update's heaviest rank is above the mean, in tokens and in squares of
+        lengths.
+        """
+        values = (*above.double().unbind(), torch.ones_like(above[0]).double())
+        for name, value in zip((*UNEVEN, UPDATES), values, strict=True):
+            self.sums[name] = value + self.sums.get(name, 0)
+
+    def gather(self, total: Callable[[Tensor], Tensor], keep: bool) -> None:
+        """Adds up what all ranks have; where it is not kept there, a rank starts anew.
+
+        Args:
+            total: of values of each rank, in place.
+            keep: on rank 0.
+        """
+        names = sorted(self.sums)
+        counts = [self.parts, self.tokens, self.sequences]
+        device = next(iter(self.sums.values())).device if names else None
+        values = torch.stack(
+            [
+                *(self.sums[name].to(device) for name in names),
+                *torch.tensor(counts, dtype=torch.float64, device=device),
+            ]
+        )
+        *sums, parts, tokens, sequences = (total(values) * keep).unbind()
+        self.sums = dict(zip(names, sums, strict=True))
+        self.parts, self.tokens, self.sequences = (
+            int(count) for count in (parts, tokens, sequences)
+        )
+
     def step_tokens(self) -> int:
         """Tokens since this was last asked."""
         tokens, self.unread = self.unread, 0
@@ -135,6 +169,8 @@ class Window:
                 line[f"{task}_accuracy"] = sums[f"{task}_correct"] / max(
                     sums.get(f"{task}_count", self.sequences), 1
                 )
+        if UPDATES in sums:
+            line |= {name: sums[name] / sums[UPDATES] for name in UNEVEN}
         line |= {
             "tokens_per_second": self.tokens / elapsed if elapsed > 0 else 0.0,
             "learning_rate": rate,

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from bertfast._version import __version__
 from bertfast.card import CARD_FILE
 from bertfast.config import PRESETS, EncoderConfig
 from bertfast.data.mixture import Chain, Growth, Mixture, sources_of
@@ -29,6 +31,7 @@ from bertfast.model import PreTrainedModel, load, load_config, load_weights, mem
 from bertfast.model.memory import check_memory
 from bertfast.objectives import OBJECTIVES
 from bertfast.objectives.joint import Distillation
+from bertfast.ranks import Ranks, launched
 from bertfast.resolve import resolve
 from bertfast.tokenization import (
     TOKENIZER_FILES,
@@ -44,13 +47,17 @@ from .config import YOUNGER, PretrainConfig
 from .held_out import LOSS, Evaluations, HeldOut
 from .optimizer import linear_schedule
 from .options import takes_fields_of, without_defaults
+from .parallel import share_batches
 from .precision import find_device
 from .trackers import Report
 from .trainer import Callback, Interrupted, Trainer
 
 __all__ = ["Interrupted", "PretrainResult", "pretrain"]
 # Options that change nothing in what is computed: a resumed run may have others.
-FREE = ("out", "checkpoint_every", "log_every", "device", "report_to", "shard_cache")
+FREE = (
+    *("out", "checkpoint_every", "log_every", "device", "report_to"),
+    *("reduction", "rank_timeout", "shard_cache"),
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def pretrain(
         tokenizer: folder or Hub id of the tokenizer; None is the one of the model.
         out: folder of the run.
         resume: go on from the run's last checkpoint (from step 0 where there is none), to the same
-            losses bit for bit.
+            losses bit for bit. A launcher that starts the ranks anew resumes by itself.
         on_log: called with each logged line.
         options: the other fields of `PretrainConfig`.
 
@@ -99,22 +106,57 @@ def pretrain(
         out=str(out),
         **options,
     )
-    run = Path(config.out)
-    device = find_device(config.device)
+    run, ranks = Path(config.out), launched()
+    resume = resume or ranks.place.restarts > 0
+    device = find_device(ranks.device(config.device))
     if config.cuda_graph and device.type != "cuda":
         raise BertfastError(
             "cuda-graph needs a GPU that PyTorch can use, and there is none here; leave it out"
         )
+    if config.cuda_graph and ranks.size > 1:
+        raise BertfastError(
+            f"cuda-graph is on and there are {ranks.size} ranks; a graph holds an update of one"
+        )
+    share_batches(config.accumulation, ranks)
+    same = {name: value for name, value in config.to_dict().items() if name != "device"}
+    with ranks.joined(
+        device,
+        run,
+        config.rank_timeout,
+        {
+            "bertfast": __version__,
+            "torch": torch.__version__,
+            **{f"option {name}": json.dumps(value) for name, value in same.items()},
+        },
+    ):
+        return _pretrain(config, run, device, ranks, resume, on_log)
+
+
+def _pretrain(
+    config: PretrainConfig,
+    run: Path,
+    device: torch.device,
+    ranks: Ranks,
+    resume: bool,
+    on_log: Callable[[dict[str, Any]], None] | None,
+) -> PretrainResult:
     words = load_tokenizer(config.tokenizer_folder)
     objective = OBJECTIVES.find(config.objective)
-    setup = _Setup(config, words)
+    setup = _Setup(config, words, ranks.first)
     torch.manual_seed(config.seed)
     model = objective.build(setup)
     saved = objective.saved(model)
-    fresh = _claim(run, config, resume)
-    with locked(run):
+    fresh = False
+    if ranks.first:
+        fresh = _claim(run, config, resume)
+    else:
+        ranks.wait("claimed")
+    with locked(run) if ranks.first else nullcontext():
         try:
-            batches, held_out = _prepare(config, run, saved, words)
+            if ranks.first:
+                _write_tokenizer(config, run, saved, words)
+                ranks.note("claimed")
+            batches, held_out = _open_data(config, run, saved, words, ranks)
         except BertfastError:
             if fresh:
                 # Nothing was trained: no folder stands in the way of the next try.
@@ -126,7 +168,8 @@ def pretrain(
         if graph is None:
             graph = device.type == "cuda" and config.accumulation == 1
         assert config.warmup is not None
-        with Report(config.report_to or (), run, config.to_dict()) as report:
+        trackers = (config.report_to or ()) if ranks.first else ()
+        with Report(trackers, run, config.to_dict()) as report:
             trainer = Trainer(
                 model,
                 batches,
@@ -154,11 +197,14 @@ def pretrain(
                 files=_tokenizer_files(run, saved),
                 inputs=_fingerprints(config, words, model, saved, batches, held_out),
                 label="pretrain",
+                ranks=ranks,
+                reduction=config.reduction,
             )
             done = trainer.train(resume)
             report.finish(done.last)
         result = PretrainResult(run, done.steps, done.last, done.best)
-        _write_cards(config, saved, result)
+        if ranks.first:
+            _write_cards(config, saved, result)
     return result
 
 
@@ -187,15 +233,10 @@ def _tokenizer_files(run: Path, saved: dict[str, PreTrainedModel]) -> dict[str, 
     }
 
 
-def _prepare(
-    config: PretrainConfig,
-    run: Path,
-    saved: dict[str, PreTrainedModel],
-    words: Tokenizer,
-) -> tuple[Batches | Mixture, HeldOut | None]:
-    """Puts what does not change into the run's folder, and opens its data: what it trains on, and
-    what is held out.
-    """
+def _write_tokenizer(
+    config: PretrainConfig, run: Path, saved: dict[str, PreTrainedModel], words: Tokenizer
+) -> None:
+    """Puts what does not change into the run's folder."""
     clean(run)
     special = SpecialIds(words, config.tokenizer_folder)
     for subfolder, model in saved.items():
@@ -208,6 +249,19 @@ def _prepare(
         )
         text = json.dumps(model.config.to_dict(type(model).__name__), indent=2) + "\n"
         write_text(run / subfolder / "config.json", text)
+
+
+def _open_data(
+    config: PretrainConfig,
+    run: Path,
+    saved: dict[str, PreTrainedModel],
+    words: Tokenizer,
+    ranks: Ranks,
+) -> tuple[Batches | Mixture, HeldOut | None]:
+    """What the run trains on, and what is held out. Rank 0 makes the stores, which others open."""
+    special = SpecialIds(words, config.tokenizer_folder)
+    if not ranks.first:
+        ranks.wait("tokenised")
     vocab_size = saved[""].config.vocab_size
     continues = None if config.mask_unit == "token" else continuations(words, vocab_size)
 
@@ -232,7 +286,8 @@ def _prepare(
     def opened(
         data: tuple[str, ...], folder: Path
     ) -> list[tuple[TokenStore | ShardedStore, float]]:
-        found = sources_of(data, run / "shards", round(config.shard_cache * (1 << 30)))
+        cache = "shards" if ranks.first else f"shards-{ranks.rank}"
+        found = sources_of(data, run / cache, round(config.shard_cache * (1 << 30)))
         for store, _ in found:
             store.check_tokenizer(words, str(config.tokenizer))
         return [*found] or [(TokenStore.build(data, words, folder, config.text_field), 1.0)]
@@ -245,18 +300,22 @@ def _prepare(
         split = [(*store.split(config.valid_split), weight) for store, weight in stores]
         stores = [(first, weight) for first, _, weight in split]
         valid = [rest for _, rest, _ in split]
+    ranks.note("tokenised")
     # Masks that no option of the run decides, so that runs compare.
     scored = [batches_of(store, "static", 0, "token") for store in valid]
     held_out = HeldOut(Chain(scored) if len(scored) > 1 else scored[0]) if scored else None
     drawn = config.masking, config.seed, config.mask_unit
+    together = config.accumulation
     batches: Batches | Mixture
     if len(stores) == 1:
-        batches = batches_of(stores[0][0], *drawn)
+        batches = batches_of(stores[0][0], *drawn, together=together)
     else:
         batches = Mixture(
             [Path(store.location).name for store, _ in stores],
             [weight for _, weight in stores],
-            lambda n, sizes: batches_of(stores[n][0], *drawn, source=n, sizes=sizes),
+            lambda n, sizes: batches_of(
+                stores[n][0], *drawn, source=n, sizes=sizes, together=together
+            ),
             Growth(config.batch_tokens),
             config.seq_len,
         )
@@ -298,8 +357,8 @@ def _fingerprints(
 class _Setup:
     """What an objective builds its model from (see `bertfast.objectives.registry.Setup`)."""
 
-    def __init__(self, options: PretrainConfig, tokenizer: Tokenizer) -> None:
-        self.options, self.tokenizer = options, tokenizer
+    def __init__(self, options: PretrainConfig, tokenizer: Tokenizer, speaks: bool = True) -> None:
+        self.options, self.tokenizer, self.speaks = options, tokenizer, speaks
         own: dict[str, Any] = {
             # Published vocabularies have ids without a token.
             "vocab_size": max(tokenizer.get_vocab().values()) + 1,
@@ -340,7 +399,8 @@ class _Setup:
         return load(local), load_tokenizer(local)
 
     def say(self, text: str) -> None:
-        print(f"bertfast: {text}", file=sys.stderr)
+        if self.speaks:
+            print(f"bertfast: {text}", file=sys.stderr)
 
 
 class _OnLog(Callback):

@@ -25,6 +25,7 @@ from bertfast.errors import BertfastError
 from bertfast.model import PreTrainedModel
 from bertfast.packed import Budget, PackedBatch
 from bertfast.progress import LiveBar
+from bertfast.ranks import Ranks
 from bertfast.seeds import step_seed
 
 from .checkpoint import (
@@ -38,8 +39,9 @@ from .checkpoint import (
 )
 from .graph import GraphedStep
 from .memory import keep_freed_memory
-from .metrics import MetricsLog, Window
+from .metrics import UNEVEN, MetricsLog, Window
 from .optimizer import BETAS, EPSILON, AdamW, build_optimizer, clip_at_next_step
+from .parallel import Parallel, every, share_batches
 from .precision import Masters, say_what_it_saves
 from .prefetch import ahead
 
@@ -123,8 +125,9 @@ class Trainer:
         schedule: the share of the peak rate for the update with that index; None is 1.
         precision: "fp32", or "bf16" with float32 master weights.
         clip_norm: the joint norm that gradients are scaled down to; None leaves them.
-        accumulation: batches whose gradients are averaged for one update; one without sequences
-            counts as a batch of loss 0.
+        accumulation: batches of an update, each a forward of its own; the loss is the mean over
+            all that they predict. One without sequences adds nothing. Several ranks compute equally
+            many of them.
         seed: of the dropouts.
         callbacks: see `Callback`.
         evaluate: gives scores of the model in evaluation mode; called every ``evaluate_every``
@@ -143,6 +146,9 @@ class Trainer:
         inputs: digests of what decides the run and stands outside of it; a resume refuses others.
             Of several the first is saved, and each is taken.
         label: of the progress bar.
+        ranks: the processes that share each update's batches, joined; None is this one alone. All
+            are given the same arguments. Rank 0 writes the run's files and tells the callbacks.
+        reduction: "fp32" or "bf16", in which gradients travel between ranks.
 
     Raises:
         BertfastError: an argument that cannot be used.
@@ -184,6 +190,8 @@ class Trainer:
         files: dict[str, str] | None = None,
         inputs: Mapping[str, str | tuple[str, ...]] | None = None,
         label: str = "train",
+        ranks: Ranks | None = None,
+        reduction: str = "fp32",
     ) -> None:
         for name, value in (
             ("steps", steps),
@@ -204,7 +212,9 @@ class Trainer:
         self.models = {"": model} if models is None else dict(models)
         self.schedule = schedule or (lambda step: 1.0)
         self.clip_norm, self.accumulation, self.seed = clip_norm, accumulation, seed
-        self.callbacks = tuple(callbacks)
+        self.ranks = ranks or Ranks()
+        self.share = share_batches(accumulation, self.ranks)
+        self.callbacks = tuple(callbacks) if self.ranks.first else ()
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.best_by, self.lowest, self.patience = best, lowest, patience
         self.checkpoint_every, self.log_every, self.keep = checkpoint_every, log_every, keep
@@ -214,8 +224,10 @@ class Trainer:
             for name, value in (inputs or {}).items()
         }
         self.files = files or {}
-        say_what_it_saves(precision, self.device)
+        if self.ranks.first:
+            say_what_it_saves(precision, self.device)
         self.masters = Masters(model, precision)
+        self.parallel = Parallel(self.model, self.masters, self.ranks, reduction)
         if optimizer is None:
             self.optimizer: torch.optim.Optimizer = build_optimizer(
                 self.masters,
@@ -256,51 +268,68 @@ class Trainer:
             Interrupted: after a checkpoint, on SIGINT or SIGTERM.
         """
         keep_freed_memory()
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and self.ranks.first:
             openmp.warn_if_late(torch.get_num_threads())
         start = self._start(resume)
         if start >= self.steps or self._gave_up():
-            print(f"bertfast: {self.run} is complete at step {start}", file=sys.stderr)
+            if self.ranks.first:
+                print(f"bertfast: {self.run} is complete at step {start}", file=sys.stderr)
             return TrainResult(self.run, start, self.last, self.best)
         self._tell("on_start", start)
-        log = MetricsLog(self.run, start)
+        log = MetricsLog(self.run, start) if self.ranks.first else None
         self.clock = time.monotonic() - self.window.elapsed
         with (
-            LiveBar(self.steps, start, self.label) as bar,
-            _signals() as stop,
-            ahead(self._made(start * self.accumulation), self.prefetch) as parts,
+            self.ranks.errors(),
+            LiveBar(self.steps, start, self.label, self.ranks.first) as bar,
+            _signals(patient=self.ranks.size > 1) as stop,
+            ahead(self._made(start * self.accumulation + self.ranks.rank), self.prefetch) as parts,
         ):
-            before: _Finite | None = None
+            before: _Told | None = None
             for step in range(start, self.steps):
                 rate = self._set_rates(step)
                 epoch, loss, norm = self._update(step, rate, parts)
                 self.tokens += self.window.step_tokens()
-                done, now = step + 1, _Finite(step + 1, loss, norm)
+                done, now = step + 1, self._told(step + 1, loss, norm, bool(stop))
+                # The host reads the step before, so that no step waits. A rank's signal reaches
+                # all ranks so, and they stop after the same update.
+                stopped = bool(stop) if self.ranks.size == 1 else self._read(before)
                 scores = self._scored(done)
                 is_best = scores is not None and self._note_best(done, scores)
                 last = done == self.steps or self._gave_up()
                 logs = done % self.log_every == 0 or last or scores is not None
-                saves = done % self.checkpoint_every == 0 or last or bool(stop)
-                # The host reads the step before, so that no step waits; nothing is written unread.
+                saves = done % self.checkpoint_every == 0 or last or stopped
+                # Nothing is written unread.
                 for values in (before, now if logs or saves or scores else None):
-                    if values is not None:
-                        self._refuse_nan(values)
+                    self._read(values)
                 before = now
+                if logs or saves or is_best:
+                    self._gather()
                 if logs:
                     self._log(log, bar, done, rate, float(norm), epoch)
                 self._tell("on_step", done)
                 if saves or is_best:
                     self._save(done)
-                if stop and not last:
-                    log.close()
-                    raise Interrupted(stop[0])
+                if stopped and not last:
+                    if log is not None:
+                        log.close()
+                    raise Interrupted(stop[0] if stop else signal.SIGTERM)
                 if last:
                     break
-        log.close()
+                self.ranks.moved()
+        if log is not None:
+            log.close()
         return TrainResult(self.run, done, self.last, self.best)
 
     def _start(self, resume: bool) -> int:
         """The index of the first update; what a checkpoint holds is restored."""
+        if not self.ranks.first:
+            self.ranks.wait("started")
+            return self._restore() if resume else 0
+        start = self._first_start(resume)
+        self.ranks.note("started")
+        return start
+
+    def _first_start(self, resume: bool) -> int:
         if resume:
             clean(self.run)
             return self._restore()
@@ -313,7 +342,7 @@ class Trainer:
 
     def _made(self, start: int) -> Iterator[tuple[int, PackedBatch]]:
         """The batches, for a GPU in pinned memory, from which the copy does not wait."""
-        for epoch, batch in self.batches.iterate(start):
+        for epoch, batch in every(self.batches, start, self.ranks.size):
             cuda = self.device.type == "cuda" and batch.input_ids.device.type == "cpu"
             yield epoch, batch.pin_memory() if cuda else batch
 
@@ -329,29 +358,34 @@ class Trainer:
         """The epoch, the loss of the last part, and the gradients' norm, of the update with index
         ``step``.
         """
-        for part in range(self.accumulation):
-            epoch, batch = next(parts)
+        taken = [next(parts) for _ in range(self.share)]
+        weights, uneven = self.parallel.weights([batch for _, batch in taken], self.accumulation)
+        if uneven is not None:
+            self.window.add_uneven(uneven)
+        loss = torch.zeros((), device=self.device)
+        for number, (epoch, batch) in enumerate(taken):
+            last = number == self.share - 1
             batch = batch.to(self.device, non_blocking=True)
-            if not batch.num_sequences:
+            if not batch.num_sequences and not (last and self.ranks.size > 1):
                 self.window.parts += 1
                 continue
-            seed = step_seed(self.seed, step, part)
+            seed = step_seed(self.seed, step, number * self.ranks.size + self.ranks.rank)
             if self.graphed is not None and batch.fits(self.graphed.budget):
                 output, norm = self.graphed(batch, seed, rate, step + 1)
                 self.window.add(output, batch.num_tokens, batch.num_sequences)
                 return epoch, output["loss"], norm
-            output = self.model(batch, seed=seed)
-            loss = output["loss"]
-            (loss / self.accumulation).backward()
-            if self.accumulation > 1 or not isinstance(self.optimizer, AdamW):
+            numbers = self.parallel.backward(batch, seed, weights[number], self.accumulation, last)
+            loss = numbers["loss"].detach()
+            summed = last and self.ranks.size > 1  # and where they belong already
+            if not summed and (self.accumulation > 1 or not isinstance(self.optimizer, AdamW)):
                 self.masters.accumulate()
-            self.window.add(output, batch.num_tokens, batch.num_sequences)
+            self.window.add(numbers, batch.num_tokens, batch.num_sequences)
         norm = self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not isinstance(self.optimizer, AdamW):  # which writes the model's copies itself
             self.masters.refresh()
-        return epoch, loss.detach(), norm
+        return epoch, loss, norm
 
     def _clip(self) -> Tensor:
         """The norm of the gradients, which the update takes scaled down to ``clip_norm``."""
@@ -360,10 +394,19 @@ class Trainer:
             return clip_at_next_step(self.optimizer, most)
         return torch.nn.utils.clip_grad_norm_(self.masters.weights, most)
 
-    def _refuse_nan(self, values: _Finite) -> None:
-        loss, norm = values.read()
+    def _told(self, step: int, loss: Tensor, norm: Tensor, stops: bool) -> _Told:
+        """What the host is to be told of a step: of all ranks the losses and signals together."""
+        values = torch.stack([loss.detach().double(), torch.full_like(loss, stops).double()])
+        loss, stopped = self.parallel.total(values).unbind()
+        return _Told(step, torch.stack([loss, norm.detach().double(), stopped]))
+
+    def _read(self, values: _Told | None) -> bool:
+        """Refuses a step without numbers; whether a rank was told to stop by then."""
+        if values is None:
+            return False
+        loss, norm, stopped = values.read()
         if math.isfinite(norm) and math.isfinite(loss):
-            return
+            return stopped > 0
         kept = checkpoints(self.run)
         where = (
             f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
@@ -378,6 +421,7 @@ class Trainer:
         if self.evaluate is None:
             raise BertfastError("evaluate is None, so there is nothing to score with; give one")
         self._tell("before_evaluate", step)
+        self.ranks.pause()
         self.model.eval()
         with torch.no_grad():
             scores = self.evaluate(self.model)
@@ -413,16 +457,27 @@ class Trainer:
         later = sum(scores["step"] > self.best["step"] for scores in self.evaluations)
         return later >= self.patience
 
+    def _gather(self) -> None:
+        """Brings the ranks' sums to rank 0."""
+        if self.ranks.size == 1:
+            return
+        self.window.gather(self.parallel.total, keep=self.ranks.first)
+        tokens = torch.tensor(float(self.tokens), dtype=torch.float64, device=self.device)
+        self.tokens = int(self.parallel.total(tokens)) * self.ranks.first
+
     def _log(
-        self, log: MetricsLog, bar: LiveBar, done: int, rate: float, norm: float, epoch: int
+        self, log: MetricsLog | None, bar: LiveBar, done: int, rate: float, norm: float, epoch: int
     ) -> None:
         now = time.monotonic()
         elapsed = now - self.clock
         self.seconds += elapsed
         self.clock = now
+        if log is None:
+            self.window = Window()
+            return
         line = self.window.flush(elapsed, rate, norm, self.tokens, epoch, self.seconds)
         if hasattr(self.batches, "logged"):
-            line |= self.batches.logged(done * self.accumulation - 1)
+            line |= self.batches.logged((done - 1) * self.accumulation)
         log.write(done, line)
         self.last = {"step": done, **line}
         accuracy = [
@@ -431,6 +486,9 @@ class Trainer:
             if name.endswith("_accuracy")
         ][:1]
         speed = f"{line['tokens_per_second']:,.0f} tok/s"
+        if UNEVEN[0] in line:
+            most = max(line[name] for name in UNEVEN)
+            speed += f"  heaviest rank +{most:.1%}"
         bar.advance(done, "  ".join([f"loss {line['loss']:.3f}", *accuracy, speed]))
         self._tell("on_log", self.last)
 
@@ -449,6 +507,9 @@ class Trainer:
                 ) from error
 
     def _save(self, step: int) -> None:
+        self.ranks.pause()
+        if not self.ranks.first:
+            return
         self.window.elapsed = time.monotonic() - self.clock
         weights = {subfolder: self.masters.of(model) for subfolder, model in self.models.items()}
         tensors, groups = optimizer_state(self.optimizer, self.masters.by_weight)
@@ -494,9 +555,11 @@ class Trainer:
     def _restore(self) -> int:
         found = resume_from(self.run)
         if found is None:
-            print(
-                f"bertfast: {self.run} has no checkpoint yet; starting from step 0", file=sys.stderr
-            )
+            if self.ranks.first:
+                print(
+                    f"bertfast: {self.run} has no checkpoint yet; starting from step 0",
+                    file=sys.stderr,
+                )
             self.run.mkdir(parents=True, exist_ok=True)
             return 0
         folder, state = found
@@ -532,9 +595,10 @@ class Trainer:
         restore_optimizer(
             self.optimizer, self.masters.by_weight, state.moments, state.values.get("optimizer")
         )
-        self.tokens = int(state.values.get("tokens", 0))
+        if self.ranks.first:
+            self.tokens = int(state.values.get("tokens", 0))
+            self.window.restore(state.values.get("window", {}))
         self.seconds = float(state.values.get("seconds", 0.0))
-        self.window.restore(state.values.get("window", {}))
         self.last, self.best = state.values.get("last", {}), state.values.get("best", {})
         self.evaluations = state.values.get("evaluations", [])
         return int(state.values["step"])
@@ -555,38 +619,36 @@ class _Repeated:
             number += 1
 
 
-class _Finite:
-    """A step's loss and gradient norm on their way to the host."""
+class _Told:
+    """A step's loss, gradient norm and signals on their way to the host."""
 
-    def __init__(self, step: int, loss: Tensor, norm: Tensor) -> None:
+    def __init__(self, step: int, values: Tensor) -> None:
         self.step = step
-        both = torch.stack([loss.detach().double(), norm.detach().double()])
         self.event = None
-        if both.is_cuda:
-            host = torch.empty(2, dtype=both.dtype, pin_memory=True)
-            self.values = host.copy_(both, non_blocking=True)
+        if values.is_cuda:
+            host = torch.empty(len(values), dtype=values.dtype, pin_memory=True)
+            self.values = host.copy_(values, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
         else:
-            self.values = both
+            self.values = values
 
-    def read(self) -> tuple[float, float]:
+    def read(self) -> list[float]:
         """Waits for this step alone, not for what was launched after it."""
         if self.event is not None:
             self.event.synchronize()
-        loss, norm = self.values.tolist()
-        return loss, norm
+        return self.values.tolist()
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def _signals(patient: bool = False) -> Iterator[list[int]]:
     """A list that SIGINT and SIGTERM put their number into, so that the step ends and a checkpoint
-    is written.
+    is written. A second one ends at once unless it is patient: a launcher sends its own.
     """
     caught: list[int] = []
 
     def handler(number: int, _frame: object) -> None:
-        if caught:
+        if caught and not patient:
             raise KeyboardInterrupt
         caught.append(number)
 
