@@ -353,16 +353,17 @@ class Ranks:
                 seen, since = beat, now
             if beat and beat != "left" and now - since > min(LOST, self.timeout):
                 self._ask_stack(beat)
-                self._end(f"rank {neighbour} gave no sign of life for {now - since:.0f} s")
+                self._hang(store, f"rank {neighbour} gave no sign of life for {now - since:.0f} s")
             if self._moved is not None and now - self._moved > self.timeout:
-                assert self.folder is not None
-                self._dump()
-                store.set(self._key("hung"), "")
-                time.sleep(3 * BEAT)  # for the other ranks' stacks
-                self._end(
-                    f"no step was done for {self.timeout:.0f} s; what each rank was doing is in "
-                    f"{self.folder / STACKS}"
-                )
+                self._hang(store, f"no step was done for {self.timeout:.0f} s")
+
+    def _hang(self, store: Any, what: str) -> None:
+        """Ends all ranks, with their stacks."""
+        self._dump()
+        store.set(self._key("hung"), "")
+        time.sleep(3 * BEAT)  # for the other ranks' stacks
+        assert self.folder is not None
+        self._end(f"{what}; what each rank was doing is in {self.folder / STACKS}")
 
     def _dump(self) -> None:
         """Writes what each thread of this rank is doing."""

@@ -355,7 +355,7 @@ class Trainer:
     def _update(
         self, step: int, rate: float, parts: Iterator[tuple[int, PackedBatch]]
     ) -> tuple[int, Tensor, Tensor]:
-        """The epoch, the loss of the last part, and the gradients' norm, of the update with index
+        """The epoch, the loss of a part, and the gradients' norm, of the update with index
         ``step``.
         """
         taken = [next(parts) for _ in range(self.share)]
@@ -363,7 +363,8 @@ class Trainer:
         if uneven is not None:
             self.window.add_uneven(uneven)
         loss = torch.zeros((), device=self.device)
-        for number, (epoch, batch) in enumerate(taken):
+        epoch = taken[0][0]  # of the update's first batch on rank 0, however many there are
+        for number, (_, batch) in enumerate(taken):
             last = number == self.share - 1
             batch = batch.to(self.device, non_blocking=True)
             if not batch.num_sequences and not (last and self.ranks.size > 1):
