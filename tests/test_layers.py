@@ -8,15 +8,8 @@ from support import REPOSITORY
 
 TIERS = (  # deepest first; modules of one layer do not import one another
     ("errors", "escape", "processor", "_version", "__version__", "_C"),
-<<<<<<< HEAD
     ("openmp", "files", "card", "registry", "seeds", "progress", "resolve", "scoring", "checks"),
-    ("machine", "memory"),
-=======
-    (
-        *("openmp", "files", "card", "registry", "seeds", "progress", "resolve", "scoring"),
-        *("checks", "ranks"),
-    ),
->>>>>>> 18a106d (Share an update's batches over ranks that torchrun or srun starts)
+    ("machine", "memory", "ranks"),
     ("kernels",),
     ("packed", "config"),
     ("model",),

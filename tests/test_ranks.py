@@ -137,8 +137,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     ("name", "more"),
     [
         ("mlm+nsp", ()),
-        ("rtd", ("--shape", "electra.json", "--steps", "12")),
-        ("distill", ("--objective", "distill", "--teacher", "tok", "--steps", "12")),
+        ("rtd", ("--shape", "electra.json", "--steps", "8")),
+        ("distill", ("--objective", "distill", "--teacher", "tok", "--steps", "8")),
     ],
 )
 def test_one_two_and_four_ranks_reach_the_same_losses(place, name, more):
@@ -225,12 +225,10 @@ def test_ranks_that_hang_leave_their_stacks(place):
     [
         (("--accumulation", "3"), "take --accumulation 4"),
         (("--lr", "1e30", "--warmup", "0", "--clip-norm", "1e38"), "the loss is nan"),
-        (("--batch-tokens", "8"), "a batch must hold a whole sequence"),
-        (("--cuda-graph",), "cuda-graph"),
     ],
 )
 def test_a_fault_of_all_ranks_is_one_line(place, more, said):
-    done = run(place, f"fault{len(more)}{said[-3:]}", 2, *more)
+    done = run(place, f"fault-{len(more)}", 2, *more)
     assert len(errors(done.stderr)) == 1, done.stderr
     assert said in errors(done.stderr)[0]
     assert "exitcode  : 2" in done.stderr

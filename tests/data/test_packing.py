@@ -2,7 +2,7 @@
 step alone.
 """
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertfast import BertfastError
-from bertfast.data.packing import Batches
+from bertfast.data.packing import Batches, deal
 from bertfast.data.store import TokenStore
 from bertfast.tokenization import (
     ROBERTA_TOKENS,
@@ -84,6 +84,55 @@ def test_sequences_are_framed_as_robertas_tokenizer_frames_them(objective, frame
             if objective == "mlm+nsp":
                 ends = (sequence == 3).nonzero().flatten()
                 assert ends[1] == ends[0] + 1
+
+
+@pytest.mark.parametrize("masking", ["dynamic", "static"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_together_have_the_batches_of_one(ranks, masking):
+    run = batches(objective="mlm", masking=masking, together=4)
+    whole = list(islice(run.iterate(4), 60))
+    assert whole[-1][0] >= 2, "the run must cross epochs"
+    for rank in range(ranks):
+        own = list(islice(run.iterate(4 + rank, ranks), 60 // ranks))
+        assert all(
+            epoch == other and same(batch, theirs)
+            for (epoch, batch), (other, theirs) in zip(own, whole[rank::ranks], strict=True)
+        )
+
+
+def test_an_updates_sequences_are_dealt_out_whole():
+    """Each example once an epoch, as where nothing is dealt; no batch beyond its tokens."""
+    runs = {together: batches(objective="mlm", together=together) for together in (1, 3)}
+    count = len(runs[1].plan(0)[1])
+    made = {
+        together: [batch for _, batch in islice(run.iterate(), count)]
+        for together, run in runs.items()
+    }
+    ids = {
+        together: sorted(
+            tuple(batch.input_ids[a:b].tolist())
+            for batch in own
+            for a, b in pairwise(batch.cu_seqlens.tolist())
+        )
+        for together, own in made.items()
+    }
+    assert ids[1] == ids[3]
+    assert all(batch.num_tokens <= 128 for batch in made[3])
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    lengths=st.lists(st.integers(1, 512), max_size=300),
+    parts=st.integers(1, 9),
+)
+def test_sequences_are_dealt_out_evenly(lengths, parts):
+    lengths = np.array(lengths, np.int64)
+    dealt = deal(lengths, parts)
+    assert sorted(np.concatenate(dealt).tolist()) == list(range(len(lengths)))
+    longest = max(lengths, default=0)
+    for power in (1, 2):
+        loads = [int((lengths[part] ** power).sum()) for part in dealt]
+        assert max(loads) - min(loads) <= longest**power
 
 
 def test_another_seed_gives_other_batches():
