@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bertfast.config import PRESETS, BertConfig, EncoderConfig
+from bertfast.checks import number, one_of, whole_number
+from bertfast.config import PRESETS, BertConfig, EncoderConfig, ModernBertConfig
 from bertfast.errors import BertfastError
 
 from .gpus import GPUS
@@ -132,6 +133,37 @@ def check_model(
         raise BertfastError("--tokens and --lengths both give the batch; leave out one")
     if tokens is not None and tokens < 1:
         raise BertfastError(f"--tokens is {tokens}; it must be at least 1")
+
+
+def check_plan(
+    model: str,
+    run_tokens: float,
+    counts: Sequence[int],
+    gpu: str,
+    batch_tokens: int,
+    update_tokens: float | None,
+    seq_len: int,
+    reduction: str,
+    rate: float | None,
+    price: float | None,
+) -> None:
+    """Raises BertfastError for the first option of `bertfast plan` that is wrong."""
+    known = [name for name, (cls, _) in PRESETS.items() if cls in (BertConfig, ModernBertConfig)]
+    one_of("model", model, known)
+    one_of("gpu", gpu, GPUS)
+    one_of("reduction", reduction, ("fp32", "bf16"))
+    for count in counts:
+        whole_number("gpus", count, 1)
+    whole_number("batch_tokens", batch_tokens, 1)
+    whole_number("seq_len", seq_len, 1)
+    for name, value in (
+        ("tokens", run_tokens),
+        ("update_tokens", update_tokens),
+        ("rate", rate),
+        ("price", price),
+    ):
+        if value is not None:
+            number(name, value, above=0)
 
 
 def check(

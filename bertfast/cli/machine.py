@@ -293,6 +293,74 @@ def profile(
         profiling.show(found)
 
 
+@command(spellings={"shape": "model"})
+@option("--model", required=True, help="Its shape: a preset (bert-base, bert-large, ...).")
+@option("--tokens", "run_tokens", type=float, required=True, help="Of the run, such as 100e9.")
+@option(
+    "--gpus",
+    type=int,
+    multiple=True,
+    required=True,
+    metavar="N...",
+    help="How many there are; several numbers give a row each.",
+)
+@option("--gpu", default="h100", help="a100, h100, h200 or b200, eight a machine.")
+@option("--batch-tokens", type=int, default=65_536, help="Tokens of an update on each GPU.")
+@option(
+    "--update-tokens", type=float, help="In its place, tokens of an update on all GPUs together."
+)
+@option("--seq-len", type=int, default=512, help="Tokens of a sequence.")
+@option("--reduction", default="fp32", help="In which ranks sum gradients: fp32 or bf16.")
+@option(
+    "--rate", type=float, help="Tokens a second measured on one GPU. Default: a model of shapes."
+)
+@option("--price", type=float, help="Of one GPU for an hour; adds the cost.")
+@json_option
+def plan(
+    model: str,
+    run_tokens: float,
+    gpus: tuple[int, ...],
+    gpu: str,
+    batch_tokens: int,
+    update_tokens: float | None,
+    seq_len: int,
+    reduction: str,
+    rate: float | None,
+    price: float | None,
+    as_json: bool,
+) -> None:
+    """Model a pretraining run on many GPUs, and measure nothing: hours, efficiency and memory.
+
+    \b
+    Example:
+        bertfast plan --model bert-large --tokens 100e9 --gpus 64
+    """
+    from bertfast.bench import options
+
+    options.check_plan(
+        model, run_tokens, gpus, gpu, batch_tokens, update_tokens, seq_len, reduction, rate, price
+    )
+    say("loading PyTorch", "plan")
+    from bertfast.bench import plan as planning
+
+    found = planning.plans(
+        model,
+        run_tokens,
+        list(gpus),
+        gpu,
+        batch_tokens,
+        update_tokens,
+        seq_len,
+        reduction,
+        rate,
+        price,
+    )
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        planning.show(found)
+
+
 def _dtype(name: str) -> str:
     """The data type's name in PyTorch; the short names of precisions are taken too."""
     return {"fp32": "float32", "bf16": "bfloat16"}.get(name, name)

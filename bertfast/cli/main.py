@@ -13,7 +13,7 @@ from bertfast.errors import BertfastError
 from bertfast.ranks import Ranks, launched
 
 from .infer import embed, evaluate, fill, predict
-from .machine import bench, doctor, profile, tune
+from .machine import bench, doctor, plan, profile, tune
 from .sentences import mine, rerank, search, sentences
 from .serve import app as page
 from .serve import serve
@@ -74,7 +74,7 @@ for command in (
         compare,
         demo,
     ),
-    *(serve, page, bench, profile, plot, merge, push),
+    *(serve, page, bench, profile, plan, plot, merge, push),
 ):
     app.add_command(command)
 
