@@ -43,7 +43,7 @@ COMMANDS = (
         "demo",
         "serve",
     ),
-    *("app", "bench", "profile", "plot", "merge", "push"),
+    *("app", "bench", "profile", "plan", "plot", "merge", "push"),
 )
 BERTFAST = [sys.executable, "-m", "bertfast"]
 ENVIRONMENT = {
