@@ -3,9 +3,11 @@ FROM python:3.12-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
+# The address of PyTorch's CPU builds; what pip finds without it brings gigabytes of CUDA along.
+ARG TORCH_INDEX=
 RUN python -m venv /opt/bertfast \
     && /opt/bertfast/bin/pip install --no-cache-dir torch \
-       --index-url https://download.pytorch.org/whl/cpu \
+       ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
     && BERTFAST_REQUIRE_EXTENSION=1 /opt/bertfast/bin/pip install --no-cache-dir '.[serve]'
 
 FROM python:3.12-slim
