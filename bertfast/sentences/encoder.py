@@ -29,9 +29,10 @@ from bertfast.resolve import resolve
 from bertfast.tokenization import SpecialIds, check_tokenizer_fits, load_tokenizer
 
 from .folder import Folder, read_folder, read_steps, write_folder
+from .losses import SIMILARITIES
 from .modules import Dense, positive_or_none
 from .quantization import check_precision, quantize
-from .search import SIMILARITIES, similarity_matrix
+from .search import similarity_matrix
 
 # Tokens of a batch: on a CPU as many as keep a layer's tensors in the caches, on a GPU as many as
 # fill it.
@@ -188,6 +189,10 @@ class SentenceEncoder(nn.Module):
         normalize_embeddings: bool | None = None,
         show_progress_bar: bool | None = None,
         convert_to_numpy: bool = True,
+        task_metadata: Any = None,
+        prompt_type: Any = None,
+        hf_split: str | None = None,
+        hf_subset: str | None = None,
     ) -> Any:
         """The vectors of texts, (texts, width) float32 in their order; (width,) of a text by
         itself.
@@ -213,6 +218,10 @@ class SentenceEncoder(nn.Module):
             normalize_embeddings, show_progress_bar: ``normalize`` and ``show_progress`` under the
                 names of sentence-transformers.
             convert_to_numpy: False gives a list of tensors, as sentence-transformers does.
+            task_metadata, prompt_type: with which ``mteb`` calls; the prompt is then the first that
+                there is for the task, its type or the kind of text. Its loader of batches is taken
+                in the place of texts.
+            hf_split, hf_subset: of ``mteb``'s data; nothing is made of them.
 
         Raises:
             BertfastError: something else than texts, a batch size below 1, an unknown prompt or
@@ -223,7 +232,11 @@ class SentenceEncoder(nn.Module):
             positive_or_none(truncate_dim, "truncate_dim")
         single = isinstance(texts, str)
         rows = [texts] if isinstance(texts, str) else texts
-        if not hasattr(rows, "__len__"):
+        if task_metadata is not None:
+            rows = [text for batch in rows for text in batch["text"]]  # type: ignore[index]
+            if prompt is None and prompt_name is None:
+                prompt_name = self._prompt_of_task(task_metadata, prompt_type)
+        elif not hasattr(rows, "__getitem__"):
             rows = list(rows)
         width = min(self.width, truncate_dim or self.truncate_dim or self.width)
         if out is not None and (out.shape != (len(rows), width) or out.dtype != np.float32):
@@ -288,6 +301,29 @@ class SentenceEncoder(nn.Module):
         if options.get("prompt") is None and options.get("prompt_name") is None:
             options["prompt_name"] = next((name for name in names if name in self.prompts), None)
         return self.encode(texts, **options)
+
+    def _prompt_of_task(self, task: Any, kind: Any) -> str | None:
+        """The name of the prompt for a task of ``mteb`` and a kind of text, the most special
+        first.
+        """
+        kind = getattr(kind, "value", kind)
+        names = [
+            name
+            for of in (task.name, task.type)
+            for name in ([f"{of}-{kind}", of] if kind else [of])
+        ]
+        return next((name for name in (*names, kind) if name in self.prompts), None)
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """What ``mteb`` asks of a model: None, so that its own description is an empty one."""
+        return None
+
+    def similarity_pairwise(self, a: Any, b: Any) -> Tensor:
+        """(rows,): how like each row of a is to that of b; see `similarity`."""
+        a, b = (torch.as_tensor(x).float() for x in (a, b))
+        a, b = (x[None] if x.dim() == 1 else x for x in (a, b))
+        return SIMILARITIES[self.similarity_fn_name or "cosine"](a, b)
 
     def similarity(self, a: Any, b: Any) -> Tensor:
         """(rows of a, rows of b): how like vectors of `encode` are, by ``similarity_fn_name``, or

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -281,3 +282,34 @@ def test_names_of_sentence_transformers_are_ours_too(place):
         ours.encode(texts, out=out[:2])
     with pytest.raises(BertfastError, match="precision is 'int4'"):
         ours.encode(texts, precision="int4")
+
+
+def test_mteb_is_given_vectors_with_the_prompt_of_its_task(place):
+    model = SentenceEncoder.from_pretrained(place / "model")
+    model.prompts = {"STS": "the film ", "Mine-query": "a ", "document": "the "}
+    batches = [{"text": TEXTS[:3]}, {"text": TEXTS[3:5]}]
+    query, document = SimpleNamespace(value="query"), SimpleNamespace(value="document")
+    for name, kind, prompt_type, prompt in (
+        ("Mine", "STS", query, "a "),
+        ("Mine", "STS", document, "the film "),
+        ("Other", "Retrieval", document, "the "),
+        ("Other", "STS", None, "the film "),
+        ("Other", "Retrieval", query, ""),
+    ):
+        found = model.encode(
+            batches,
+            task_metadata=SimpleNamespace(name=name, type=kind),
+            prompt_type=prompt_type,
+            hf_split="test",
+            hf_subset="default",
+            batch_size=2,
+        )
+        np.testing.assert_array_equal(found, model.encode(TEXTS[:5], prompt=prompt, batch_size=2))
+    pairs = model.similarity_pairwise(found[:2], found[2:4])
+    assert torch.allclose(pairs, model.similarity(found[:2], found[2:4]).diagonal(), atol=1e-6)
+
+
+def test_mteb_takes_the_encoder(place):
+    protocols = pytest.importorskip("mteb.models.models_protocols")
+    model = SentenceEncoder.from_pretrained(place / "model")
+    assert isinstance(model, protocols.EncoderProtocol)
