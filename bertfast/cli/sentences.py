@@ -65,6 +65,7 @@ from .train import adamw_options, bf16_flag, report_option, resume_option, until
 )
 @option("--label-column", help="Default: label, labels, score or scores.")
 @option("--score-scale", type=float, default=1.0, help="What scores are divided by.")
+@option("--teacher", help="Reranker whose scores are the labels of rows that have none.")
 @option("--sampling", default="size", help="Order of several data sets: size or round-robin.")
 @option("--dev", help="File, or folder of BEIR, that the best evaluation is chosen on.")
 @option(

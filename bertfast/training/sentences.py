@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from bertfast.files import check_new, file_sha256, whole_folder, write_text
 from bertfast.packed import PackedBatch
 from bertfast.resolve import resolve
 from bertfast.seeds import LAYERS, SENTENCES, fold_in, host_seed
-from bertfast.sentences import SentenceEncoder
+from bertfast.sentences import CrossEncoder, SentenceEncoder
 from bertfast.sentences.encoder import pack_rows
 from bertfast.sentences.losses import LOSSES, LayerReduction, Loss, Matryoshka, Rows
 
@@ -58,6 +58,8 @@ class SentencesConfig:
         text_columns: columns of the texts, in their order; empty for every one but the label's.
         label_column: None for label, labels, score or scores.
         score_scale: what scores are divided by, as 5 where they go from 0 to 5.
+        teacher: folder or Hub id of a reranker whose scores, before its activation, are the labels
+            of rows that have none.
         sampling: the order of several data sets' batches. The choice "size" takes each as often as
             it has them, "round-robin" one after another until one has no more.
         dev: a file or folder that is measured (see `evaluator_of`), and decides which evaluation
@@ -98,6 +100,7 @@ class SentencesConfig:
     text_columns: tuple[str, ...] = ()
     label_column: str | None = None
     score_scale: float = 1.0
+    teacher: str | None = None
     sampling: str = "size"
     dev: str | None = None
     dev_text_columns: tuple[str, ...] = ()
@@ -261,6 +264,8 @@ def train_sentences(
     encoder = SentenceEncoder.from_pretrained(source.folder, pooling=config.pooling)
     _limit(encoder, config)
     torch.manual_seed(config.seed)
+    if config.teacher is not None:
+        files = _taught(files, config, device)
     data = [
         _DataSet(rows, loss, encoder, config)
         for rows, loss in zip(files, config.losses(), strict=True)
@@ -311,6 +316,45 @@ def _limit(encoder: SentenceEncoder, config: SentencesConfig) -> None:
                 f"matryoshka has {dim} and the vectors {encoder.width} numbers; it must be at most "
                 "that"
             )
+
+
+def _taught(
+    files: Sequence[TextRows], config: SentencesConfig, device: torch.device
+) -> list[TextRows]:
+    """The rows with a teacher's score of the first text with each other one as their label, where
+    the loss takes scores and they have none.
+
+    Raises:
+        BertfastError: the teacher cannot be used, or no rows need it.
+    """
+    needs = [
+        rows.label is None and loss.labels in ("score", "scores")
+        for rows, loss in zip(files, config.losses(), strict=True)
+    ]
+    if not any(needs):
+        raise BertfastError(
+            f"teacher is {config.teacher!r}, and no rows want its scores: their loss takes none, "
+            "or they have labels"
+        )
+    teacher = CrossEncoder.from_pretrained(resolve(str(config.teacher)).folder).to(device)
+    if teacher.num_labels != 1:
+        raise BertfastError(
+            f"{config.teacher}: gives {teacher.num_labels} numbers a pair; a teacher has one"
+        )
+    return [
+        _scored(rows, teacher) if need else rows for rows, need in zip(files, needs, strict=True)
+    ]
+
+
+def _scored(rows: TextRows, teacher: CrossEncoder) -> TextRows:
+    """Rows with the teacher's scores as their labels."""
+    pairs = [(row.texts[0], text) for row in rows.rows for text in row.texts[1:]]
+    scores = iter(teacher.predict(pairs, activation="Identity", show_progress_bar=True).tolist())
+    labelled = []
+    for row in rows.rows:
+        label = [next(scores) for _ in row.texts[1:]]
+        labelled.append(replace(row, label=label if len(label) > 1 else label[0]))
+    return replace(rows, label="the teacher's scores", rows=labelled)
 
 
 def digests(config: Any, model: Path) -> dict[str, str]:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from tiny import run_cli, sentences, write_model, write_table
 
-from bertfast import BertfastError, SentenceEncoder, train_sentences
+from bertfast import BertfastError, CrossEncoder, SentenceEncoder, train_sentences
 from bertfast.data.text_rows import read_text_rows
-from bertfast.model import BertModel
+from bertfast.model import BertForSequenceClassification, BertModel
 from bertfast.sentences.losses import LOSSES
 from bertfast.training.sentence_evaluation import evaluate_sentences
 from bertfast.training.sentences import MixedEpochs, SentencesConfig, TrainingStep, _DataSet
@@ -53,7 +53,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(place: Path, out: Path, name: str = "scored.tsv", loss: str = "cosent", **options: Any):
     values = {"batch_size": 8, "lr": 1e-3, "device": "cpu", **options}
-    return train_sentences(place / "model", place / name, loss, out, **values)
+    model = values.pop("model", place / "model")
+    return train_sentences(model, place / name, loss, out, **values)
 
 
 def step_of(place: Path, name: str, loss: str, **options: Any):
@@ -282,6 +283,31 @@ def test_columns_count_as_sentence_transformers_counts_them(place: Path, tmp_pat
     assert [row.texts for row in read_text_rows(place / "texts.txt").rows] == [
         (text,) for text in TEXTS[:20]
     ]
+
+
+def test_a_teacher_labels_what_has_no_label(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = write_model(
+        tmp_path / "teacher", BertForSequenceClassification, id2label={0: "LABEL_0"}
+    )
+    rows = [json.loads(line) for line in (place / "negatives.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["scores"]
+    write_lines(tmp_path / "bare.jsonl", rows)
+    module, taken = importlib.import_module("bertfast.training.sentences"), []
+    dataset = module._DataSet
+    monkeypatch.setattr(
+        module, "_DataSet", lambda rows, *rest: (taken.append(rows), dataset(rows, *rest))[1]
+    )
+    options = {"teacher": str(teacher)}
+    train(tmp_path, tmp_path / "out", "bare.jsonl", "distill-kl", model=place / "model", **options)
+    judge = CrossEncoder.from_pretrained(teacher)
+    for row in taken[0].rows:
+        pairs = [(row.texts[0], text) for text in row.texts[1:]]
+        np.testing.assert_allclose(row.label, judge.predict(pairs, activation="Identity"), 1e-4)
+    with pytest.raises(BertfastError, match="no rows want its scores"):
+        train(place, tmp_path / "other", **options)
 
 
 BAD = {
