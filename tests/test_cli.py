@@ -37,6 +37,7 @@ COMMANDS = (
         "predict",
         "fill",
         "embed",
+        "features",
         "search",
         "rerank",
         "mine",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bertfast.resolve import resolve
 
@@ -182,6 +183,45 @@ def predict(
 
     write(None) if out is None else write_atomically(out, write)
     _say_truncated(cut, predictor.max_length)
+
+
+@command()
+@argument("model")
+@argument("file")
+@option("--out", type=FILE, required=True, help="Folder to write.")
+@option(
+    "--layers",
+    default="last",
+    help="last, second-to-last, sum-last-4, concat-last-4, sum-all, embeddings, or a layer's "
+    "number.",
+)
+@option(
+    "--pooling",
+    default="first",
+    help="first (the first token's vector), mean (of all tokens), or tokens (each one's).",
+)
+@text_column_option
+@option("--pair-column", help="Second text of a pair. Default: found by the usual names.")
+@option("--max-length", type=int, help="Tokens of a text at most; default: the model's positions.")
+@revision_option
+@device_option
+@precision_option
+def features(model: str, file: str, out: Path, **options: Any) -> None:
+    """Write what a model's layers say of each text, as arrays that are read from the disk.
+
+    MODEL is a folder or a Hub id. FILE is a table, whose labels are left alone, or plain text, a
+    text a line. A folder that has these features already is left as it is.
+
+    \b
+    Example:
+        bertfast features run train.tsv --layers concat-last-4 --out train-features
+    """
+    from bertfast.training.features import features as run_features
+
+    found = run_features(model, file, out, **options)
+    rows, width = found.values.shape
+    texts = rows if found.offsets is None else len(found.offsets) - 1
+    print(f"{texts} texts, {rows} vectors of {width} numbers in {out}")
 
 
 @command()

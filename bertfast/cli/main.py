@@ -12,7 +12,7 @@ from bertfast import __version__
 from bertfast.errors import BertfastError
 from bertfast.ranks import Ranks, launched
 
-from .infer import embed, evaluate, fill, predict
+from .infer import embed, evaluate, features, fill, predict
 from .machine import bench, doctor, plan, profile, tune
 from .sentences import mine, rerank, search, sentences
 from .serve import app as page
@@ -68,6 +68,7 @@ for command in (
         predict,
         fill,
         embed,
+        features,
         search,
         rerank,
         mine,
