@@ -44,7 +44,7 @@ COMMANDS = (
         "demo",
         "serve",
     ),
-    *("app", "bench", "profile", "plan", "plot", "merge", "push"),
+    *("app", "bench", "profile", "plan", "plot", "merge", "export", "push"),
 )
 BERTFAST = [sys.executable, "-m", "bertfast"]
 ENVIRONMENT = {

@@ -17,7 +17,7 @@ from .machine import bench, doctor, plan, profile, tune
 from .sentences import mine, rerank, search, sentences
 from .serve import app as page
 from .serve import serve
-from .share import merge, push
+from .share import export, merge, push
 from .train import adapt, compare, demo, finetune, glue, plot, prepare, pretrain, tokenizer
 
 MANY_RANKS = ("pretrain", "adapt")  # the commands that torchrun may start
@@ -75,7 +75,7 @@ for command in (
         compare,
         demo,
     ),
-    *(serve, page, bench, profile, plan, plot, merge, push),
+    *(serve, page, bench, profile, plan, plot, merge, export, push),
 ):
     app.add_command(command)
 

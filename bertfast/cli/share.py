@@ -26,6 +26,27 @@ def merge(adapter: str, out: Path) -> None:
 
 
 @command()
+@argument("model")
+@option("--to", required=True, help="onnx, openvino or torch.")
+@option("--out", type=FILE, required=True, help="Folder to write; it must not exist.")
+def export(model: str, to: str, out: Path) -> None:
+    """Write a model for another runtime, and hold its outputs against ours.
+
+    MODEL is a folder or a Hub id. The new folder has the settings and the tokenizer too. Sequences
+    may be of any number and length.
+
+    \b
+    Example:
+        bertfast export classifier --to onnx --out classifier-onnx
+    """
+    from bertfast.apps.export import TOLERANCE, export_model
+
+    worst = export_model(model, to, out)
+    say(f"largest difference from bertfast's outputs {worst:.1e}, of {TOLERANCE:.0e} allowed")
+    print(out)
+
+
+@command()
 @argument("folder", metavar="DIR")
 @argument("repository", metavar="REPO")
 @option("--private", is_flag=True, help="Of a repository that is made: for your eyes alone.")
