@@ -35,6 +35,7 @@ GIVEN = {
     "docs/guides/adapters.md": ("run",),
     "docs/guides/classification.md": ("run",),
     "docs/guides/comparing.md": ("run",),
+    "docs/guides/export.md": ("run",),
     "docs/guides/multiple-choice.md": ("run",),
     "docs/guides/pretraining.md": ("teacher",),
     "docs/guides/question-answering.md": ("run",),

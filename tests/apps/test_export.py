@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from family import small
+from tiny import run_cli
 
 from bertfast import config, load
 from bertfast.apps import export
 from bertfast.apps.export import export_model
 from bertfast.errors import BertfastError
 from bertfast.model import member_class
-from tiny import run_cli
 
 pytest.importorskip("transformers")
 
