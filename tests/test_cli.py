@@ -41,6 +41,7 @@ COMMANDS = (
         "search",
         "rerank",
         "mine",
+        "compare",
         "demo",
         "serve",
     ),
