@@ -4,7 +4,7 @@ Requests leave at times drawn before the first is sent (a Poisson process), what
 take: a server that falls behind is seen to. A request's latency counts from the time at which it
 was due. At most ``--most`` requests are open at a time; what would be more counts as lost, as do
 errors. The same load goes to any server of OpenAI's embeddings, so that servers can be held side by
-side; ``--peer`` starts one of sentence-transformers behind FastAPI.
+side. ``--peer`` starts one of sentence-transformers behind FastAPI.
 """
 
 from __future__ import annotations

@@ -64,8 +64,9 @@ class LiveBar:
 
 
 class BytesBar:
-    """A bar of the bytes of a corpus, with the time of day at which the last one is done; on
-    something other than a terminal, a line every ten seconds.
+    """A bar of the bytes of a corpus, with the time of day at which the last one is done.
+
+    On something other than a terminal it is a line every ten seconds.
 
     Args:
         label: what is going on.

@@ -1,7 +1,7 @@
 """``bertfast glue``: GLUE's tasks from local files with BERT's settings, and what its server takes.
 
-The settings are those of Devlin et al., section 4.1: 3 epochs in batches of 32, and of four rates
-the one that is best on the dev data.
+The settings are those of Devlin et al., section 4.1: 3 epochs in batches of 32. Of four rates the
+one that is best on the dev data is taken.
 """
 
 from __future__ import annotations

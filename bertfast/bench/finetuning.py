@@ -2,7 +2,7 @@
 
 Both sides get the same examples as the same tokens, the same settings, and the same scores of what
 they say. Each run is a process of its own (``python -m bertfast.bench.finetuning``), so that its
-memory is its own; sides take turns, seed after seed, so that a drift of the machine meets them
+memory is its own. Sides take turns, seed after seed, so that a drift of the machine meets them
 alike. An epoch's time is of its updates alone: without tokenization, evaluation and checkpoints.
 """
 
@@ -63,8 +63,10 @@ def measure(
     adapter: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Found:
-    """Runs every side from every seed, and writes what it finds into a folder as it comes:
-    ``NAME.json``, by the name of the training data, and `TABLE`, of every such file there.
+    """Runs every side from every seed, and writes what it finds into a folder as it comes.
+
+    The files are ``NAME.json``, by the name of the training data, and `TABLE`, of every such file
+    there.
 
     Runs that the file has already, of the same settings, are not made again. What was measured when
     an interrupt ends it is in the file.
@@ -381,8 +383,10 @@ def _packed(predictions: Any, inputs: Sequence[Any], head: str) -> SimpleNamespa
 
 
 def summary(found: Found) -> dict[str, Found]:
-    """Of each side: the medians over runs of an epoch's, an evaluation's and the prediction's
-    seconds, the highest peak, the growth of its memory, and each score's mean and spread.
+    """Of each side, medians over runs and each score's mean and spread.
+
+    The medians are of the seconds of an epoch, an evaluation and the prediction. With them come the
+    highest peak and the growth of the side's memory.
 
     The first epoch is left out where there are others: it has the warm-up of every library.
     """

@@ -2,8 +2,8 @@
 a measurement.
 
 A GPU's own time for its share of an update is the sum over the ops of the longer of computing and
-moving, each at the best that the GPU reaches (`floors.py`, `gpus.py`); or what was measured, where
-the user says. DDP's gradients are summed in buckets while the backward runs:
+moving. Each is at the best that the GPU reaches (`floors.py`, `gpus.py`). Where the user gives what
+was measured, that is taken instead. DDP's gradients are summed in buckets while the backward runs:
 
     sent by each GPU  = in its machine      2 (n - 1) / n of the gradients, by NVLink,
                         between N machines  2 (N - 1) / N of an n-th of them, by the network
@@ -37,8 +37,8 @@ from .lengths import Lengths
 BUCKET = 25 * 2**20  # bytes of gradients that DDP sums at a time
 BACKWARD = 2 / 3  # of a step's products are the backward's
 ITEMSIZE = 2  # of weights and activations, in bfloat16
-# Bytes a parameter: the model's, its gradient and that in DDP's bucket in bfloat16; the master, its
-# two moments and the gradient that ranks sum in float32.
+# Bytes a parameter: the model's, its gradient and that in DDP's bucket in bfloat16. In float32, the
+# master, its two moments and the gradient that ranks sum.
 COPIES = 3 * ITEMSIZE + 4 * 4
 
 

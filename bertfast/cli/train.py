@@ -39,7 +39,7 @@ bf16_flag = option("--bf16", "precision", flag_value="bf16", hidden=True)
 # What a corpus may be.
 CORPUS = (
     "Files of text: plain (a blank line between documents), JSON lines, Parquet, Arrow, and gzip "
-    "or Zstandard of text; or folders, globs, Hub ids and addresses (s3://, gs://, hf://)."
+    "or Zstandard of text. Or folders, globs, Hub ids and addresses (s3://, gs://, hf://)."
 )
 resume_option = option(
     "--resume", is_flag=True, help="Go on from the last checkpoint of a stopped run."
@@ -179,7 +179,7 @@ def prepare(data: tuple[str, ...], tokenizer: str, out: str, **options: Any) -> 
 
 @command(spellings=spellings.PRETRAIN)
 @data_option(
-    help="Files of text: plain (a blank line between documents), JSON lines, or gzip of either; or "
+    help="Files of text: plain (a blank line between documents), JSON lines, or gzip of either. Or "
     "stores of bertfast prepare, folders or addresses, as STORE or STORE:WEIGHT."
 )
 @option("--tokenizer", help="Folder or Hub id of the tokenizer. Default: the one beside --model.")

@@ -1,5 +1,7 @@
-"""A corpus wherever it lies, in pieces of bounded size: files, folders, globs, data sets that
-`datasets` saved or the Hub has, and fsspec's addresses (s3://, gs://, hf://, https://).
+"""A corpus wherever it lies, in pieces of bounded size.
+
+It may be files, folders, globs, data sets that `datasets` saved or the Hub has, and fsspec's
+addresses (s3://, gs://, hf://, https://).
 """
 
 from __future__ import annotations
@@ -56,8 +58,10 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a corpus: its path or address, its bytes (0 where nobody says), and when it was
-    last written, in nanoseconds (0 of an address).
+    """One file of a corpus: its path or address, its bytes, and when it was last written, in
+    nanoseconds.
+
+    The bytes are 0 where nobody says, and the time is 0 of an address.
     """
 
     name: str
@@ -71,8 +75,9 @@ def is_address(name: str) -> bool:
 
 
 def find_parts(data: Iterable[str | Path]) -> list[Part]:
-    """The files that these files, folders, globs, addresses and Hub ids stand for; those of a
-    folder or a glob in the order of their names.
+    """The files that these files, folders, globs, addresses and Hub ids stand for.
+
+    Those of a folder or a glob are in the order of their names.
 
     Raises:
         BertfastError: nothing is there, or it cannot be looked at.

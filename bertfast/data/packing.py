@@ -36,8 +36,11 @@ _SPANS, _ORDER, _MASK, _SHARDS = range(4)
 
 
 class Plan(NamedTuple):
-    """The examples of an epoch, or of the part of one whose shards are shuffled together; the rows
-    of them that make each batch; their text; and the number of the part.
+    """The examples of an epoch, the rows of them that make each batch, their text, and the number
+    of the part.
+
+    The examples are those of one part, where an epoch has parts, whose shards are shuffled
+    together.
     """
 
     spans: Spans
@@ -56,10 +59,10 @@ class Batches:
     the batches come out, the same ones on each: single ones, whole words or spans of words. These
     need ``continues`` (vocab,), from `words.continuations`; a sentence starts a word whatever its
     first token. Of a store of shards as many as fit `MIXED_TOKENS` are shuffled together, in an
-    order that each epoch draws anew; no more than these are planned at a time.
+    order that each epoch draws anew. No more than these are planned at a time.
 
     The sequences of each ``together`` batches in a row, those of an update, are dealt out among
-    these, so that ranks that compute one each have as much to do.
+    these. Ranks that compute one each then have as much to do.
 
     Args:
         source: its number among the sources that make a batch together; each draws of its own.
@@ -193,8 +196,10 @@ class Batches:
         return Plan(spans, batches, store, window)
 
     def budget(self) -> Budget:
-        """Sizes to pad batches to: all of the first epoch's fit, or of its first part, and with a
-        sixteenth to spare the others too but for rare ones.
+        """Sizes to pad batches to.
+
+        All of the first epoch's fit, or of its first part. With a sixteenth to spare the others fit
+        too but for rare ones.
         """
         spans, batches, *_ = self._plan(0, 0, self.grown) if self.grown else self.plan()
         masked = most_masked(spans.tokens, self.most_rate)

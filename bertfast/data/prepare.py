@@ -225,8 +225,9 @@ def _no_sqlite_errors(out: Path) -> Iterator[None]:
 
 
 class _Journal:
-    """Which shards are done, up to where the text was read for each, and what was seen of it: what
-    one shard adds is there whole, or not at all.
+    """Which shards are done, up to where the text was read for each, and what was seen of it.
+
+    What one shard adds is there whole, or not at all.
     """
 
     def __init__(self, path: Path, origin: dict[str, Any]) -> None:
@@ -250,7 +251,7 @@ class _Journal:
             self.close()
             raise BertfastError(
                 f"{path.parent}: was begun with other text, another tokenizer or other options, "
-                "and is not finished; run the command that it was begun with, or choose another "
+                "and is not finished. Run the command that it was begun with, or choose another "
                 "--out"
             )
         self.base.execute("begin")

@@ -1,5 +1,7 @@
-"""Cross-encoders: a score of a query and a document that are read together (Nogueira and Cho,
-"Passage Re-ranking with BERT", 2019), in the folders of sentence-transformers.
+"""Cross-encoders, in the folders of sentence-transformers.
+
+They give a score of a query and a document that are read together (Nogueira and Cho, "Passage
+Re-ranking with BERT", 2019).
 """
 
 from __future__ import annotations

@@ -76,7 +76,9 @@ def list_net(rows: Ranked) -> Tensor:
 
 def lambda_loss(rows: Ranked) -> Tensor:
     """The mean of ``-w log2(sigmoid(s_i - s_j))`` over pairs of a query's documents of which i has
-    the higher label, with NDCG-Loss2++'s weights (Wang et al., "The LambdaLoss Framework", 2018).
+    the higher label.
+
+    The weights are NDCG-Loss2++'s (Wang et al., "The LambdaLoss Framework", 2018).
 
     With the documents in the order of their scores, D the discounts and G the gains over that of
     the best order::

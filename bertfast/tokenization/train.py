@@ -1,7 +1,7 @@
 """Learns a tokenizer's vocabulary from text; a rerun learns the same.
 
 Texts that can be read again, as a list or an object that opens its files anew, are never held in
-memory whole: what is held is each word that they have, once.
+memory whole. What is held is each word that they have, once.
 """
 
 from __future__ import annotations

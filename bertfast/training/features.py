@@ -1,5 +1,6 @@
-"""What a model's layers say of texts, once and for all on the disk: the feature-based way of Devlin
-et al., "BERT", section 5.3 and table 7.
+"""What a model's layers say of texts, once and for all on the disk.
+
+This is the feature-based way of Devlin et al., "BERT", section 5.3 and table 7.
 """
 
 from __future__ import annotations

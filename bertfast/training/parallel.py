@@ -39,7 +39,7 @@ def share_batches(accumulation: int, ranks: Ranks) -> int:
         least = -(-accumulation // ranks.size) * ranks.size
         raise BertfastError(
             f"accumulation is {accumulation}, the batches of an update, and there are {ranks.size} "
-            f"ranks, which compute whole batches; take --accumulation {least} or another multiple "
+            f"ranks, which compute whole batches. Take --accumulation {least} or another multiple "
             f"of {ranks.size}, or other ranks"
         )
     return accumulation // ranks.size
@@ -85,8 +85,10 @@ class Parallel:
     def weights(
         self, parts: list[PackedBatch], accumulation: int
     ) -> tuple[list[dict[str, Tensor]], Tensor | None]:
-        """For each of this rank's batches, what makes the mean over the update's batches of their
-        means, of each unit, one over all that they count.
+        """For each of this rank's batches, the weight of each unit.
+
+        With these weights the mean over the update's batches of their means is one mean over all
+        that they count.
 
         Returns:
             They, and with several ranks how far the heaviest is above their mean: (2,), of tokens
@@ -116,7 +118,9 @@ class Parallel:
         last: bool,
     ) -> dict[str, Any]:
         """The numbers of a batch's output, its losses weighted, whose gradients are added to what
-        is there; with the last batch, those of all ranks are summed.
+        is there.
+
+        With the last batch, those of all ranks are summed.
         """
         if self.whole is None:
             self.whole = self._distributed(batch, seed)

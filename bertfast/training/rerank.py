@@ -130,8 +130,8 @@ def train_reranker(
         model: folder or Hub id of a reranker, a classifier or a plain encoder.
         train: files of rows, each a data set.
         out: folder of the result.
-        resume: go on from the last evaluation of a run that was stopped (from the start where there
-            was none), to the same result bit for bit.
+        resume: go on from the last evaluation of a run that was stopped, to the same result bit for
+            bit. Where nothing was evaluated, it goes on from the start.
         options: the other fields of `RerankConfig`.
 
     Raises:

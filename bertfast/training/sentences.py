@@ -321,8 +321,10 @@ def _limit(encoder: SentenceEncoder, config: SentencesConfig) -> None:
 def _taught(
     files: Sequence[TextRows], config: SentencesConfig, device: torch.device
 ) -> list[TextRows]:
-    """The rows with a teacher's score of the first text with each other one as their label, where
-    the loss takes scores and they have none.
+    """The rows with a teacher's scores as their label, where the loss takes scores and they have
+    none.
+
+    A score is of the first text with each other one.
 
     Raises:
         BertfastError: the teacher cannot be used, or no rows need it.

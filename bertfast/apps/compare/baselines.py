@@ -185,8 +185,10 @@ def _check_texts(baseline: Baseline, task: Task, config: EncoderConfig) -> None:
 
 
 def _vectors(sides: Sequence[Sequence[Any]], ngrams: tuple[int, int]) -> list[Any] | None:
-    """(examples, features) of the first side, and of all others together, those of a pair's second
-    text beside the first's; None where the training texts have no word.
+    """(examples, features) of the first side, and of all others together; None where the training
+    texts have no word.
+
+    Those of a pair's second text stand beside the first's.
     """
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer

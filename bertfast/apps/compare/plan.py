@@ -200,8 +200,9 @@ def make_plan(sheet: Sheet, out: Path) -> Plan:
 
 
 def make_models(plan: Plan) -> None:
-    """Pretrains and adapts the models that the sheet makes, each but once: what is whole is left as
-    it is, and what was stopped goes on.
+    """Pretrains and adapts the models that the sheet makes, each but once.
+
+    What is whole is left as it is, and what was stopped goes on.
 
     Raises:
         BertfastError: one cannot be made, or its options have changed.
