@@ -258,7 +258,7 @@ class CrossEncoder(nn.Module):
             made,
             tokenizer,
             max_length=_longest(folder),
-            activation=_activation(folder, held),
+            activation=activation_of(folder, held),
             special=SpecialIds(tokenizer, folder),
         ).eval()
 
@@ -302,7 +302,7 @@ def _said(config: dict[str, Any]) -> dict[str, Any]:
     return said if old is None else {"activation_fn": old, **said}
 
 
-def _activation(folder: Path, config: dict[str, Any]) -> str | None:
+def activation_of(folder: Path, config: dict[str, Any]) -> str | None:
     """The name of the activation that a folder says.
 
     Raises:

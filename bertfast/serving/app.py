@@ -507,10 +507,13 @@ class Server:
         model = self._pick(Tasked, form.model, lambda one: one.reranks, "a cross-encoder is wanted")
         with self._taken([form.query, *form.texts] if form.texts else []):
             examples = model.examples([(form.query, text) for text in form.texts])
-            found = await self._said(model, examples, self._truncate(form), model.values)
-        scores = np.array([one["score"] for one in found])
-        if not form.raw_scores:
-            scores = 1 / (1 + np.exp(-scores))
+            found = await self._said(
+                model,
+                examples,
+                self._truncate(form),
+                lambda outputs, *_: model.ranking(outputs, form.raw_scores),
+            )
+        scores = np.array(found)
         return [
             {"index": int(place), "score": float(scores[place])}
             | ({"text": form.texts[place]} if form.return_text else {})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -29,7 +30,9 @@ from bertfast.model.checkpoint import is_adapter
 from bertfast.model.models import EncoderModel, MaskedLMModel
 from bertfast.resolve import resolve
 from bertfast.sentences import SentenceEncoder
+from bertfast.sentences.cross_encoder import activation_of, is_cross_encoder
 from bertfast.sentences.encoder import Tokenized
+from bertfast.sentences.modules import ACTIVATIONS
 from bertfast.tasks import Classification, MultiLabel, Regression
 from bertfast.tokenization import SpecialIds
 from bertfast.training.fill import Blanks, MaskFiller
@@ -180,8 +183,11 @@ class Tasked(Served):
         self.predictor = Predictor(spec.folder, device=spec.device, precision=spec.precision)
         self.task, self.module = self.predictor.task, self.predictor.model
         self.kind, self.tokenizer = self.task.name, self.predictor.tokenizer
-        self.special = SpecialIds(self.tokenizer, resolve(spec.folder).folder)
+        folder = resolve(spec.folder).folder
+        self.special = SpecialIds(self.tokenizer, folder)
         self.config, self.max_length = self.module.config, self.predictor.max_length
+        held = read_object(folder / "config.json", optional=True)
+        self.activation = ACTIVATIONS[activation_of(folder, held) or "Sigmoid"]()
 
     def described(self) -> dict[str, Any]:
         found = super().described()
@@ -237,6 +243,11 @@ class Tasked(Served):
         """Whether the task gives a text, or a pair, a value for each label."""
         return isinstance(self.task, Classification | MultiLabel | Regression)
 
+    def ranking(self, outputs: Sequence[Tensor], raw: bool) -> list[float]:
+        """The scores of a cross-encoder's pairs; past its folder's activation, unless ``raw``."""
+        scores = torch.cat(list(outputs))
+        return (scores if raw else self.activation(scores)).tolist()
+
     def logits(self, outputs: Sequence[Tensor]) -> list[dict[str, float]]:
         """Each label's logit."""
         return [
@@ -288,6 +299,8 @@ def load_served(spec: Spec) -> Served:
         BertfastError: the folder holds no model that can be served.
     """
     folder = resolve(spec.folder).folder
+    if is_cross_encoder(folder):  # the newest of which have modules too
+        return Tasked(spec)
     if (folder / "modules.json").is_file():
         return Embedder(spec)
     settings = read_object(folder / "metrics.json", optional=True).get("settings")

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from tiny import POSITIONS
 
 from bertfast import SentenceEncoder
+from bertfast.sentences.cross_encoder import CrossEncoder
 from bertfast.serving.app import Access
 from bertfast.serving.limits import KEYS, Limits, api_keys
 from bertfast.training.fill import MaskFiller
@@ -126,6 +127,20 @@ def test_rerank_orders_by_the_cross_encoder(client: TestClient, folders: dict[st
     np.testing.assert_allclose(
         [one["score"] for one in found], 1 / (1 + np.exp(-np.array(scores))), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("activation", ["Sigmoid", "Identity"])
+def test_a_cross_encoder_s_folder_ranks_as_it_does_itself(
+    folders: dict[str, Path], tmp_path: Path, activation: str
+) -> None:
+    encoder = CrossEncoder.from_pretrained(folders["reranker"])
+    encoder.activation = activation
+    encoder.save_pretrained(tmp_path / "ranks")
+    texts = ["the film was dull", "a lovely score", TEXT]
+    wanted = encoder.predict([("the film", text) for text in texts])
+    with client_of(local_server([tmp_path / "ranks"])) as client:
+        found = post(client, "/rerank", query="the film", texts=texts)
+    assert [one["score"] for one in found] == pytest.approx(sorted(wanted, reverse=True), abs=1e-5)
 
 
 @pytest.mark.slow
