@@ -52,6 +52,7 @@ def library():
     return pytest.importorskip("sentence_transformers")
 
 
+@pytest.mark.slow_unless(lambda name: name == "one")
 @pytest.mark.parametrize("name", ["one", "three"])
 def test_scores_are_those_of_sentence_transformers(name, place, library, tmp_path):
     ours = CrossEncoder.from_pretrained(place / name)
@@ -109,7 +110,7 @@ class Given(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", ["list-net", "lambda"])
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(counts=st.lists(st.integers(2, 6), min_size=1, max_size=5), seed=st.integers(0, 999))
 def test_losses_of_lists_are_those_of_sentence_transformers(name, counts, seed):
     losses = pytest.importorskip("sentence_transformers.cross_encoder.losses")
@@ -147,6 +148,7 @@ def test_losses_of_pairs_are_plain_formulas():
     torch.testing.assert_close(found, torch.stack(apart).square().mean())
 
 
+@pytest.mark.slow_unless(lambda loss: loss == "lambda")
 @pytest.mark.parametrize(
     ("file", "loss", "dev"),
     [
@@ -189,6 +191,7 @@ def test_reranking_is_that_of_sentence_transformers(place, library):
         assert found[name] == pytest.approx(wanted[name], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command_trains_orders_and_measures(place, tmp_path, monkeypatch, capfd):
     out = tmp_path / "out"
     done = run_cli(

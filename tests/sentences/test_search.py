@@ -69,6 +69,7 @@ def test_quantised_vectors_are_those_of_sentence_transformers(precision):
         np.testing.assert_array_equal(back > 0, vectors > 0)
 
 
+@pytest.mark.slow_unless(lambda precision: precision in ("int8", "ubinary"))
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_index_finds_the_vector_that_is_asked_for(precision, tmp_path):
     rng = np.random.default_rng(1)
@@ -172,6 +173,7 @@ def test_the_command_finds_a_line_of_the_file(place, monkeypatch, capfd):
     )
 
 
+@pytest.mark.slow
 def test_mined_rows_train(place, monkeypatch, capfd):
     rows = [(a, b) for a, b in zip(TEXTS[:15], TEXTS[15:30], strict=True)]
     write_table(place / "pairs.tsv", rows, ("anchor", "positive"))

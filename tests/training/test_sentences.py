@@ -92,6 +92,7 @@ def test_the_folder_gives_one_vector_in_both_libraries(place: Path, tmp_path: Pa
     assert [line["epoch"] for line in result.history] == [1, 2]
 
 
+@pytest.mark.slow_unless(lambda loss: loss in ("softmax", "simcse"))
 @pytest.mark.parametrize(
     ("name", "loss", "options"),
     [
@@ -147,6 +148,7 @@ def test_gradcache_has_the_bits_of_one_pass(
         assert torch.equal(gradient, direct[name]), name
 
 
+@pytest.mark.slow
 def test_a_mini_batch_changes_nothing_but_the_dropout(place: Path) -> None:
     found = []
     for mini_batch in (None, 3):
@@ -161,6 +163,7 @@ def test_a_mini_batch_changes_nothing_but_the_dropout(place: Path) -> None:
         torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-5 * size)
 
 
+@pytest.mark.slow_unless(lambda kind: kind == "2d")
 @pytest.mark.parametrize("kind", ["matryoshka", "2d"])
 def test_gradients_of_the_model_are_those_of_sentence_transformers(place: Path, kind: str) -> None:
     st = pytest.importorskip("sentence_transformers")
