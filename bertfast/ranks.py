@@ -213,12 +213,17 @@ class Ranks:
                 )
 
     def wait(self, key: str) -> str:
-        """The text of a key of the store, once a rank has set it; another may take hours until
-        then.
+        """The text of a key of the store, once a rank has set it; it may take hours until then.
+
+        Raises:
+            BertfastError: the run has ended meanwhile.
         """
-        key = self._key(key)
+        key, ended = self._key(key), 0.0
         while not self.store.check([key]):
             time.sleep(0.05)
+            ended = self.store.check(["ended"]) and (ended or time.monotonic())
+            if ended and time.monotonic() - ended > LOST / 4:
+                raise BertfastError("another rank has ended the run")  # and has said why
         return bytes(self.store.get(key)).decode()
 
     def note(self, key: str, value: str = "") -> None:
@@ -256,7 +261,8 @@ class Ranks:
         self.meet()
         self._runs += 1
         self._left.clear()
-        self.agree(same or {})
+        with self.errors():
+            self.agree(same or {})
         self.timeout, self.folder = timeout, folder
         self._watch = threading.Thread(target=self._look, name="bertfast-ranks", daemon=True)
         self._watch.start()

@@ -162,15 +162,17 @@ class Parallel:
             return found
         tasks = [name for name in found if name.endswith("_loss")]
         weight = {name: weights[self._unit(name, found, batch)] for name in tasks or ["loss"]}
-        loss = found["loss"]
-        if len({self._unit(name, found, batch) for name in weight}) == 1:
-            whole = loss * next(iter(weight.values()))
-        else:
+        loss, common = found["loss"], next(iter(weight.values()))
+        whole = loss * common
+        if len({self._unit(name, found, batch) for name in weight}) > 1:
             # The loss is a sum of the tasks', each times a factor of the objective's.
-            losses = [found[name] for name in tasks]
-            factors = torch.autograd.grad(loss, losses, retain_graph=True)
-            terms = zip(factors, losses, weight.values(), strict=True)
-            whole = torch.stack([factor * part * share for factor, part, share in terms]).sum()
+            parts = {name: found[name] for name in tasks if found[name].requires_grad}
+            factors = torch.autograd.grad(
+                loss, list(parts.values()), retain_graph=True, allow_unused=True
+            )
+            for (name, part), factor in zip(parts.items(), factors, strict=True):
+                if factor is not None:
+                    whole = whole + factor * part * (weight[name] - common)
         return found | {name: found[name] * weight[name] for name in tasks} | {"loss": whole}
 
     def _unit(self, name: str, found: dict[str, Any], batch: PackedBatch) -> str:
