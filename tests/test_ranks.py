@@ -223,7 +223,7 @@ def test_ranks_that_hang_leave_their_stacks(place):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--accumulation", "3"), "take --accumulation 4"),
+        (("--accumulation", "3"), "Take --accumulation 4"),
         (("--lr", "1e30", "--warmup", "0", "--clip-norm", "1e38"), "the loss is nan"),
     ],
 )

@@ -221,8 +221,8 @@ def prepare(data: tuple[str, ...], tokenizer: str, out: str, **options: Any) -> 
 @option(
     "--accumulation",
     type=int,
-    default=1,
-    help="Batches averaged for an update. torchrun's ranks, or srun's, share them.",
+    help="Batches averaged for an update; torchrun's ranks, or srun's, share them. Default: one a "
+    "rank.",
 )
 @option("--reduction", default="fp32", help="In which ranks sum gradients: fp32 or bf16.")
 @option(

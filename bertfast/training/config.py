@@ -70,7 +70,8 @@ class PretrainConfig:
         weight_decay: not of biases and norms.
         adam_beta1, adam_beta2, adam_epsilon: of AdamW's moments.
         clip_norm: the joint norm that gradients are scaled down to.
-        accumulation: batches whose gradients are averaged for one update.
+        accumulation: batches whose gradients are averaged for one update. None: one for each rank
+            of torchrun, and in a run that goes on as many as it had.
         precision: "fp32", or "bf16" with float32 master weights.
         device: "cpu", "cuda" or "cuda:N"; None is the GPU where there is one.
         cuda_graph: send each update to the GPU as one CUDA graph, batches padded to fixed sizes;
@@ -111,7 +112,7 @@ class PretrainConfig:
     adam_beta2: float = BETAS[1]
     adam_epsilon: float = EPSILON
     clip_norm: float = 1.0
-    accumulation: int = 1
+    accumulation: int | None = None
     precision: str = "fp32"
     device: str | None = None
     cuda_graph: bool | None = None
@@ -151,11 +152,12 @@ class PretrainConfig:
             "steps",
             "batch_tokens",
             "seq_len",
-            "accumulation",
             "checkpoint_every",
             "log_every",
         ):
             whole_number(name, getattr(self, name), 1)
+        if self.accumulation is not None:
+            whole_number("accumulation", self.accumulation, 1)
         if self.warmup is None:
             object.__setattr__(self, "warmup", min(1000, self.steps // 10))
         warmup = whole_number("warmup", self.warmup, 0)
@@ -179,7 +181,7 @@ class PretrainConfig:
             raise BertfastError(
                 f"cuda-graph is {self.cuda_graph!r}; it must be true, false or left out"
             )
-        if self.cuda_graph and self.accumulation > 1:
+        if self.cuda_graph and (self.accumulation or 1) > 1:
             raise BertfastError(
                 f"cuda-graph is on and accumulation {self.accumulation}; "
                 "a graph holds an update of one batch"

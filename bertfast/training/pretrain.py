@@ -117,7 +117,7 @@ def pretrain(
         raise BertfastError(
             f"cuda-graph is on and there are {ranks.size} ranks; a graph holds an update of one"
         )
-    share_batches(config.accumulation, ranks)
+    config = _settled(config, run, ranks)
     same = {name: value for name, value in config.to_dict().items() if name != "device"}
     with ranks.joined(
         device,
@@ -168,6 +168,7 @@ def _pretrain(
         if graph is None:
             graph = device.type == "cuda" and config.accumulation == 1
         assert config.warmup is not None
+        assert config.accumulation is not None
         trackers = (config.report_to or ()) if ranks.first else ()
         with Report(trackers, run, config.to_dict()) as report:
             trainer = Trainer(
@@ -305,7 +306,7 @@ def _open_data(
     scored = [batches_of(store, "static", 0, "token") for store in valid]
     held_out = HeldOut(Chain(scored) if len(scored) > 1 else scored[0]) if scored else None
     drawn = config.masking, config.seed, config.mask_unit
-    together = config.accumulation
+    together = config.accumulation or 1
     batches: Batches | Mixture
     if len(stores) == 1:
         batches = batches_of(stores[0][0], *drawn, together=together)
@@ -411,6 +412,28 @@ class _OnLog(Callback):
 
     def on_log(self, trainer: Trainer, line: dict[str, Any]) -> None:
         self.function(line)
+
+
+def _settled(config: PretrainConfig, run: Path, ranks: Ranks) -> PretrainConfig:
+    """With as many batches an update as the run has had, or else one a rank, where none are told.
+
+    Raises:
+        BertfastError: the ranks cannot share them.
+    """
+    count = config.accumulation
+    if count is None:
+        kept = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else None
+        found = kept.get("accumulation") if isinstance(kept, dict) else None
+        count = found if isinstance(found, int) and found > 0 else ranks.size
+        if ranks.first and count > 1:
+            print(
+                f"bertfast: an update takes {count} batches of --batch-tokens "
+                f"{config.batch_tokens}; one process makes the same run with --accumulation "
+                f"{count}",
+                file=sys.stderr,
+            )
+    share_batches(count, ranks)
+    return replace(config, accumulation=count)
 
 
 def _claim(run: Path, config: PretrainConfig, resume: bool) -> bool:

@@ -12,8 +12,10 @@ from tiny import POSITIONS
 from bertfast import BertConfig, BertForPreTraining, PackedBatch, Trainer
 from bertfast.errors import BertfastError
 from bertfast.ranks import Place, Ranks
+from bertfast.training.config import PretrainConfig
 from bertfast.training.metrics import Window, read_metrics
 from bertfast.training.parallel import every, share_batches
+from bertfast.training.pretrain import _settled
 
 
 def batch(lengths: list[int], masked: list[int], seed: int) -> PackedBatch:
@@ -76,8 +78,22 @@ def test_uneven_batches_weigh_as_much_as_they_predict(tmp_path: Path, precision:
 def test_batches_are_shared_out_whole() -> None:
     four = Ranks(Place(rank=1, size=4))
     assert share_batches(8, four) == 2
-    with pytest.raises(BertfastError, match=r"4 ranks.*take --accumulation 8"):
+    with pytest.raises(BertfastError, match=r"4 ranks.*Take --accumulation 8"):
         share_batches(6, four)
+
+
+def test_an_update_takes_a_batch_a_rank_unless_the_run_or_the_user_says_otherwise(tmp_path) -> None:
+    config = PretrainConfig(("a.txt",), "tok", "run", shape="bert-tiny")
+    two = Ranks(Place(rank=0, size=2))
+    assert _settled(config, tmp_path, Ranks()).accumulation == 1
+    assert _settled(config, tmp_path, two).accumulation == 2
+    assert _settled(replace(config, accumulation=4), tmp_path, two).accumulation == 4
+    (tmp_path / "config.yaml").write_text("accumulation: 6\n")
+    assert _settled(config, tmp_path, two).accumulation == 6
+    assert _settled(config, tmp_path, Ranks()).accumulation == 6
+    (tmp_path / "config.yaml").write_text("accumulation: 3\n")
+    with pytest.raises(BertfastError, match=r"accumulation is 3.*2 ranks.*Take --accumulation 4"):
+        _settled(config, tmp_path, two)
 
 
 def test_batches_of_a_users_own_are_taken_in_turn() -> None:
