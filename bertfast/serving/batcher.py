@@ -24,8 +24,8 @@ from .worker import Batch, Died, Done, Failure, Part, Ready, Worker
 DEPTH = 2  # batches that a worker has at a time, one computed and one waiting
 TRIES = 3  # workers that a request may lose before it is refused
 LONG = 8  # an input of more than the batch's tokens over this is long
-BACKOFF = (0.1, 10.0)  # seconds before a worker that ended early is started again: least and most
-LASTED = 10.0  # seconds after which a worker's end is no early one
+# Seconds before a worker is started in the place of one that computed nothing: least and most.
+BACKOFF = (0.1, 10.0)
 
 
 @dataclass(eq=False)
@@ -91,7 +91,6 @@ class _Slot:
         self.worker: Worker | None = None
         self.ready = False
         self.batches: dict[int, list[tuple[Job, list[int]]]] = {}
-        self.started = 0.0
         self.delay = BACKOFF[0]
 
 
@@ -248,7 +247,6 @@ class Batcher:
     def _start(self, slot: _Slot) -> None:
         if self.stopping:
             return
-        slot.started = time.monotonic()
 
         def call(message: Any) -> None:
             if not self.loop.is_closed():
@@ -268,6 +266,7 @@ class Batcher:
 
     def _done(self, slot: _Slot, done: Done) -> None:
         tokens = rows = 0
+        slot.delay = BACKOFF[0]
         for (job, indices), result in zip(slot.batches.pop(done.number), done.results, strict=True):
             tokens += sum(job.tokens[index] for index in indices)
             rows += len(indices)
@@ -320,8 +319,6 @@ class Batcher:
                     )
                 else:
                     self._wait(job, indices)
-        if time.monotonic() - slot.started > LASTED:
-            slot.delay = BACKOFF[0]
         self.loop.call_later(slot.delay, self._start, slot)
         slot.delay = min(2 * slot.delay, BACKOFF[1])
 
