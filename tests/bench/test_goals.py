@@ -23,9 +23,9 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_backend("triton")), reason=missing_backend("triton")),
 ]
 # Of attention's kernels with dropout, head_dim 64, bfloat16, on sm_90. The key "issued" is
-# instructions of a scheduler for a tile of 64 x 64 scores, "round" those of a warp in a round of
-# the loop. The backward's goals were set for rounds, of 64 x 64 by eight warps and of 32 x 64 by
-# four.
+# instructions of a scheduler for a tile of 64 x 64 scores. The key "round" is those of a warp in a
+# round of the loop. The backward's goals were set for rounds, of 64 x 64 by eight warps and of 32 x
+# 64 by four.
 TILES = [
     # kernel, unit, goal, holds
     ("_forward_kernel", "issued", 600, 600),
