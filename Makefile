@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPECHECK := build/typecheck/bertfast
 
-.PHONY: help install demo test test-all test-oldest layout lint docs wheel bench gpu sanitize clean
+.PHONY: help install demo test test-all test-oldest layout lint docs wheel bench note gpu sanitize clean
 
 help:
 	@echo "make demo      install into .venv, then train, fine-tune and report on text that Python ships"
@@ -16,6 +16,7 @@ help:
 	@echo "make docs      the documentation's site, into build/site"
 	@echo "make wheel     this platform's wheel into build/wheels, tried where no compiler is"
 	@echo "make bench     CPU benchmarks: JSON and plots under benchmarks/results, tables in docs/performance.md"
+	@echo "make note      what pretraining changes: hours of measuring, resumable; DATA=DIR has the files; docs/note.md"
 	@echo "make gpu       on a GPU machine, with its own python3: check, step, ops, tune, each in under 8 minutes"
 	@echo "               PART=2 runs one of the four, RESULTS=DIR says where its results go"
 	@echo "make sanitize  the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -69,6 +70,10 @@ wheel: install
 
 bench: install
 	$(BIN)/python -m benchmarks cpu
+
+# Goes on where it was stopped; delete a part's file in benchmarks/note/results to measure it anew.
+note: install
+	$(BIN)/python -m benchmarks.note $(if $(DATA),--data "$(DATA)")
 
 # A GPU machine brings its own PyTorch and Triton: nothing is installed there.
 gpu:

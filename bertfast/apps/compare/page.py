@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ MARKERS = "os^Dvph*"
 PACKAGES = ("torch", "numpy", "tokenizers", "scikit-learn", "peft")  # that scores depend on
 WIDEST = 240  # characters of an example that are shown
 PAGE, MARKDOWN, TABLE, TESTS = "report.html", "report.md", "cells.csv", "tests.csv"
+MEANS = "means.json"
 
 
 def write_pages(plan: Plan, command: Sequence[str]) -> Path:
@@ -61,6 +63,7 @@ def write_pages(plan: Plan, command: Sequence[str]) -> Path:
     again = _again(plan, command)
     write_text(plan.out / TABLE, _cells_csv(facts))
     write_text(plan.out / TESTS, _tests_csv(facts))
+    write_text(plan.out / MEANS, json.dumps(_means(facts), indent=2, ensure_ascii=False) + "\n")
     write_text(plan.out / MARKDOWN, _markdown(facts, again))
     write_text(plan.out / PAGE, _html(facts, again))
     return plan.out / PAGE
@@ -214,6 +217,27 @@ def _cells_csv(facts: _Facts) -> str:
             + [found["threads"], found["device"], found.get("failed", "")]
         )
     return text.getvalue()
+
+
+def _means(facts: _Facts) -> list[dict[str, Any]]:
+    """Each row at each number of labels: of each score its mean, its interval and each seed's."""
+    return [
+        {
+            "row": place.row,
+            "labels": place.labels,
+            "scores": {
+                name: {
+                    "words": words,
+                    "mean": place.mean(name),
+                    "interval": place.interval(name),
+                    "values": place.values(name),
+                }
+                for name, words in facts.words.items()
+            },
+            "seconds": place.cost("seconds"),
+        }
+        for place in facts.found
+    ]
 
 
 def _cell(value: Any) -> Any:
@@ -391,7 +415,7 @@ def _html(facts: _Facts, again: dict[str, str]) -> str:
         f"<table>{rows}</table>",
         f"<details><summary>The sheet</summary><pre>{lines}</pre></details>",
         f"<p class=quiet>Beside this page: {TABLE} with each run, {TESTS} with each test, "
-        f"{MARKDOWN} with the tables.</p>",
+        f"{MARKDOWN} and {MEANS} with the tables.</p>",
     ]
     return page(plan.sheet.title, "\n".join(parts))
 
