@@ -554,6 +554,7 @@ def demo(out: Path, seed: int) -> None:
 )
 @option("--report-only", is_flag=True, help="Write the pages of what is there, and run nothing.")
 @option("--worker", type=int, hidden=True)
+@option("--parent", type=int, hidden=True)
 @import_option
 def compare(
     sheet: Path,
@@ -562,6 +563,7 @@ def compare(
     jobs: int | None,
     report_only: bool,
     worker: int | None,
+    parent: int | None,
 ) -> None:
     """Run a table of models, ways of adapting, numbers of labels and seeds on one data set.
 
@@ -592,6 +594,7 @@ def compare(
             jobs=jobs,
             variables=given,
             worker=worker,
+            parent=parent,
             again=again,
             report_only=report_only,
         )

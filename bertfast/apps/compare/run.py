@@ -40,6 +40,7 @@ def compare(
     jobs: int | None = None,
     variables: Mapping[str, str] | None = None,
     worker: int | None = None,
+    parent: int | None = None,
     again: Sequence[str] = (),
     report_only: bool = False,
 ) -> Path:
@@ -53,6 +54,7 @@ def compare(
         variables: of the sheet, in place of its own.
         worker: the number of this process among those that run the cells of a sheet that another
             one has prepared; None prepares it.
+        parent: the process that started this worker, which ends with it.
         again: arguments of the command line that start a worker; empty for no others.
         report_only: write the pages of what is there, and run nothing.
 
@@ -68,7 +70,7 @@ def compare(
     if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
         raise BertfastError(f"jobs is {jobs!r}; it must be a whole number of at least 1")
     if worker is not None:
-        _watch_parent()
+        _end_with(parent)
         _work(make_plan(sheet, folder), worker, jobs or 1)
         return folder
     fresh = _claim(folder)
@@ -145,6 +147,8 @@ def _start(again: Sequence[str], number: int, jobs: int, folder: Path) -> subpro
                 str(jobs),
                 "--worker",
                 str(number),
+                "--parent",
+                str(os.getpid()),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -153,9 +157,8 @@ def _start(again: Sequence[str], number: int, jobs: int, folder: Path) -> subpro
         )
 
 
-def _watch_parent() -> None:
+def _end_with(parent: int | None) -> None:
     """Ends this process soon after the one that started it, however that ended."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
