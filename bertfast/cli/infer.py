@@ -35,7 +35,11 @@ pair_column_option = option(
 
 @command(spellings=spellings.EVALUATE)
 @argument("model")
-@option("--data", required=True, help="Labelled data: TSV, CSV or JSON lines with a header.")
+@option(
+    "--data",
+    required=True,
+    help="Labelled data: TSV, CSV or JSON lines with a header. Of a pretraining run: text.",
+)
 @revision_option
 @text_column_option
 @pair_column_option
@@ -67,7 +71,8 @@ def evaluate(
 ) -> None:
     """Score a fine-tuned model, a folder or a Hub id, on labelled data, with bootstrap intervals.
 
-    A sentence encoder or a reranker is measured by what the data are; the guide lists it.
+    A sentence encoder or a reranker is measured by what the data are; the guide lists it. A
+    pretraining run, or one of its checkpoints, is measured on held-out text, as while it trained.
 
     \b
     Example:
@@ -81,6 +86,16 @@ def evaluate(
     if out is not None:
         check_new(out)
     source = resolve(model, revision)
+    from bertfast.training.evaluate_run import evaluate_run, run_of
+
+    if run_of(source.folder) is not None:
+        found = evaluate_run(source.folder, [data], text_column, device=device, precision=precision)
+        say_weights(source)
+        lines = (f"{name.removeprefix('valid_')} {value:.4f}" for name, value in found.items())
+        print(json.dumps(found) if as_json else "\n".join(lines))
+        if out is not None:
+            write_evaluation(found, out)
+        return
     modules = (source.folder / "modules.json").exists()
     crosses = is_cross_encoder(source.folder)
     if kind is not None or modules or crosses:

@@ -207,14 +207,40 @@ def prepare(data: tuple[str, ...], tokenizer: str, out: str, **options: Any) -> 
 )
 @option("--masking", default="dynamic", help="dynamic (new each epoch) or static.")
 @option("--mask-unit", default="token", help="What is hidden together: token, whole-word or span.")
+@option("--mask-rate", type=float, default=0.15, help="Share of the tokens that are hidden.")
+@option("--mask-rate-end", type=float, help="At the end of --steps; it changes evenly.")
 @option("--steps", type=int, default=10_000, help="Updates.")
 @option("--batch-tokens", type=int, default=8192, help="Tokens of a batch at most.")
+@option("--batch-tokens-start", type=int, help="Of the first batch; it rises evenly.")
+@option("--batch-warmup", type=int, default=0, help="Updates over which it rises.")
 @option("--seq-len", type=int, default=128, help="Tokens of a sequence at most.")
+@option(
+    "--seq-len-stages",
+    multiple=True,
+    metavar="LENGTH:UPDATES...",
+    help="Shorter sequences first: 64:1000 is a thousand updates of at most 64 tokens.",
+)
+@option(
+    "--optimizer",
+    default="adamw",
+    help="adamw, lamb, or muon (PyTorch's) for the matrices of the layers.",
+)
 @option("--lr", type=float, default=1e-4, help="Peak learning rate.")
 @option(
     "--warmup",
     type=int,
     help="Updates of warm-up; default: 1000, or a tenth of --steps if that is less.",
+)
+@option(
+    "--schedule",
+    default="linear",
+    help="How the rate falls: linear, cosine, wsd (in the last --decay updates) or inverse-sqrt.",
+)
+@option("--decay", type=int, help="Updates of wsd's decay; default: a tenth of --steps.")
+@option(
+    "--branch",
+    metavar="CHECKPOINT",
+    help="Go on from a checkpoint of another run, under these options: for a decay from it.",
 )
 @option("--warmup-ratio", type=click.FloatRange(0, 1), help="The same, as a share of --steps.")
 @adamw_options
@@ -250,6 +276,7 @@ def prepare(data: tuple[str, ...], tokenizer: str, out: str, **options: Any) -> 
 @option("--valid-split", type=float, help="The same with the last documents of --data: a share.")
 @option("--evaluate-every", type=int, help="Updates between; default: those of checkpoints.")
 @option("--checkpoint-every", type=int, default=1000, help="Updates between checkpoints.")
+@option("--keep", type=int, default=2, help="The newest checkpoints that are kept.")
 @option(
     "--log-every",
     type=int,

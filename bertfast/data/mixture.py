@@ -60,6 +60,7 @@ class Mixture:
         make: makes the batches of a source, by its number and the function of `Batches`' ``sizes``.
         growth: tokens of each batch.
         seq_len: tokens of a sequence at most.
+        first: the number, of all batches, of the first one here.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Mixture:
         make: Callable[[int, Callable[[int], int]], Batches],
         growth: Growth,
         seq_len: int,
+        first: int = 0,
     ) -> None:
         total = math.fsum(weights)
         bounds = [0.0, *(math.fsum(weights[: n + 1]) / total for n in range(len(weights)))]
@@ -78,7 +80,7 @@ class Mixture:
         def sizes_of(source: int) -> Callable[[int], int]:
             def given(number: int) -> int:
                 """Sequences that the source has had before a batch."""
-                slots = before(number)
+                slots = before(first + number)
                 return int(slots * bounds[source + 1]) - int(slots * bounds[source])
 
             return lambda number: (given(number + 1) - given(number)) * seq_len
@@ -117,6 +119,47 @@ class Mixture:
             f"epoch_{name}": source.epoch_of(number)
             for name, source in zip(self.names, self.sources, strict=True)
         }
+
+
+class Stages:
+    """Batches of one kind after batches of another, as of longer sequences after shorter ones.
+
+    Args:
+        stages: (number of its first batch, its batches) of each.
+    """
+
+    def __init__(self, stages: Sequence[tuple[int, Batches | Mixture]]) -> None:
+        self.stages = stages
+        self.digest = stages[0][1].digest
+
+    def plan(self) -> None:
+        """As `Mixture.plan`."""
+        for _, batches in self.stages:
+            batches.plan()
+
+    def budget(self) -> Budget:
+        """What holds every stage's."""
+        budgets = [batches.budget() for _, batches in self.stages]
+        return Budget(*(max(sizes) for sizes in zip(*budgets, strict=True)))
+
+    def iterate(self, start_step: int = 0, stride: int = 1) -> Iterator[tuple[int, PackedBatch]]:
+        """(epoch of the stage, batch) as `Batches.iterate`."""
+        ends = [*(first for first, _ in self.stages[1:]), math.inf]
+        number = start_step
+        for (first, batches), end in zip(self.stages, ends, strict=True):
+            if number < end:
+                for item in batches.iterate(number - first, stride):
+                    yield item
+                    number += stride
+                    if number >= end:
+                        break
+
+    def logged(self, number: int) -> dict[str, int]:
+        """What the stage of a batch says of it."""
+        first, batches = max(
+            (stage for stage in self.stages if stage[0] <= number), key=lambda stage: stage[0]
+        )
+        return batches.logged(number - first) if isinstance(batches, Mixture) else {}
 
 
 class Chain:

@@ -331,6 +331,15 @@ def load_checkpoint(folder: Path) -> TrainingState:
     )
 
 
+def check_branch(state: TrainingState, name: str | Path, steps: int) -> None:
+    """Raises BertfastError unless a run of so many steps can go on from a checkpoint."""
+    if state.values["step"] >= steps:
+        raise BertfastError(
+            f"{name}: is of step {state.values['step']}, and steps is {steps}; a branch goes on to "
+            "a later step"
+        )
+
+
 def _sum_line(state: bytes) -> bytes:
     """What ``training_state.sha256`` holds beside these bytes of ``training_state.json``."""
     return f"{hashlib.sha256(state).hexdigest()}  {STATE_VALUES}\n".encode()

@@ -20,8 +20,11 @@ from bertfast.objectives import OBJECTIVES, default_objective
 from bertfast.ranks import TIMEOUT
 from bertfast.resolve import Source, resolve
 
+from .checkpoint import KEEP
 from .optimizer import BETAS, EPSILON
+from .other_optimizers import OPTIMIZERS
 from .precision import PRECISIONS
+from .schedules import SCHEDULES
 from .trackers import TRACKERS, tracker_names
 
 SHAPE = "bert-small"  # of a new model, where nobody says
@@ -36,6 +39,16 @@ YOUNGER = (
     "valid_split",
     "evaluate_every",
     "shard_cache",
+    "schedule",
+    "decay",
+    "branch",
+    "optimizer",
+    "mask_rate",
+    "mask_rate_end",
+    "batch_tokens_start",
+    "batch_warmup",
+    "seq_len_stages",
+    "keep",
 )
 
 
@@ -61,12 +74,25 @@ class PretrainConfig:
         masking: "dynamic" (new each epoch) or "static".
         mask_unit: what is hidden together: "token", "whole-word" or "span" (of whole words, as in
             SpanBERT).
+        mask_rate: share of the tokens that are hidden.
+        mask_rate_end: the same at the last update, to which it changes evenly; None is
+            ``mask_rate``. Held-out text is always scored under 0.15.
         steps: optimizer updates.
         batch_tokens: tokens of a batch at most; of one part of it under accumulation.
+        batch_tokens_start: ``batch_tokens`` of the first update, from which it rises evenly over
+            ``batch_warmup`` updates.
+        batch_warmup: updates; 0 without a start of its own.
         seq_len: tokens of a sequence at most, special tokens included.
-        lr: peak learning rate of AdamW.
-        warmup: updates over which the rate rises; it then falls linearly to zero at ``steps``. None
-            is 1000, or a tenth of ``steps`` if that is less.
+        seq_len_stages: shorter sequences first, as "LENGTH:UPDATES" each; after them ``seq_len``.
+        optimizer: "adamw", "lamb" or "muon" (PyTorch's, for the matrices of the layers).
+        lr: peak learning rate.
+        warmup: updates over which the rate rises. None is 1000, or a tenth of ``steps`` if that is
+            less.
+        schedule: how it falls then: "linear" or "cosine" to zero at ``steps``, "wsd" (not, but in
+            the last ``decay`` updates) or "inverse-sqrt".
+        decay: updates; None is a tenth of ``steps``, with "wsd" alone.
+        branch: a checkpoint of another run to go on from, with its optimizer and its step, under
+            other options: for "wsd" any checkpoint before the decay.
         weight_decay: not of biases and norms.
         adam_beta1, adam_beta2, adam_epsilon: of AdamW's moments.
         clip_norm: the joint norm that gradients are scaled down to.
@@ -78,6 +104,7 @@ class PretrainConfig:
             not with accumulation. None: wherever it can be.
         seed: of the weights, the data order, the masks and the dropout.
         checkpoint_every: updates; one more is written at the end.
+        keep: the newest checkpoints that are kept.
         log_every: updates that a logged line averages over.
         valid: files of text that is held out. The objective's loss on it is measured under masks
             that never change. The checkpoint with the lowest is kept too.
@@ -102,11 +129,20 @@ class PretrainConfig:
     generator_size: float = 0.25
     masking: str = "dynamic"
     mask_unit: str = "token"
+    mask_rate: float = 0.15
+    mask_rate_end: float | None = None
     steps: int = 10_000
     batch_tokens: int = 8192
+    batch_tokens_start: int | None = None
+    batch_warmup: int = 0
     seq_len: int = 128
+    seq_len_stages: tuple[str, ...] | None = None
+    optimizer: str = "adamw"
     lr: float = 1e-4
     warmup: int | None = None
+    schedule: str = "linear"
+    decay: int | None = None
+    branch: str | None = None
     weight_decay: float = 0.01
     adam_beta1: float = BETAS[0]
     adam_beta2: float = BETAS[1]
@@ -118,6 +154,7 @@ class PretrainConfig:
     cuda_graph: bool | None = None
     seed: int = 0
     checkpoint_every: int = 1000
+    keep: int = KEEP
     log_every: int = 10
     valid: tuple[str, ...] | None = None
     valid_split: float | None = None
@@ -153,6 +190,7 @@ class PretrainConfig:
             "batch_tokens",
             "seq_len",
             "checkpoint_every",
+            "keep",
             "log_every",
         ):
             whole_number(name, getattr(self, name), 1)
@@ -172,8 +210,11 @@ class PretrainConfig:
             ("mask_unit", MASK_UNITS),
             ("precision", PRECISIONS),
             ("reduction", PRECISIONS),
+            ("schedule", SCHEDULES),
+            ("optimizer", OPTIMIZERS),
         ):
             one_of(name, getattr(self, name), choices)
+        self._check_course()
         number("shard_cache", self.shard_cache, above=0)
         number("generator_size", self.generator_size, above=0, most=1)
         objective.check(self)
@@ -191,6 +232,60 @@ class PretrainConfig:
                 f"batch-tokens is {self.batch_tokens} and seq-len {self.seq_len}; "
                 "a batch must hold a whole sequence"
             )
+
+    def _check_course(self) -> None:
+        """Refuses what the rates and sizes of the updates cannot be."""
+        if self.decay is not None:
+            if self.schedule != "wsd":
+                raise BertfastError(
+                    f"decay is {self.decay} and schedule {self.schedule}; --schedule wsd takes one"
+                )
+            if whole_number("decay", self.decay, 1) > self.steps:
+                raise BertfastError(f"decay is {self.decay}, and steps {self.steps}")
+        number("mask_rate", self.mask_rate, above=0, below=1)
+        if self.mask_rate_end is not None:
+            number("mask_rate_end", self.mask_rate_end, above=0, below=1)
+        whole_number("batch_warmup", self.batch_warmup, 0)
+        if (self.batch_tokens_start is None) != (self.batch_warmup == 0):
+            raise BertfastError("batch-tokens-start and batch-warmup go together; give both")
+        if self.batch_tokens_start is not None:
+            whole_number("batch_tokens_start", self.batch_tokens_start, self.seq_len)
+        if self.optimizer != "adamw" and self.cuda_graph:
+            raise BertfastError(f"cuda-graph is on, and optimizer {self.optimizer}; it takes adamw")
+        stages = tuple(map(str, self.seq_len_stages or ())) or None
+        object.__setattr__(self, "seq_len_stages", stages)
+        self.stages  # noqa: B018  says now what is wrong with one
+
+    @property
+    def stages(self) -> list[tuple[int, int]]:
+        """(tokens of a sequence, first update) of each stage, the last one ``seq_len``'s."""
+        found, first = [], 0
+        for stage in self.seq_len_stages or ():
+            length, _, updates = stage.partition(":")
+            if not (length.isdecimal() and updates.isdecimal() and int(updates)):
+                raise BertfastError(
+                    f"seq-len-stages has {stage!r}; each is LENGTH:UPDATES, as 64:1000"
+                )
+            if int(length) > self.seq_len:
+                raise BertfastError(
+                    f"seq-len-stages has {stage}, and seq-len is {self.seq_len}; shorter sequences "
+                    "come first"
+                )
+            found.append((int(length), first))
+            first += int(updates)
+        if first >= self.steps:
+            raise BertfastError(
+                f"seq-len-stages take {first} updates, and steps is {self.steps}; some must be "
+                "left for seq-len"
+            )
+        return [*found, (self.seq_len, first)]
+
+    def mask_rate_at(self, step: int) -> float:
+        """The share of tokens that are hidden in the update with that index."""
+        if self.mask_rate_end is None:
+            return self.mask_rate
+        done = min(step / max(self.steps - 1, 1), 1.0)
+        return self.mask_rate + done * (self.mask_rate_end - self.mask_rate)
 
     def _settle_model(self) -> None:
         """Says which model, tokenizer and objective it is, where that was left open."""

@@ -13,9 +13,14 @@ from torch import Tensor, nn
 
 from bertfast.data.mixture import Chain
 from bertfast.data.packing import Batches
+from bertfast.data.shards import ShardedStore
+from bertfast.data.store import TokenStore
 from bertfast.errors import BertfastError
 from bertfast.files import read_json, write_text
+from bertfast.objectives import OBJECTIVES
+from bertfast.tokenization import SpecialIds
 
+from .config import PretrainConfig
 from .metrics import numbers
 from .trainer import Callback
 
@@ -24,6 +29,24 @@ if TYPE_CHECKING:
 
 FILE = "evaluations.json"
 LOSS = "valid_loss"
+
+
+def held_out_batches(
+    config: PretrainConfig,
+    store: TokenStore | ShardedStore,
+    special: SpecialIds,
+    vocab_size: int,
+) -> Batches:
+    """Batches of text that is scored, under masks that no option decides: so runs compare."""
+    return Batches(
+        store,
+        special,
+        vocab_size,
+        config.seq_len,
+        config.batch_tokens,
+        OBJECTIVES.find(config.objective),
+        "static",
+    )
 
 
 class HeldOut:

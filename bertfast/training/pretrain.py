@@ -20,7 +20,7 @@ from torch import nn
 from bertfast._version import __version__
 from bertfast.card import CARD_FILE
 from bertfast.config import PRESETS, EncoderConfig
-from bertfast.data.mixture import Chain, Growth, Mixture, sources_of
+from bertfast.data.mixture import Chain, Growth, Mixture, Stages, sources_of
 from bertfast.data.packing import Batches
 from bertfast.data.shards import ShardedStore
 from bertfast.data.store import TokenStore
@@ -42,20 +42,21 @@ from bertfast.tokenization import (
 )
 
 from . import card
-from .checkpoint import clean, locked
+from .checkpoint import check_branch, clean, load_checkpoint, locked
 from .config import YOUNGER, PretrainConfig
-from .held_out import LOSS, Evaluations, HeldOut
-from .optimizer import linear_schedule
+from .held_out import LOSS, Evaluations, HeldOut, held_out_batches
 from .options import takes_fields_of, without_defaults
+from .other_optimizers import other_optimizer
 from .parallel import share_batches
 from .precision import find_device
+from .schedules import schedule
 from .trackers import Report
 from .trainer import Callback, Interrupted, Trainer
 
 __all__ = ["Interrupted", "PretrainResult", "pretrain"]
 # Options that change nothing in what is computed: a resumed run may have others.
 FREE = (
-    *("out", "checkpoint_every", "log_every", "device", "report_to"),
+    *("out", "checkpoint_every", "keep", "log_every", "device", "report_to"),
     *("reduction", "rank_timeout", "shard_cache"),
 )
 
@@ -118,6 +119,8 @@ def pretrain(
             f"cuda-graph is on and there are {ranks.size} ranks; a graph holds an update of one"
         )
     config = _settled(config, run, ranks)
+    if config.branch is not None:
+        check_branch(load_checkpoint(Path(config.branch)), config.branch, config.steps)
     same = {name: value for name, value in config.to_dict().items() if name != "device"}
     with ranks.joined(
         device,
@@ -142,7 +145,7 @@ def _pretrain(
 ) -> PretrainResult:
     words = load_tokenizer(config.tokenizer_folder)
     objective = OBJECTIVES.find(config.objective)
-    setup = _Setup(config, words, ranks.first)
+    setup = RunSetup(config, words, ranks.first)
     torch.manual_seed(config.seed)
     model = objective.build(setup)
     saved = objective.saved(model)
@@ -166,7 +169,9 @@ def _pretrain(
             setup.say(f"starts from {config.origin}")
         graph = config.cuda_graph
         if graph is None:
-            graph = device.type == "cuda" and config.accumulation == 1
+            graph = (
+                device.type == "cuda" and config.accumulation == 1 and config.optimizer == "adamw"
+            )
         assert config.warmup is not None
         assert config.accumulation is not None
         trackers = (config.report_to or ()) if ranks.first else ()
@@ -180,7 +185,20 @@ def _pretrain(
                 weight_decay=config.weight_decay,
                 betas=(config.adam_beta1, config.adam_beta2),
                 epsilon=config.adam_epsilon,
-                schedule=partial(linear_schedule, warmup=config.warmup, total=config.steps),
+                optimizer=other_optimizer(
+                    config.optimizer,
+                    [name for name, weight in model.named_parameters() if weight.requires_grad],
+                    config.lr,
+                    config.weight_decay,
+                    (config.adam_beta1, config.adam_beta2),
+                    config.adam_epsilon,
+                ),
+                schedule=schedule(
+                    config.schedule,
+                    config.warmup,
+                    config.steps,
+                    max(config.steps // 10, 1) if config.decay is None else config.decay,
+                ),
                 precision=config.precision,
                 clip_norm=config.clip_norm,
                 accumulation=config.accumulation,
@@ -191,6 +209,8 @@ def _pretrain(
                 best=None if held_out is None else LOSS,
                 lowest=True,
                 checkpoint_every=config.checkpoint_every,
+                keep=config.keep,
+                branch=config.branch,
                 log_every=config.log_every,
                 device=device,
                 budget=batches.budget() if graph else None,
@@ -258,7 +278,7 @@ def _open_data(
     saved: dict[str, PreTrainedModel],
     words: Tokenizer,
     ranks: Ranks,
-) -> tuple[Batches | Mixture, HeldOut | None]:
+) -> tuple[Batches | Mixture | Stages, HeldOut | None]:
     """What the run trains on, and what is held out. Rank 0 makes the stores, which others open."""
     special = SpecialIds(words, config.tokenizer_folder)
     if not ranks.first:
@@ -267,13 +287,18 @@ def _open_data(
     continues = None if config.mask_unit == "token" else continuations(words, vocab_size)
 
     def batches_of(
-        store: TokenStore | ShardedStore, masking: str, seed: int, mask_unit: str, **others: Any
+        store: TokenStore | ShardedStore,
+        masking: str,
+        seed: int,
+        mask_unit: str,
+        seq_len: int = config.seq_len,
+        **others: Any,
     ) -> Batches:
         return Batches(
             store,
             special,
             vocab_size,
-            config.seq_len,
+            seq_len,
             config.batch_tokens,
             OBJECTIVES.find(config.objective),
             masking,
@@ -302,24 +327,44 @@ def _open_data(
         stores = [(first, weight) for first, _, weight in split]
         valid = [rest for _, rest, _ in split]
     ranks.note("tokenised")
-    # Masks that no option of the run decides, so that runs compare.
-    scored = [batches_of(store, "static", 0, "token") for store in valid]
+    scored = [held_out_batches(config, store, special, vocab_size) for store in valid]
     held_out = HeldOut(Chain(scored) if len(scored) > 1 else scored[0]) if scored else None
     drawn = config.masking, config.seed, config.mask_unit
     together = config.accumulation or 1
-    batches: Batches | Mixture
-    if len(stores) == 1:
-        batches = batches_of(stores[0][0], *drawn, together=together)
-    else:
-        batches = Mixture(
-            [Path(store.location).name for store, _ in stores],
-            [weight for _, weight in stores],
-            lambda n, sizes: batches_of(
-                stores[n][0], *drawn, source=n, sizes=sizes, together=together
-            ),
-            Growth(config.batch_tokens),
-            config.seq_len,
-        )
+    growth = Growth(
+        config.batch_tokens,
+        config.batch_tokens_start,
+        config.batch_warmup * together,
+    )
+
+    def stage(number: int, seq_len: int, first: int) -> Batches | Mixture:
+        """The batches of sequences of a length, whose first one is number ``first`` of all."""
+
+        def batches_from(index: int, sizes: Callable[[int], int]) -> Batches:
+            return batches_of(
+                stores[index][0],
+                *drawn,
+                seq_len=seq_len,
+                source=number * len(stores) + index,
+                sizes=sizes,
+                together=together,
+                grown=growth.batches,
+                mask_rate=lambda n: config.mask_rate_at((first + n) // together),
+                most_rate=max(config.mask_rate, config.mask_rate_end or 0.0),
+            )
+
+        if len(stores) == 1:
+            return batches_from(0, lambda n: growth.tokens(first + n))
+        names = [Path(store.location).name for store, _ in stores]
+        weights = [weight for _, weight in stores]
+        return Mixture(names, weights, batches_from, growth, seq_len, first)
+
+    starts = [first * together for _, first in config.stages]
+    parts = [
+        stage(number, seq_len, first)
+        for number, ((seq_len, _), first) in enumerate(zip(config.stages, starts, strict=True))
+    ]
+    batches = parts[0] if len(parts) == 1 else Stages(list(zip(starts, parts, strict=True)))
     batches.plan()  # says now if the corpus cannot serve the objective
     return batches, held_out
 
@@ -329,7 +374,7 @@ def _fingerprints(
     words: Tokenizer,
     model: nn.Module,
     saved: dict[str, PreTrainedModel],
-    batches: Batches | Mixture,
+    batches: Batches | Mixture | Stages,
     held_out: HeldOut | None,
 ) -> dict[str, str | tuple[str, ...]]:
     """SHA-256 of each thing outside a checkpoint that decides what a run computes."""
@@ -355,7 +400,7 @@ def _fingerprints(
     return digests
 
 
-class _Setup:
+class RunSetup:
     """What an objective builds its model from (see `bertfast.objectives.registry.Setup`)."""
 
     def __init__(self, options: PretrainConfig, tokenizer: Tokenizer, speaks: bool = True) -> None:

@@ -30,8 +30,10 @@ from bertfast.seeds import step_seed
 
 from .checkpoint import (
     KEEP,
+    check_branch,
     checkpoints,
     clean,
+    load_checkpoint,
     optimizer_state,
     restore_optimizer,
     resume_from,
@@ -138,6 +140,8 @@ class Trainer:
         checkpoint_every, log_every: updates; a checkpoint is written at the end too, and a line is
             logged at each evaluation.
         keep: how many of the newest checkpoints are kept.
+        branch: a checkpoint of another run, from which this one goes on where it has none of its
+            own yet. Its ``inputs`` must be the same but for "options" and "held-out data".
         prefetch: batches that a worker thread makes ahead; 0 makes each when it is due.
         device: None is the GPU where there is one.
         budget: sizes that batches are padded to for a CUDA graph of the update; None for no graph.
@@ -183,6 +187,7 @@ class Trainer:
         checkpoint_every: int = 1000,
         log_every: int = 10,
         keep: int = KEEP,
+        branch: str | Path | None = None,
         prefetch: int = 2,
         device: torch.device | str | None = None,
         budget: Budget | None = None,
@@ -219,6 +224,7 @@ class Trainer:
         self.best_by, self.lowest, self.patience = best, lowest, patience
         self.checkpoint_every, self.log_every, self.keep = checkpoint_every, log_every, keep
         self.prefetch, self.label = prefetch, label
+        self.branch = None if branch is None else Path(branch)
         self.inputs = {
             name: (value,) if isinstance(value, str) else value
             for name, value in (inputs or {}).items()
@@ -324,7 +330,7 @@ class Trainer:
         """The index of the first update; what a checkpoint holds is restored."""
         if not self.ranks.first:
             self.ranks.wait("started")
-            return self._restore() if resume else 0
+            return self._restore() if resume or self.branch is not None else 0
         start = self._first_start(resume)
         self.ranks.note("started")
         return start
@@ -338,7 +344,7 @@ class Trainer:
                 f"{self.run}: has checkpoints already; choose another folder, or resume that run"
             )
         self.run.mkdir(parents=True, exist_ok=True)
-        return 0
+        return 0 if self.branch is None else self._restore()
 
     def _made(self, start: int) -> Iterator[tuple[int, PackedBatch]]:
         """The batches, for a GPU in pinned memory, from which the copy does not wait."""
@@ -555,6 +561,10 @@ class Trainer:
 
     def _restore(self) -> int:
         found = resume_from(self.run)
+        branches = found is None and self.branch is not None
+        if branches:
+            assert self.branch is not None
+            found = self.branch, load_checkpoint(self.branch)
         if found is None:
             if self.ranks.first:
                 print(
@@ -565,9 +575,14 @@ class Trainer:
             return 0
         folder, state = found
         saved = state.values.get("inputs", {})
+        free = ("options", "held-out data") if branches else ()
         changed = [
-            name for name, digest in saved.items() if digest not in self.inputs.get(name, ())
+            name
+            for name, digest in saved.items()
+            if name not in free and digest not in self.inputs.get(name, ())
         ]
+        if branches:
+            check_branch(state, folder, self.steps)
         if changed:
             raise BertfastError(
                 f"{self.run}: the {' and the '.join(changed)} changed since {folder} was written, "
@@ -598,8 +613,11 @@ class Trainer:
         )
         if self.ranks.first:
             self.tokens = int(state.values.get("tokens", 0))
-            self.window.restore(state.values.get("window", {}))
+            if not branches:
+                self.window.restore(state.values.get("window", {}))
         self.seconds = float(state.values.get("seconds", 0.0))
+        if branches:
+            return int(state.values["step"])
         self.last, self.best = state.values.get("last", {}), state.values.get("best", {})
         self.evaluations = state.values.get("evaluations", [])
         return int(state.values["step"])

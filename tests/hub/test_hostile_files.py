@@ -31,7 +31,7 @@ from bertfast.tokenization import load_tokenizer
 from bertfast.tokenization.patterns import explosive
 from bertfast.training.checkpoint import load_checkpoint
 from bertfast.training.config import PretrainConfig
-from bertfast.training.pretrain import _Setup
+from bertfast.training.pretrain import RunSetup
 
 # Of computing, of waiting, and of memory.
 CPU_SECONDS, SECONDS, BYTES = 30, 300, 1 << 30
@@ -363,7 +363,7 @@ def test_a_new_model_beyond_the_machine_is_refused(folder):
     config = PretrainConfig(
         data=("x",), tokenizer=str(folder), out="o", shape=str(tmp), seq_len=16, objective="mlm"
     )
-    text = message_of(lambda: _Setup(config, load_tokenizer(folder)))
+    text = message_of(lambda: RunSetup(config, load_tokenizer(folder)))
     assert "parameters, which take" in text
     assert "this machine has" in text
 
@@ -549,7 +549,7 @@ def test_an_id_beyond_every_vocabulary(folder):
     config = PretrainConfig(
         data=("x",), tokenizer=str(folder), out="o", shape="bert-tiny", seq_len=16, objective="mlm"
     )
-    text = message_of(lambda: _Setup(config, load_tokenizer(folder)))
+    text = message_of(lambda: RunSetup(config, load_tokenizer(folder)))
     assert "vocab_size is 4294967296" in text
 
 

@@ -188,3 +188,30 @@ def test_adapting_that_does_not_help_fails_and_keeps_the_run(place, monkeypatch,
     assert done.code == 2
     assert "held-out loss did not fall: 2.0000 at the start, 2.1000 at best" in done.errors[0]
     assert checkpoints(place / "worse")
+
+
+def test_evaluate_gives_the_numbers_that_training_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_model(Path("model"))
+    for seed, name in enumerate(("corpus.txt", "valid.txt")):
+        Path(name).write_text("\n".join(f"{text}.\n" for text, _ in sentences(60, seed)))
+    options = ["--batch-tokens", 96, "--seq-len", 20, "--report-to", "none", "--keep", 3]
+    trained = run_cli(
+        monkeypatch,
+        capfd,
+        *("pretrain", "--data", "corpus.txt", "--valid", "valid.txt", "--model", "model"),
+        *("--out", "run", "--steps", 4, "--checkpoint-every", 2, "--masking", "static", *options),
+        *("--mask-rate", 0.4, "--seed", 5),
+    )
+    assert trained.code == 0, trained
+    for line in json.loads(Path("run/evaluations.json").read_text())[1:]:
+        step = line.pop("step")
+        folder = "run" if step == 4 else f"run/checkpoints/step-{step:08d}"
+        found = run_cli(monkeypatch, capfd, "evaluate", folder, "--data", "valid.txt", "--json")
+        assert found.code == 0, found
+        assert json.loads(found.out) == line
+    missing = run_cli(monkeypatch, capfd, "evaluate", "run", "--data", "nowhere.txt")
+    assert (missing.code, len(missing.errors)) == (2, 1)
+    assert "nowhere.txt: no such file" in missing.errors[0]
