@@ -98,7 +98,7 @@ def glue(
         raise BertfastError(
             f"max-length is {max_length} and the model has {config.max_length} positions"
         )
-    settings = {
+    settings: dict[str, Any] = {
         "model": str(model),
         "epochs": epochs,
         "batch_size": batch_size,
@@ -193,8 +193,8 @@ def _run(
                 resume=resume,
             )
         scores[rate] = {}
-        for part, dev in devs.items():
-            values = _scores(task, evaluate(run, dev, device=device))
+        for part, labelled in devs.items():
+            values = _scores(task, evaluate(run, labelled, device=device))
             scores[rate] |= {f"{name}{part}": value for name, value in values.items()}
     first = next(iter(scores[rates[0]]))
     best = max(scores, key=lambda rate: scores[rate][first])
@@ -259,7 +259,7 @@ def _submit(
         examples = [Example(n, row.text, row.pair) for n, row in enumerate(rows, 1)]
         made = (one for part in predictor.stream(examples) for one in part.predictions)
         lines = [
-            f"{row.index}\t{_answer(task, prediction)}\n"
+            f"{row.number}\t{_answer(task, prediction)}\n"
             for row, prediction in zip(rows, made, strict=True)
         ]
         write_text(out / f"{name}.tsv", "".join(["index\tprediction\n", *lines]))

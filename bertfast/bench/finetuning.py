@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from statistics import mean, median, stdev
 from types import SimpleNamespace
@@ -136,14 +137,13 @@ def measure(
 
 def _transformers() -> Any:
     try:
-        import accelerate
+        import_module("accelerate")
         import transformers
     except ImportError as error:
         raise BertfastError(
             f"--finetune measures the Trainer of transformers, which needs {error.name}; install "
             "it with: pip install 'bertfast[bench]'"
         ) from None
-    del accelerate
     return transformers
 
 
@@ -290,7 +290,7 @@ def theirs(config: FinetuneConfig, sampling: str) -> Found:
         outputs = outputs_of(found.predictions, dev.inputs)
         return task.score(outputs, dev.inputs, dev.examples, prepared.shape)
 
-    class Clock(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+    class Clock(transformers.TrainerCallback):  # type: ignore[name-defined]
         def on_epoch_begin(self, *_: Any, **__: Any) -> None:
             times.start()
 

@@ -20,7 +20,7 @@ WHOLE = {LONE: ("dev.tsv", "test.tsv")}
 class Row(NamedTuple):
     """One example: what the submission calls it, its texts, and its label where there is one."""
 
-    index: str
+    number: str
     text: str
     pair: str | None
     label: str | None

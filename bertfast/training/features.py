@@ -162,6 +162,7 @@ def features(
                         [inputs[place].segments for place in places],
                     ).to(where)
                     states = encoder.encode(batch, every_row=True).hidden_states(True)
+                    assert states is not None
                     parts = _pooled(choose(states), batch.cu_seqlens, pooling)
                     found |= zip(places, parts, strict=True)
                 for number in range(len(chunk)):

@@ -87,7 +87,7 @@ def test_each_layout_is_read(name: str, tmp_path: Path) -> None:
     for _, test in task.parts.values():
         asked = list(read_rows(folder / test, task, labelled=False))
         first = 100 if name == "QQP" else 0
-        assert [row.index for row in asked] == [str(first + number) for number in range(5)]
+        assert [row.number for row in asked] == [str(first + number) for number in range(5)]
 
 
 def test_a_broken_line_is_passed_over_in_qqp_alone(
