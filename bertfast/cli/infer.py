@@ -103,13 +103,11 @@ def evaluate(
         from bertfast.training.sentence_evaluation import evaluate_sentences, shown_scores
 
         columns = [name for name in (text_column, pair_column) if name is not None]
-        where = {"device": device, "precision": precision}
+        given = (source.folder, data, columns, label_column)
         if crosses:
-            found = evaluate_reranker(source.folder, data, columns, label_column, **where)
+            found = evaluate_reranker(*given, device=device, precision=precision)
         else:
-            found = evaluate_sentences(
-                source.folder, data, columns, label_column, kind=kind, **where
-            )
+            found = evaluate_sentences(*given, kind=kind, device=device, precision=precision)
         say_weights(source)
         print(json.dumps(found) if as_json else shown_scores(found))
         if out is not None:
