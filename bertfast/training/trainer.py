@@ -285,9 +285,10 @@ class Trainer:
         log = MetricsLog(self.run, start) if self.ranks.first else None
         self.clock = time.monotonic() - self.window.elapsed
         with (
+            # Outermost: the launcher's own signal must not end the rank that says what went wrong.
+            _signals(patient=self.ranks.size > 1) as stop,
             self.ranks.errors(),
             LiveBar(self.steps, start, self.label, self.ranks.first) as bar,
-            _signals(patient=self.ranks.size > 1) as stop,
             ahead(self._made(start * self.accumulation + self.ranks.rank), self.prefetch) as parts,
         ):
             before: _Told | None = None
