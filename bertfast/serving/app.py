@@ -188,7 +188,7 @@ class Server:
             yield
             await self.batcher.stop()
 
-        found = {
+        found: dict[str, Callable[[Request], Response]] = {
             "/": page.index,
             "/static/{name}": page.static,
             "/docs": partial(page.reference, self.openapi),
@@ -491,7 +491,7 @@ class Server:
 
     async def similarity(self, form: forms.Similarity) -> Any:
         """The cosine of the source with each sentence."""
-        options = form.parameters or forms.SimilarityOptions()
+        options = form.parameters or forms.SimilarityOptions(truncate=None, prompt_name=None)
         if not form.inputs.sentences:
             raise Refused(422, "inputs.sentences is empty; give one at least")
         vectors, _ = await self._vectors(

@@ -229,7 +229,8 @@ class Batcher:
         return best, soonest
 
     def _send(self, slot: _Slot, key: tuple[str, str, int]) -> None:
-        lane, chosen, tokens = self.lanes[key], {}, 0
+        lane, tokens = self.lanes[key], 0
+        chosen: dict[Job, list[int]] = {}
         while lane.entries:
             if chosen and tokens + lane.entries[0].tokens > self.limits.max_batch_tokens:
                 break

@@ -88,7 +88,7 @@ class Served:
         self.module.to("meta")
         return self
 
-    def compute(self, operation: str, payloads: Sequence[Any]) -> Sequence[Any]:
+    def compute(self, operation: str, payloads: Sequence[Any]) -> Any:
         """What the model makes of each payload; in a worker."""
         raise NotImplementedError
 

@@ -131,7 +131,9 @@ class MaskFiller:
     def words(self, blanks: Blanks, found: Likeliest) -> list[list[Filler]]:
         """The words for each mask, and the text with each of them."""
         result = []
-        for place, words, values in zip(blanks.places, *map(np.ndarray.tolist, found), strict=True):
+        for place, words, values in zip(
+            blanks.places, *(part.tolist() for part in found), strict=True
+        ):
             fillers = []
             for word, probability in zip(words, values, strict=True):
                 # A special token is shown by its name, so that it is not lost from the text.
