@@ -66,8 +66,9 @@ def svg(draw: Callable[[Any], None], height: float, *, inline: bool = True) -> s
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    colours = ("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color")
-    with rc_context({"font.size": 10, "svg.hashsalt": "bertfast", **dict.fromkeys(colours, INK)}):
+    names = ("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color")
+    style: dict[Any, Any] = {"font.size": 10, "svg.hashsalt": "bertfast"}
+    with rc_context({**style, **dict.fromkeys(names, INK)}):
         figure = Figure(figsize=(7.4, height), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
