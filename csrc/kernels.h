@@ -15,7 +15,7 @@ void gather_rows(const char *x, const int64_t *index, char *out, int64_t masked,
 void scatter_rows(const char *dout, const int64_t *index, char *dx, int64_t rows, int64_t masked, int64_t width, int threads);
 void mask_tokens(const MaskTokens &);
 template <typename T>
-void cross_entropy_rows(T *logits, const float *bias, const int64_t *labels, float *loss, float *lse, uint8_t *correct,
+void cross_entropy_rows(T *logits, const float *bias, const int64_t *labels, float *loss, uint8_t *correct,
                         int64_t rows, int64_t vocab, int64_t ignore_index, float label_smoothing, float z_loss,
                         const float *grad_scale, float *dbias, int threads);
 template <typename T>

@@ -10,7 +10,7 @@
 namespace bertfast::BERTFAST_ISA {
 
 template <typename T>
-void cross_entropy_rows(T *logits, const float *bias, const int64_t *labels, float *loss, float *lse, uint8_t *correct,
+void cross_entropy_rows(T *logits, const float *bias, const int64_t *labels, float *loss, uint8_t *correct,
                         int64_t rows, int64_t vocab, int64_t ignore_index, float label_smoothing, float z_loss,
                         const float *grad_scale, float *dbias, int threads) {
   // A row is widened once into a buffer that stays in the cache: sums in float32, one exp an element.
@@ -24,7 +24,7 @@ void cross_entropy_rows(T *logits, const float *bias, const int64_t *labels, flo
       T *out = logits + row * vocab;
       const int64_t label = labels[row];
       if (label == ignore_index) {
-        loss[row] = lse[row] = 0;
+        loss[row] = 0;
         correct[row] = 0;
         if (grad_scale)
           for (int64_t j = 0; j < vocab; ++j) from_float(0.0f, out[j]);
@@ -59,7 +59,6 @@ void cross_entropy_rows(T *logits, const float *bias, const int64_t *labels, flo
         total += e;
       }
       const float denominator = sum(total), l = top + std::log(denominator);
-      lse[row] = l;
       loss[row] = (1 - label_smoothing) * (l - at_label) + z_loss * l * l;
       if (label_smoothing > 0) loss[row] += label_smoothing * (l - mean);
       if (!grad_scale) continue;
@@ -83,11 +82,11 @@ void cross_entropy_rows(T *logits, const float *bias, const int64_t *labels, flo
   }
 }
 
-template void cross_entropy_rows(float *, const float *, const int64_t *, float *, float *, uint8_t *, int64_t, int64_t, int64_t,
+template void cross_entropy_rows(float *, const float *, const int64_t *, float *, uint8_t *, int64_t, int64_t, int64_t,
                                  float, float, const float *, float *, int);
-template void cross_entropy_rows(bf16 *, const float *, const int64_t *, float *, float *, uint8_t *, int64_t, int64_t, int64_t,
+template void cross_entropy_rows(bf16 *, const float *, const int64_t *, float *, uint8_t *, int64_t, int64_t, int64_t,
                                  float, float, const float *, float *, int);
-template void cross_entropy_rows(f16 *, const float *, const int64_t *, float *, float *, uint8_t *, int64_t, int64_t, int64_t,
+template void cross_entropy_rows(f16 *, const float *, const int64_t *, float *, uint8_t *, int64_t, int64_t, int64_t,
                                  float, float, const float *, float *, int);
 
 }  // namespace bertfast::BERTFAST_ISA

@@ -177,7 +177,7 @@ struct Ops {
   void (*attention_forward)(const AttentionForward<T> &);
   void (*attention_backward)(const AttentionBackward<T> &);
   void (*dropout)(const T *x, T *out, int64_t n, uint32_t threshold, uint64_t seed, int threads);
-  void (*cross_entropy_rows)(T *logits, const float *bias, const int64_t *labels, float *loss, float *lse, uint8_t *correct,
+  void (*cross_entropy_rows)(T *logits, const float *bias, const int64_t *labels, float *loss, uint8_t *correct,
                              int64_t rows, int64_t vocab, int64_t ignore_index, float label_smoothing, float z_loss,
                              const float *grad_scale, float *dbias, int threads);
   void (*add_layer_norm_forward)(const AddLayerNorm<T> &);

@@ -297,7 +297,6 @@ def _rows_cpp(
         bias=bias,
         labels=labels,
         loss=losses,
-        lse=torch.empty_like(losses),
         correct=correct,
         grad_scale=None if grad_scale is None else grad_scale.expand(labels.shape).contiguous(),
         dbias=dbias if dbias.numel() else None,

@@ -39,7 +39,7 @@ WRITTEN = {
     "bias_gelu_forward": ("out",),
     "bias_gelu_backward": ("dx", "dbias"),
     "check_rows": (),
-    "cross_entropy_rows": ("logits", "loss", "lse", "correct", "dbias"),
+    "cross_entropy_rows": ("logits", "loss", "correct", "dbias"),
     "dropout": ("out",),
     "embed_forward": ("out", "mean", "rstd"),
     "embed_backward": ("dsum", "dparameters"),
@@ -117,7 +117,7 @@ def extension_call(name: str, dtype: torch.dtype) -> Call:
         return {
             "logits": _normal(rows, VOCAB, dtype=dtype), "bias": _normal(VOCAB),
             "labels": torch.tensor([0, VOCAB - 1, -100, 3, 4, 5]), "loss": torch.zeros(rows),
-            "lse": torch.zeros(rows), "correct": torch.zeros(rows, dtype=torch.uint8),
+            "correct": torch.zeros(rows, dtype=torch.uint8),
             "grad_scale": _normal(rows), "dbias": torch.zeros(VOCAB), "ignore_index": -100,
             "label_smoothing": 0.1, "z_loss": 0.01, "threads": 2,
         }  # fmt: skip

@@ -278,7 +278,7 @@ def cross_entropy(
     labels = torch.where(torch.rand(count, generator=a.rng) < 0.2, -100, a.below(vocab, count))
     ext.cross_entropy_rows(
         logits=a.values(count, vocab), bias=a.floats(vocab) if bias else None, labels=labels,
-        loss=a.floats(count), lse=a.floats(count), correct=torch.empty(count, dtype=torch.uint8),
+        loss=a.floats(count), correct=torch.empty(count, dtype=torch.uint8),
         grad_scale=a.floats(count) if gradient else None,
         dbias=a.floats(vocab) if gradient and bias else None, ignore_index=-100,
         label_smoothing=smoothing, z_loss=0.01, threads=THREADS,

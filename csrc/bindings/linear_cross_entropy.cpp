@@ -4,7 +4,7 @@ namespace bertfast {
 
 namespace {
 
-void cross_entropy_rows(py::handle logits_, py::handle bias_, py::handle labels_, py::handle loss_, py::handle lse_,
+void cross_entropy_rows(py::handle logits_, py::handle bias_, py::handle labels_, py::handle loss_,
                         py::handle correct_, py::handle grad_scale_, py::handle dbias_, int64_t ignore_index,
                         float label_smoothing, float z_loss, int64_t threads) {
   const Tensor logits("logits", logits_);
@@ -14,13 +14,12 @@ void cross_entropy_rows(py::handle logits_, py::handle bias_, py::handle labels_
   const Tensor bias = argument("bias", bias_, Dtype::float32, {vocab});
   const Tensor labels = argument("labels", labels_, Dtype::int64, {rows});
   const Tensor loss = argument("loss", loss_, Dtype::float32, {rows});
-  const Tensor lse = argument("lse", lse_, Dtype::float32, {rows});
   const Tensor correct = argument("correct", correct_, Dtype::uint8, {rows});
   const Tensor grad_scale = argument("grad_scale", grad_scale_, Dtype::float32, {rows});
   const Tensor dbias = argument("dbias", dbias_, Dtype::float32, {vocab});
-  labels.there(), loss.there(), lse.there(), correct.there();
+  labels.there(), loss.there(), correct.there();
   REQUIRE(!dbias || grad_scale, "dbias needs grad_scale");
-  check_apart({&logits, &loss, &lse, &correct, &dbias}, {&bias, &labels, &grad_scale});
+  check_apart({&logits, &loss, &correct, &dbias}, {&bias, &labels, &grad_scale});
   const int64_t *values = labels.data<const int64_t>();
   for (int64_t row = 0; row < rows; ++row)
     REQUIRE(values[row] == ignore_index || (values[row] >= 0 && values[row] < vocab),
@@ -30,7 +29,7 @@ void cross_entropy_rows(py::handle logits_, py::handle bias_, py::handle labels_
   if (rows == 0) return;  // dbias is added to
   with_dtype(logits, [&](auto tag) {
     using T = decltype(tag);
-    ops<T>().cross_entropy_rows(logits.data<T>(), bias.data<const float>(), values, loss.data<float>(), lse.data<float>(),
+    ops<T>().cross_entropy_rows(logits.data<T>(), bias.data<const float>(), values, loss.data<float>(),
                                 correct.data<uint8_t>(), rows, vocab, ignore_index, label_smoothing, z_loss,
                                 grad_scale.data<const float>(), dbias.data<float>(), count);
   });
@@ -40,7 +39,7 @@ void cross_entropy_rows(py::handle logits_, py::handle bias_, py::handle labels_
 
 void bind_linear_cross_entropy(py::module_ &module) {
   module.def("cross_entropy_rows", &cross_entropy_rows, py::kw_only(), py::arg("logits"), py::arg("bias"), py::arg("labels"),
-             py::arg("loss"), py::arg("lse"), py::arg("correct"), py::arg("grad_scale"), py::arg("dbias"),
+             py::arg("loss"), py::arg("correct"), py::arg("grad_scale"), py::arg("dbias"),
              py::arg("ignore_index"), py::arg("label_smoothing"), py::arg("z_loss"), py::arg("threads"));
 }
 
