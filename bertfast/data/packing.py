@@ -177,8 +177,8 @@ class Batches:
         window, shards = windows[part]
         store = self.store
         if isinstance(store, ShardedStore):
-            store = store.load(shards)
-            self.store.expect(windows[part + 1][1] if part + 1 < len(windows) else ())
+            sharded, store = store, store.load(shards)
+            sharded.expect(windows[part + 1][1] if part + 1 < len(windows) else ())
         rng = self._rng(_SPANS, 0 if self.static else epoch, window=window)
         spans = self.objective.cut(store.sentences, store.documents, self.seq_len - self.added, rng)
         order = self._rng(_ORDER, epoch, window=window).permutation(len(spans))

@@ -178,11 +178,14 @@ def _check_installed(module: str, option: str, extra: str) -> None:
 
 
 def _result(out: Path, shards: Sequence[Shard], dropped: tuple[int, int]) -> Prepared:
-    totals = (
-        sum(getattr(shard, name) for shard in shards)
-        for name in ("tokens", "sentences", "documents")
+    return Prepared(
+        out,
+        sum(shard.tokens for shard in shards),
+        sum(shard.sentences for shard in shards),
+        sum(shard.documents for shard in shards),
+        len(shards),
+        *dropped,
     )
-    return Prepared(out, *totals, len(shards), *dropped)
 
 
 def _finished(out: Path, origin: dict[str, Any]) -> Prepared:
@@ -463,7 +466,9 @@ def _on_processes(
     # A fork of a process with threads of PyTorch's or the tokenizers' may hang.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (make,))
     try:
-        yield from _in_order(tasks, partial(pool.submit, work), lambda job: job.result(), workers)
+        yield from _in_order(
+            tasks, lambda task: pool.submit(work, task), lambda job: job.result(), workers
+        )
     except BrokenProcessPool as error:
         raise BertfastError(
             "a worker is gone (killed, or out of memory); what is done is kept, and the same "
@@ -499,7 +504,7 @@ def _on_ray(
             ray.init(log_to_driver=False, configure_logging=False)
         count = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
         remote = ray.remote(num_cpus=1)(Worker)
-        actors = [remote.remote() for _ in range(count)]
+        actors: list[Any] = [remote.remote() for _ in range(count)]
         turn = iter(range(sys.maxsize))
         yield from _in_order(
             tasks, lambda task: actors[next(turn) % count].work.remote(task), ray.get, count

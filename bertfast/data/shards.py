@@ -310,7 +310,9 @@ class ShardedStore:
 def _shard(entry: dict[str, Any]) -> Shard:
     shard = Shard(
         str(entry["name"]),
-        *(int(entry[name]) for name in ("tokens", "sentences", "documents")),
+        int(entry["tokens"]),
+        int(entry["sentences"]),
+        int(entry["documents"]),
         {name: str(entry["sums"][name]) for name in ARRAYS},
         {name: int(entry["sizes"][name]) for name in ARRAYS},
     )

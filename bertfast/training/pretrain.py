@@ -355,7 +355,7 @@ def _open_data(
 
         if len(stores) == 1:
             return batches_from(0, lambda n: growth.tokens(first + n))
-        names = [Path(store.location).name for store, _ in stores]
+        names = [Path(s.location).name for s, _ in stores if isinstance(s, ShardedStore)]
         weights = [weight for _, weight in stores]
         return Mixture(names, weights, batches_from, growth, seq_len, first)
 
