@@ -61,14 +61,18 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
         BertfastError: a variable has no value that can be.
     """
     if "WORLD_SIZE" in environment and "RANK" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
-        rank, size, local, port = (_number(environment, name) for name in names)
+        rank, size, local, port = (
+            _number(environment, name)
+            for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+        )
         address = environment.get("MASTER_ADDR", "127.0.0.1")
         keeper = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         restarts = _number(environment, "TORCHELASTIC_RESTART_COUNT")
     elif "SLURM_STEP_NUM_TASKS" in environment:
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        rank, size, local = (_number(environment, name) for name in names)
+        rank, size, local = (
+            _number(environment, name)
+            for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        )
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "")
         address = first_host(nodes)
         # Of a step of its own, so that two steps of a job do not meet.

@@ -203,7 +203,8 @@ def _sentence_model(source: Path) -> Exported:
     options = {"attn_implementation": "eager", "dtype": torch.float32}
     model = SentenceTransformer(str(source), device="cpu", model_kwargs=options).eval()
     encoder = SentenceEncoder.from_pretrained(source).encoder
-    taken = inspect.signature(model[0].auto_model.forward).parameters
+    forward: Any = model[0].auto_model.forward
+    taken = inspect.signature(forward).parameters
     segments = "token_type_ids" in taken and encoder.config.type_vocab_size > 1
     inputs = ("input_ids", "attention_mask", *(("token_type_ids",) if segments else ()))
 
@@ -254,8 +255,13 @@ def _as_onnx(model: Exported, folder: Path) -> Callable[[Named], Answers]:
     import onnxruntime
 
     path = folder / "model.onnx"
-    names = {"input_names": list(model.inputs), "output_names": list(model.outputs)}
-    made = torch.onnx.export(_program(model), dynamo=True, verbose=False, **names)
+    made = torch.onnx.export(
+        _program(model),
+        input_names=list(model.inputs),
+        output_names=list(model.outputs),
+        dynamo=True,
+        verbose=False,
+    )
     assert made is not None
     made.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -68,7 +68,8 @@ def svg(draw: Callable[[Any], None], height: float, *, inline: bool = True) -> s
 
     names = ("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color")
     style: dict[Any, Any] = {"font.size": 10, "svg.hashsalt": "bertfast"}
-    with rc_context({**style, **dict.fromkeys(names, INK)}):
+    style |= dict.fromkeys(names, INK)
+    with rc_context(style):
         figure = Figure(figsize=(7.4, height), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)

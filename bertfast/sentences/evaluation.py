@@ -8,6 +8,7 @@ Each evaluator is made of texts, and called with an encoder. It gives scores by 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,7 +64,7 @@ class Similarity(Evaluator):
     """
 
     name = "similarity"
-    scores: ClassVar = {"spearman": "Spearman", "pearson": "Pearson"}
+    scores: Mapping[str, str] = MappingProxyType({"spearman": "Spearman", "pearson": "Pearson"})
 
     def __init__(
         self, first: Sequence[str], second: Sequence[str], targets: Sequence[float]
@@ -85,7 +86,7 @@ class Triplets(Evaluator):
     """
 
     name = "triplets"
-    scores: ClassVar = {"accuracy": "accuracy"}
+    scores: Mapping[str, str] = MappingProxyType({"accuracy": "accuracy"})
 
     def __init__(
         self, anchors: Sequence[str], positives: Sequence[str], negatives: Sequence[str]
@@ -202,7 +203,7 @@ class Probe(Evaluator):
     """
 
     name = "probe"
-    scores: ClassVar = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+    scores: Mapping[str, str] = MappingProxyType({"accuracy": "accuracy", "macro_f1": "macro F1"})
 
     def __init__(self, texts: Sequence[str], labels: Sequence[str], folds: int = 5) -> None:
         self.texts, self.labels, self.folds = list(texts), np.array(labels), folds
@@ -239,11 +240,13 @@ class Clustering(Evaluator):
     """
 
     name = "clustering"
-    scores: ClassVar = {
-        "v_measure": "V-measure",
-        "adjusted_rand": "adjusted Rand",
-        "adjusted_mutual": "adjusted mutual information",
-    }
+    scores: Mapping[str, str] = MappingProxyType(
+        {
+            "v_measure": "V-measure",
+            "adjusted_rand": "adjusted Rand",
+            "adjusted_mutual": "adjusted mutual information",
+        }
+    )
 
     def __init__(self, texts: Sequence[str], labels: Sequence[str]) -> None:
         self.texts, self.labels = list(texts), list(labels)

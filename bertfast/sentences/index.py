@@ -168,9 +168,9 @@ class VectorIndex:
         for query, candidates in zip(torch.from_numpy(queries), rows, strict=True):
             candidates = np.sort(candidates)
             vectors = torch.from_numpy(self.rows(candidates))
-            scores = similarity_matrix(query[None].float(), vectors, similarity)[0]
-            order = scores.argsort(dim=0, descending=True, stable=True)[:k].numpy()
-            found.append((scores.numpy()[order], candidates[order]))
+            like = similarity_matrix(query[None].float(), vectors, similarity)[0]
+            order = like.argsort(dim=0, descending=True, stable=True)[:k].numpy()
+            found.append((like.numpy()[order], candidates[order]))
         scores, best = (np.stack(column) for column in zip(*found, strict=True))
         return scores, best
 
@@ -250,7 +250,7 @@ def _check_fits(vectors: NDArray[Any], made: Made) -> None:
             f"it says {made.precision} of {made.width} numbers, and the array is {vectors.dtype} "
             f"of shape {vectors.shape}"
         )
-    if made.precision in ("int8", "uint8") and np.shape(made.ranges) != (2, made.width):
+    if made.precision in ("int8", "uint8") and np.shape(made.ranges or []) != (2, made.width):
         raise BertfastError(f"it lacks the ranges of {made.precision}")
 
 

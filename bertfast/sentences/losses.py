@@ -177,7 +177,7 @@ class MultipleNegatives(Loss):
     """
 
     name, summary = "multiple-negatives", SUMMARIES["loss"]["multiple-negatives"]
-    texts = (2, None)
+    texts: ClassVar[tuple[int, int | None]] = (2, None)
     options = MappingProxyType(
         {"temperature": 0.05, "similarity": "cosine", "symmetric": False, "mask_duplicates": True}
     )

@@ -68,7 +68,7 @@ def evaluator_of(
 def _of_rows(rows: TextRows, kind: str | None) -> Evaluator:
     columns = [list(texts) for texts in zip(*(row.texts for row in rows.rows), strict=True)]
     if rows.texts == 2 and rows.label is not None:
-        return Similarity(*columns, rows.scores())
+        return Similarity(columns[0], columns[1], rows.scores())
     if rows.texts == 2:
         return _answers(*columns)
     if rows.texts == 3:

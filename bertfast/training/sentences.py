@@ -243,10 +243,10 @@ def train_sentences(
     """
     config = SentencesConfig(
         model=str(model),
-        train=train,
-        loss=loss,
+        train=train,  # type: ignore[arg-type]
+        loss=loss,  # type: ignore[arg-type]
         out=str(out),
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     check_new(config.out)
     target, device = Path(config.out).absolute(), find_device(config.device)

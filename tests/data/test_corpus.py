@@ -124,7 +124,7 @@ def test_what_is_not_there_is_said(name, message):
         (b"\n \n", "holds no text"),
         (b"a\0b", "is a binary file"),
         (b"caf\xe9", "is not UTF-8"),
-        (gzip.compress(b"One fox." * 1000)[:-9], "gzip data is damaged or cut short"),
+        (gzip.compress(b"One fox." * 1000, mtime=0)[:-9], "gzip data is damaged or cut short"),
     ],
 )
 def test_a_file_that_is_no_text_is_refused(tmp_path, content, message):

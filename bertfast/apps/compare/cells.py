@@ -141,8 +141,9 @@ def _scored(plan: Plan, said: Said, folder: Path) -> dict[str, Any]:
         kept = {name: found[name].astype(np.float32) for name in scores if name in found}
         ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
         facts["intervals"] = {name: np.quantile(kept[name], ends).tolist() for name in kept}
-        each = task.each(*given)
-        np.savez_compressed(folder / DRAWS, **{f"draws_{k}": v for k, v in kept.items()}, each=each)
+        arrays: dict[str, Any] = {f"draws_{name}": values for name, values in kept.items()}
+        arrays["each"] = task.each(*given)
+        np.savez_compressed(folder / DRAWS, **arrays)
     shown = [visible(" ".join(task.shown(made).split()))[:WIDEST] for made in task.predict(*given)]
     text = json.dumps(shown, ensure_ascii=False)
     (folder / PREDICTIONS).write_text(text + "\n", encoding="utf-8")

@@ -514,7 +514,7 @@ def _against_labels(facts: _Facts, axes: Any) -> None:
         axes.plot(x, y, label=mathtext(row), ls="-", ms=5, **style)
         ends = [p.interval(facts.score) for p in own]
         if all(ends):
-            lows, highs = zip(*ends, strict=True)  # type: ignore[arg-type]
+            lows, highs = zip(*ends, strict=True)
             axes.fill_between(x, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
     axes.set_xscale("log")
     axes.set_xticks(facts.labels, [f"{labels:,}" for labels in facts.labels])

@@ -117,7 +117,7 @@ class Plan:
                     deciding = {
                         **asdict(config),
                         **{name: digests.get(getattr(config, name)) for name in ("train", "dev")},
-                        "model": models.get(row.model, row.baseline),
+                        "model": models[row.model] if row.model else row.baseline,
                         "test": digests[self.test_source],
                         "resamples": self.sheet.resamples,
                         "device": None,

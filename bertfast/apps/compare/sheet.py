@@ -42,7 +42,7 @@ _SETTLED = {
 OPTIONS = _FIELDS - _SETTLED
 _PRETRAIN = {field.name for field in fields(PretrainConfig)} - {"out"}
 TOKENIZER = {"type": "wordpiece", "vocab_size": 8192, "cased": False}
-KEYS = {
+KEYS: dict[str, Any] = {
     "title": "",
     "variables": {},
     "data": None,

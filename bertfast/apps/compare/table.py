@@ -180,8 +180,8 @@ def _difference(first: Place, second: Place, score: str) -> Difference | None:
     values = [one.facts["scores"][score] - other.facts["scores"][score] for one, other in pairs]
     if all(_right_or_wrong(result, score) for pair in pairs for result in pair):
         # Whole numbers: by how many seeds the first has an example right more often.
-        counts = sum(np.rint(one.each - other.each) for one, other in pairs)  # type: ignore[operator]
-        p = sign_flips(counts.astype(np.int64))
+        more = [np.rint(one.each - other.each) for one, other in pairs]  # type: ignore[operator]
+        p = sign_flips(np.sum(more, axis=0).astype(np.int64))
         test = "McNemar" if len(pairs) == 1 else "sign flips"
     else:
         p, test = bootstrap_test(drawn), "bootstrap"
