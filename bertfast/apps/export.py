@@ -203,8 +203,8 @@ def _sentence_model(source: Path) -> Exported:
     options = {"attn_implementation": "eager", "dtype": torch.float32}
     model = SentenceTransformer(str(source), device="cpu", model_kwargs=options).eval()
     encoder = SentenceEncoder.from_pretrained(source).encoder
-    forward: Any = model[0].auto_model.forward
-    taken = inspect.signature(forward).parameters
+    body: Any = model[0].auto_model
+    taken = inspect.signature(body.forward).parameters
     segments = "token_type_ids" in taken and encoder.config.type_vocab_size > 1
     inputs = ("input_ids", "attention_mask", *(("token_type_ids",) if segments else ()))
 
