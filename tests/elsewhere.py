@@ -30,8 +30,8 @@ ATTRIBUTES = {
 # These ask what system they are on when they are imported, and must get the true answer.
 THEIRS = """accelerate filelock huggingface_hub matplotlib.pyplot multiprocessing.reduction
 multiprocessing.util numpy requests rich.console rich.progress rich.table safetensors.torch
-click subprocess tempfile tokenizers torch.distributed torch.utils.tensorboard transformers
-yaml"""
+uvicorn uvicorn.protocols.http.httptools_impl click subprocess tempfile tokenizers
+torch.distributed torch.utils.tensorboard transformers yaml"""
 
 
 def as_windows() -> None:

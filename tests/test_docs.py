@@ -29,7 +29,10 @@ PAGES = [
 RUN = ("python", "sh")
 SHEET = "yaml"  # what a block of sheet.yaml is marked as
 # A page whose blocks take minutes even so.
-SLOW = ("docs/cpu.md", "docs/guides/measuring.md", "docs/results.md")
+SLOW = (
+    *(f"docs/guides/{name}.md" for name in ("comparing", "measuring", "pretraining")),
+    *("docs/cpu.md", "docs/results.md"),
+)
 # What a page's blocks take as given, beside the files that every page has.
 GIVEN = {
     "docs/guides/adapters.md": ("run",),

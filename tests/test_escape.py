@@ -167,6 +167,7 @@ def body(page: str) -> str:
 @given(texts, st.lists(texts, min_size=2, max_size=3))
 @example("---\n\n---\nlicense: mit", ["<script>\n</script>", "b"])
 @settings(deadline=None, max_examples=150)
+@pytest.mark.slow
 def test_a_classifiers_card_is_what_a_harmless_ones_is(value: str, labels: list[str]) -> None:
     columns = value or "a"  # an empty one is the default
     page = classifier(columns, labels)

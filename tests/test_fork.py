@@ -57,7 +57,7 @@ if __name__ == "__main__":
         ("workers", 2, 0),
     ],
 )
-@pytest.mark.slow_unless(lambda kind, parents: kind == "fork" and parents == 1)
+@pytest.mark.slow
 def test_a_child_computes_after_its_parent(kind, parents, threads, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)

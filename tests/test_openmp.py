@@ -95,6 +95,7 @@ def test_after_torch_nothing_is_set_and_what_is_in_force_is_said() -> None:
 
 @needs_libgomp
 @pytest.mark.parametrize("first", ["bertfast, torch", "torch, bertfast"])
+@pytest.mark.slow
 def test_what_the_user_has_set_stands(first: str) -> None:
     run = f"import {first}; {REPORT}"
     done = python("-c", run, GOMP_SPINCOUNT="777", OMP_NUM_THREADS="1")
@@ -112,6 +113,7 @@ def test_what_the_user_has_set_stands(first: str) -> None:
 
 
 @needs_libgomp
+@pytest.mark.slow
 def test_a_training_started_after_torch_came_first_warns_once() -> None:
     call = "bertfast.openmp.warn_if_late(2)"
     done = python("-c", f"{UNTOLD}import torch, bertfast\nfor _ in range(2): {call}")
@@ -205,6 +207,7 @@ needs_pressure = pytest.mark.skipif(
 
 @needs_pressure
 @pytest.mark.parametrize("first", ["bertfast, torch", "torch, bertfast"])
+@pytest.mark.slow
 def test_where_pressure_is_told_nothing_is_set_and_the_order_of_imports_is_free(first: str) -> None:
     done = python("-W", "error", "-c", f"import {first}; bertfast.openmp.warn_if_late(2); {REPORT}")
     found = json.loads(done.stdout)
@@ -284,6 +287,7 @@ def test_threads_sleep_while_others_want_the_processors_and_spin_again_after(
 
 
 @needs_pressure
+@pytest.mark.slow
 def test_a_child_made_by_fork_starts_a_watch_of_its_own() -> None:
     run = """
 import os, torch, bertfast.kernels

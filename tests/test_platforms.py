@@ -69,6 +69,7 @@ def command(place: str, *args: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow_unless(lambda place: place == "windows")
 def test_every_module_and_public_name_imports(place: str) -> None:
     done = there(place, EVERY_MODULE)
     assert done.returncode == 0, done.stderr
@@ -86,6 +87,7 @@ NO_GPU = "triton is not installed, and only a GPU needs it"
 NEEDED = "triton is not installed (pip install 'bertfast[gpu]')"
 
 
+@pytest.mark.slow
 def test_doctor_says_that_a_cpu_needs_no_triton_and_how_a_gpu_has_it() -> None:
     facts = json.loads(command("without triton", "doctor", "--json").stdout)
     assert facts["versions"]["triton"] is None
@@ -106,6 +108,7 @@ print({row["reasons"]["triton"] for row in facts["ops"] if row["device"] == "cud
     assert reasons == repr({NEEDED})
 
 
+@pytest.mark.slow
 def test_what_else_is_not_installed_is_named_with_its_extra() -> None:
     program = "import elsewhere; elsewhere.without('transformers', 'tensorboard')\n"
     done = there("without triton", program + "from bertfast.cli import main; main()", "doctor")
@@ -120,7 +123,7 @@ def test_core_dependencies_bring_neither_triton_nor_cuda() -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.slow_unless(lambda place: place == "without triton")
+@pytest.mark.slow
 def test_a_model_is_pretrained_resumed_fine_tuned_and_used(place: str, tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     write_table(tmp_path / "train.tsv", sentences(24))
@@ -131,6 +134,7 @@ def test_a_model_is_pretrained_resumed_fine_tuned_and_used(place: str, tmp_path:
     assert done.stdout.splitlines()[-1] == "2 predictions, 2 vectors"
 
 
+@pytest.mark.slow
 def test_where_no_process_can_be_halted_bench_beside_says_so() -> None:
     done = command("windows", "bench", "--beside", "--shape", "bert-tiny", "--seconds", "0.01")
     assert done.returncode == 2

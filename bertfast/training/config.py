@@ -92,7 +92,7 @@ class PretrainConfig:
             the last ``decay`` updates) or "inverse-sqrt".
         decay: updates; None is a tenth of ``steps``, with "wsd" alone.
         branch: a checkpoint of another run to go on from, with its optimizer and its step, under
-            other options: for "wsd" any checkpoint before the decay.
+            another plan: for "wsd" any checkpoint before the decay.
         weight_decay: not of biases and norms.
         adam_beta1, adam_beta2, adam_epsilon: of AdamW's moments.
         clip_norm: the joint norm that gradients are scaled down to.

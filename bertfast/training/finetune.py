@@ -34,7 +34,7 @@ from bertfast.model.adapters import AdaptedModel, Adapter
 from bertfast.model.heads import classification_loss
 from bertfast.model.models import ForSequenceClassification
 from bertfast.model.outputs import SequenceClassifierOutput
-from bertfast.packed import IGNORE_INDEX, PackedBatch
+from bertfast.packed import PackedBatch
 from bertfast.resolve import Source, resolve
 from bertfast.scoring import pictures, scores_of
 from bertfast.seeds import fold_in, host_seed
@@ -754,11 +754,8 @@ class _Epochs:
             for first in range(update * accumulation, len(drawn), accumulation):
                 shares = drawn[first : first + accumulation]
                 shares += [[]] * (accumulation - len(shares))
-                parts = [self._batch(share) for share in shares]
-                if accumulation > 1:
-                    _weigh(parts, [len(share) for share in shares])
-                for batch in parts[made:]:
-                    yield epoch, batch
+                for share in shares[made:]:
+                    yield epoch, self._batch(share)
                 made = 0
             epoch, update = epoch + 1, 0
 
@@ -769,28 +766,6 @@ class _Epochs:
         if self.features is not None:
             batch.per_sequence["features"] = self.features[rows]
         return batch
-
-
-def _weigh(parts: list[PackedBatch], inputs: list[int]) -> None:
-    """Gives each batch of an update the weight of its loss, which is a mean over its inputs or over
-    its tokens with a label. The trainer divides each by the number of batches, whatever they hold.
-    """
-    targets = [
-        count if part.token_labels is None else int((part.token_labels != IGNORE_INDEX).sum())
-        for part, count in zip(parts, inputs, strict=True)
-    ]
-    for part, count in zip(parts, targets, strict=True):
-        weight = count * len(parts) / max(sum(targets), 1)
-        part.per_sequence["loss_weight"] = torch.full((part.num_sequences,), weight)
-
-
-def _weighted(output: Any, batch: PackedBatch) -> Any:
-    """A model's output, its loss as it counts in the batch's update."""
-    weight = batch.per_sequence.get("loss_weight")
-    if weight is None:
-        return output
-    values = output if isinstance(output, dict) else vars(output)
-    return {**values, "loss": output["loss"] * weight[0]}
 
 
 class _Step(nn.Module):
@@ -807,7 +782,7 @@ class _Step(nn.Module):
     def forward(self, batch: PackedBatch, *, seed: int) -> Any:
         output = self.run(batch, seed)
         if self.loss is None:
-            return _weighted(output, batch)
+            return output
         labels = batch.labels
         rows: Tensor | slice = slice(None)
         if labels is None:
@@ -820,7 +795,7 @@ class _Step(nn.Module):
             other = self.run(batch, fold_in(seed, AGAIN)).logits[rows]
             loss = (loss + self.loss(other, labels)) / 2
             loss = loss + self.loss.rdrop * self.loss.disagreement(logits, other)
-        return _weighted({"loss": loss}, batch)
+        return {"loss": loss}
 
 
 class _HeadAlone(_Step):

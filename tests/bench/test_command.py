@@ -53,6 +53,7 @@ def test_every_op_is_compared_timed_and_set_beside_its_floor(op: str, dtype: tor
         assert all(side["median"] > 0 for side in case["sides"].values())
 
 
+@pytest.mark.slow
 def test_a_rate_is_measured_once_and_only_where_a_case_is_set_beside_it() -> None:
     said: list[str] = []
     ops = ["dropout", "linear_cross_entropy", "dropout"]
@@ -124,6 +125,7 @@ def test_a_stop_amid_a_rate_keeps_the_case(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
+@pytest.mark.slow_unless(lambda form: form == "json")
 def test_the_command_says_what_it_does_and_a_stop_leaves_its_results(form: str) -> None:
     command_line = [sys.executable, "-m", "bertfast", "bench", "--shape", "bert-tiny"]
     command_line += ["--op", "dropout", "--op", "attention", "--no-compiled", "--seconds", "600"]
@@ -162,6 +164,7 @@ def test_a_step_is_measured_against_transformers() -> None:
     assert case["flops"] > 0
 
 
+@pytest.mark.slow
 def test_sentence_embeddings_are_measured_against_sentence_transformers(tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers")
     text = tmp_path / "text.txt"
@@ -422,6 +425,7 @@ def test_a_stop_beside_other_work_keeps_whole_rounds_and_ends_each_training(
     assert all(training.process.poll() is not None for training in started)
 
 
+@pytest.mark.slow
 def test_a_training_beside_that_ends_is_named_with_its_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -445,6 +445,7 @@ def test_torch_compile_takes_what_is_left_to_sdpa_too():
 @pytest.mark.parametrize(
     "imports", ["import bertfast, transformers", "import transformers, bertfast"]
 )
+@pytest.mark.slow
 def test_either_order_of_imports_registers_it(imports):
     program = f"""{imports}
 config = transformers.ViTConfig(

@@ -46,8 +46,10 @@ def test_calls_that_once_reached_outside_a_tensor_raise(faults):
 @pytest.mark.parametrize(
     ("part", "names", "examples"),
     [
-        ("extension", WRITTEN, 60),
-        ("cpp", ops_of("cpp"), 60),
+        ("extension", WRITTEN, 25),
+        pytest.param("extension", WRITTEN, 60, marks=pytest.mark.slow),
+        ("cpp", ops_of("cpp"), 15),
+        pytest.param("cpp", ops_of("cpp"), 60, marks=pytest.mark.slow),
         pytest.param("triton", ops_of("triton"), 12, marks=pytest.mark.slow),
     ],
 )

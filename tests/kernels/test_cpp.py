@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from boundary import OPS, call_op, op_call
+from boundary import call_op, op_call, ops_of
 
 from bertfast import kernels
 from bertfast.kernels import dispatch, products, threads
@@ -114,7 +114,7 @@ def test_every_op_takes_one_thread_where_its_caller_works_beside_another(monkeyp
         for alone, wanted in ((False, {2}), (True, {1})):
             monkeypatch.setattr(threads._own, "alone", alone, raising=False)
             recorder.threads.clear()
-            for name in OPS:
+            for name in ops_of("cpp"):
                 call_op(name, op_call(name, torch.float32, "cpp"))
             products.mm(*factors)
             assert len(recorder.threads) > 15

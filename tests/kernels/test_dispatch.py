@@ -99,6 +99,7 @@ def test_the_environment_forces_a_backend():
         ("cudnn", "BERTFAST_BACKEND is 'cudnn'; it must be one of triton, cpp, reference"),
     ],
 )
+@pytest.mark.slow
 def test_an_environment_that_cannot_be_met_says_why(name, message):
     result = python(DROP, BERTFAST_BACKEND=name)
     assert result.returncode == 1
@@ -106,6 +107,7 @@ def test_an_environment_that_cannot_be_met_says_why(name, message):
 
 
 @pytest.mark.skipif(bool(missing_backend("cpp")), reason=missing_backend("cpp"))
+@pytest.mark.slow
 def test_an_instruction_set_that_is_not_there_is_an_error_that_lists_those_that_are():
     done = python(DROP, BERTFAST_CPU_ISA="sse9")
     assert done.returncode != 0

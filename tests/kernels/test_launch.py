@@ -194,6 +194,7 @@ print(json.dumps({name: sorted(found) for name, found in variants.items()}))
 """
 
 
+@pytest.mark.slow
 def test_no_kernel_is_compiled_again_for_where_a_seed_or_a_slice_lies() -> None:
     """What Triton would compile a variant for, from the arguments of a step's launches."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -89,6 +89,7 @@ def test_every_backend_gives_the_same_ids(
     ("rate", "mask_share", "random_share"),
     [(0.15, 0.8, 0.1), (0.4, 1.0, 0.0), (0.3, 0.0, 0.5), (0.9, 0.2, 0.8)],
 )
+@pytest.mark.slow
 def test_the_rate_and_the_mix_are_those_asked_for(backend, rate, mask_share, random_share):
     ids = torch.full((TOKENS if backend != "triton" else 20_000,), 5, device=DEVICE)
     masked, labels = run(

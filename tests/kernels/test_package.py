@@ -5,9 +5,12 @@ started.
 import subprocess
 import sys
 
+import pytest
+
 from support import REPOSITORY
 
 
+@pytest.mark.slow
 def test_the_ops_are_registered_once_when_the_folder_is_found_as_kernels_too():
     program = """
 import sys

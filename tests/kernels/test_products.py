@@ -232,6 +232,7 @@ def test_autocast_gives_its_dtype_and_float32_gradients(lower, widened):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.slow
 def test_a_compiled_layer_is_one_graph_that_multiplies_in_float32(dtype, widened):
     torch._dynamo.reset()
     x, weight, bias = (torch.randn(s).to(dtype).requires_grad_() for s in ((9, 16), (4, 16), (4,)))
@@ -344,6 +345,7 @@ def emulated(tmp_path, isa):
     reason="this CPU is none to emulate AVX2 on",
 )
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+@pytest.mark.slow_unless(lambda isa: isa == "AVX2")
 def test_without_native_products_a_training_step_makes_none_in_half_precision(isa, tmp_path):
     found = emulated(tmp_path, isa)
     assert found["native"] == {

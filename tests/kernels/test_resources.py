@@ -56,6 +56,7 @@ def test_one_kernel_is_compiled_and_its_instructions_counted():
         (["--kernel", "_adamw_kernel", "--head-dim", "64"], "no kernel is launched with all"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_compiled_is_said_in_a_line(options, message):
     code, _, err = resources(*options)
     assert code == 2

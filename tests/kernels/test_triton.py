@@ -124,6 +124,7 @@ def test_a_sequence_is_served_by_its_own_length(head_dim):
 
 
 @pytest.mark.parametrize("scale", [-0.7, 0.0])
+@pytest.mark.slow
 def test_a_scale_that_is_not_positive_is_used(scale):
     for dtype in DTYPES[:2]:
         attention_check([3, 130], 1, 16, dtype, dropout_p=0.2, scale=scale)

@@ -416,6 +416,7 @@ def sts():
 
 @needs_shared_data
 @pytest.mark.parametrize("pairs", [sick, sts])
+@pytest.mark.slow
 def test_rank_correlations_with_human_judgement_are_those_of_sentence_transformers(pairs, minilm):
     stats = pytest.importorskip("scipy.stats")
     first, second, scores = zip(*list(pairs())[:150], strict=True)

@@ -152,7 +152,7 @@ def test_the_forms_that_are_around_are_read(
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"answer": 2}, "the right choice is '2', and there are 2; a number from 0 to 1"),
+        ({"answer": 2}, "the right choice is '2', and there are 2. Write a number from 0 to 1"),
         ({"answer": "C"}, "the right choice is 'C'"),
         ({"answer": None}, "the right choice is ''"),
         ({"choices": ["warm"]}, "has 1 choice(s); two at least"),

@@ -62,6 +62,7 @@ def test_a_rerun_learns_the_same_tokenizer(train):
     assert train().to_str() == train().to_str()
 
 
+@pytest.mark.slow
 def test_another_process_learns_the_same_scores():
     # A process of its own has its own hash keys; rare characters, many ties.
     script = "import sys, hashlib; from bertfast.tokenization import train_unigram; " + (

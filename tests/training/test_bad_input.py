@@ -113,7 +113,6 @@ def finetune(model: str = "model", **changes: object) -> list[object]:
         ("latin1.txt", "UTF-8"),
         ("cut.txt.gz", "gzip"),
         ("notjson.jsonl", "line 2"),
-        ("model", "folder"),
     ],
 )
 def test_text_that_cannot_be_used(
@@ -127,6 +126,13 @@ def test_text_that_cannot_be_used(
         assert said in message
         assert file in message
     assert not (place / "run").exists()
+    assert not (place / "tok").exists()
+
+
+def test_the_folder_of_a_model_is_no_text(fails: Callable[..., Outcome], place: Path) -> None:
+    assert "model: is a folder and no prepared store" in fails(*pretrain(data="model")).errors[0]
+    command = ("tokenizer", "--data", "model", "--vocab-size", 200, "--out", "tok")
+    assert "model/config.json, line 1: is not JSON" in fails(*command).errors[0]
     assert not (place / "tok").exists()
 
 

@@ -25,7 +25,6 @@ from tiny import POSITIONS, sentences, write_model, write_table
 import bertfast
 from bertfast.errors import BertfastError
 from bertfast.model import BertForMaskedLM, BertForPreTraining, BertModel, load
-from bertfast.packed import PackedBatch
 from bertfast.tokenization import load_tokenizer
 from bertfast.training.config import PretrainConfig
 from bertfast.training.evaluate import evaluate
@@ -138,6 +137,7 @@ def test_the_hub_reads_the_model_card(tuned: FinetuneResult) -> None:
     assert {row.dataset_name for row in data.eval_results} == {"dev.tsv"}
 
 
+@pytest.mark.slow
 def test_no_markup_of_a_label_comes_into_the_folder(place: Path, tmp_path: Path) -> None:
     labels = {"good": "<script>alert(1)</script>\n\n# big", "bad": "a`b | [x](javascript:x)\tc"}
     rows = [{"<b>": text, "label": labels[label]} for text, label in sentences(40)]
@@ -298,6 +298,7 @@ def test_pairs_are_trained_on_and_asked_for_later(place: Path, tmp_path: Path) -
     ids=str,
 )
 @pytest.mark.parametrize("stop_after", [3, 45])
+@pytest.mark.slow_unless(lambda options, stop_after: stop_after == 45 and len(options) != 1)
 def test_an_interrupted_run_goes_on_bit_for_bit(
     stop_after: int,
     options: dict[str, Any],
@@ -367,21 +368,6 @@ def test_accumulated_batches_train_as_one_batch_of_all(
     for update, other in zip(gradients, other_gradients, strict=True):
         for gradient, theirs in zip(update, other, strict=True):
             torch.testing.assert_close(theirs, gradient, rtol=1e-4, atol=1e-6)
-
-
-def test_a_batch_weighs_as_much_as_it_has_targets() -> None:
-    module = importlib.import_module("bertfast.training.finetune")
-    texts = [[1, 2, 3], [4, 5]], [[6]], []
-    parts = [PackedBatch.from_sequences(ids) for ids in texts]
-    module._weigh(parts, [2, 1, 0])
-    assert [part.per_sequence["loss_weight"].tolist() for part in parts] == [[2.0, 2.0], [1.0], []]
-    for part, labels in zip(parts, ([0, -100, 1, -100, -100], [3], []), strict=True):
-        part.token_labels = torch.tensor(labels, dtype=torch.int64)
-    module._weigh(parts, [2, 1, 0])
-    assert [part.per_sequence["loss_weight"].tolist() for part in parts] == [[2.0, 2.0], [1.0], []]
-    parts[1].token_labels = torch.tensor([-100])
-    module._weigh(parts, [2, 1, 0])
-    assert [part.per_sequence["loss_weight"].tolist() for part in parts] == [[3.0, 3.0], [0.0], []]
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, updates: int, run: Any) -> None:
     [LOSSES, {"freeze_encoder": True, "lr": 0.01, "rdrop": 0.5}, {"freeze_layers": 1}],
     ids=["losses", "frozen", "layers"],
 )
+@pytest.mark.slow
 def test_a_stopped_run_with_options_goes_on_bit_for_bit(
     options: dict[str, Any], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

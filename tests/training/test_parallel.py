@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from bertfast.errors import BertfastError
 from bertfast.ranks import Place, Ranks
 from bertfast.training.config import PretrainConfig
 from bertfast.training.metrics import Window, read_metrics
-from bertfast.training.parallel import every, share_batches
+from bertfast.training.parallel import Parallel, every, share_batches
 from bertfast.training.pretrain import _settled
 
 
@@ -73,6 +74,16 @@ def test_uneven_batches_weigh_as_much_as_they_predict(tmp_path: Path, precision:
     rounding = 1e-5 if precision == "fp32" else 0.02
     assert losses[0] == pytest.approx(losses[1], rel=rounding)
     assert norms[0] == pytest.approx(norms[1], rel=rounding)
+
+
+def test_a_batch_weighs_as_much_as_it_has_targets() -> None:
+    parts = [PackedBatch.from_sequences(ids) for ids in ([[1, 2, 3], [4, 5]], [[6]], [])]
+    for part, labels in zip(parts, ([0, -100, 1, -100, -100], [-100], []), strict=True):
+        part.token_labels = torch.tensor(labels, dtype=torch.int64)
+    no_masters: Any = None
+    weights, _ = Parallel(torch.nn.Linear(1, 1), no_masters, Ranks()).weights(parts, 3)
+    assert [part["sequences"].item() for part in weights] == [2.0, 1.0, 0.0]
+    assert [part["labelled"].item() for part in weights] == [3.0, 0.0, 0.0]
 
 
 def test_batches_are_shared_out_whole() -> None:

@@ -141,6 +141,7 @@ def test_the_saved_config_repeats_the_run(whole: Path, place: Path, tmp_path: Pa
     assert_same_run(whole, repeated.out)
 
 
+@pytest.mark.slow
 def test_it_learns_words_from_their_neighbours(place: Path, tmp_path: Path) -> None:
     folder = write_model(
         tmp_path / "plain", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0

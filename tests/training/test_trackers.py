@@ -114,6 +114,7 @@ def test_mlflow_has_a_finetunings_scores_and_a_failed_run_as_failed(
     assert client.search_runs([experiment])[0].info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_trackio_keeps_a_runs_options_and_numbers_on_this_machine(place: Path) -> None:
     needs("trackio")
     pretrain_in_a_process("trackio")
@@ -127,6 +128,7 @@ def test_trackio_keeps_a_runs_options_and_numbers_on_this_machine(place: Path) -
     assert json.loads(config)["objective"] == "mlm"
 
 
+@pytest.mark.slow
 def test_weights_and_biases_writes_offline_what_it_would_send(place: Path) -> None:
     needs("wandb")
     pretrain_in_a_process("wandb")
