@@ -370,10 +370,12 @@ class Ranks:
     def _hang(self, store: Any, what: str) -> None:
         """Ends all ranks, with their stacks."""
         self._dump()
+        assert self.folder is not None
+        # Before the others hear of it: the launcher ends all ranks once one has gone.
+        self._say(f"{what}; what each rank was doing is in {self.folder / STACKS}")
         store.set(self._key("hung"), "")
         time.sleep(3 * BEAT)  # for the other ranks' stacks
-        assert self.folder is not None
-        self._end(f"{what}; what each rank was doing is in {self.folder / STACKS}")
+        os._exit(2)
 
     def _dump(self) -> None:
         """Writes what each thread of this rank is doing."""
@@ -401,9 +403,12 @@ class Ranks:
 
     def _end(self, what: str) -> None:
         """Ends this process, and says so if no other rank has said why."""
+        self._say(what)
+        os._exit(2)
+
+    def _say(self, what: str) -> None:
         if self.speaks():
             print(f"error: {what}; {self.advice()}", file=sys.stderr, flush=True)
-        os._exit(2)
 
     def _leave(self) -> None:
         """The end of the run: nobody looks for a sign of life any more."""

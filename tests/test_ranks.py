@@ -127,7 +127,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert [line["step"] for line in first] == [line["step"] for line in second]
     for a, b in zip(first, second, strict=True):
         for name in a.keys() & SEEN:
-            assert a[name] == pytest.approx(b[name], rel=1e-5), (a["step"], name)
+            # A soft loss is the small difference of two larger numbers.
+            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-6), (a["step"], name)
         for name in ("tokens", "epoch", "mlm_accuracy"):
             assert a[name] == b[name]
 
