@@ -76,7 +76,7 @@ def test_every_module_and_public_name_imports(place: str) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.slow_unless(lambda place: place == "without triton")
+@pytest.mark.slow
 def test_doctor_runs(place: str) -> None:
     done = command(place, "doctor")
     assert done.returncode == 0, done.stderr

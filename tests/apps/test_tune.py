@@ -142,7 +142,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", list(tune.PROBLEMS))
-@pytest.mark.slow_unless(lambda op, dtype: op == "bias_gelu" and dtype == torch.float32)
+@pytest.mark.slow
 def test_every_candidate_is_one_for_its_kernel_and_the_problem_runs(
     op: str, dtype: torch.dtype, small: None
 ) -> None:

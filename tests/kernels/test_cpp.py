@@ -71,6 +71,7 @@ def test_an_instruction_set_that_is_not_there_is_named(isas):
         dispatch._C.set_isa("avx9000")
 
 
+@pytest.mark.slow
 def test_one_openmp_runtime_serves_torch_and_the_extension():
     # In a process of its own: other libraries of the tests (scikit-learn) bring a runtime along.
     program = """

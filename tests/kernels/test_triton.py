@@ -393,6 +393,7 @@ def test_rows_come_out_and_gradients_go_back(hidden, dtype):
     assert empty.shape == (0, hidden)
 
 
+@pytest.mark.slow
 def test_the_custom_ops_pass_opcheck():
     q, k, v = (torch.randn(9, 1, 16, device=DEVICE, requires_grad=True) for _ in range(3))
     cu_seqlens, seed = boundaries([4, 5]), as_seed(1, DEVICE)
